@@ -1,0 +1,38 @@
+"""What can go wrong, by name.
+
+Wrong arguments raise the builtin ``ValueError`` or ``TypeError``; the classes here are for what a
+caller may want to catch on its own. Every message says which argument or file, what was expected,
+what came and what to do.
+"""
+
+
+class CDRLError(Exception):
+    """Base of the errors that only this library raises."""
+
+
+class BackendUnavailable(CDRLError, RuntimeError):
+    """An explicit ``backend=``, ``graph=`` or ``precision=`` cannot be had here."""
+
+
+class ChainDiverged(CDRLError, ArithmeticError):
+    """A chain left the finite numbers.
+
+    Attributes:
+        level: the noise level ``t`` at which it happened, or None outside a diffusion model.
+        step: the Langevin step within the level, from 1; 0 means the initializer's proposal.
+        sample: the index of the first sample concerned.
+    """
+
+    def __init__(self, message: str, *, level: int | None, step: int, sample: int) -> None:
+        super().__init__(message)
+        self.level = level
+        self.step = step
+        self.sample = sample
+
+
+class CheckpointError(CDRLError, ValueError):
+    """A checkpoint is missing, corrupt, or not what it is said to be."""
+
+
+class DataError(CDRLError, ValueError):
+    """A data file is missing, truncated, empty or mis-shaped."""

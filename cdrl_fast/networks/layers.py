@@ -1,0 +1,186 @@
+"""What the four networks share: spectral norm, the level embedding, labels, stream-driven dropout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEAK = 0.2
+Classes = int | Sequence[str]
+
+
+def leaky(x: Tensor) -> Tensor:
+    """LeakyReLU with slope 0.2, the energy networks' activation."""
+    return F.leaky_relu(x, LEAK)
+
+
+def level_input(logsnr: Tensor) -> Tensor:
+    """u = arctan(exp(-clamp(logsnr, ±20)/2)) / (π/2), in [0, 1]; same shape and dtype."""
+    return torch.arctan(torch.exp(-0.5 * logsnr.clamp(-20.0, 20.0))) / (math.pi / 2)
+
+
+def level_embedding(logsnr: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of 1000·u(logsnr): (batch,) → (batch, dim), sines first.
+
+    The dim/2 frequencies are exp(-ln(10000)·i/(dim/2 - 1)).
+    """
+    half = dim // 2
+    index = torch.arange(half, device=logsnr.device, dtype=logsnr.dtype)
+    angle = 1000.0 * level_input(logsnr)[:, None] * torch.exp(index * (-math.log(1e4) / (half - 1)))
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class SpectralNorm(nn.Module):
+    """Divides a layer's weight by its largest singular value, estimated by power iteration.
+
+    With W the weight viewed as (out, rest), one iteration is v ← Wᵀu, u ← Wv, both normalised, and
+    σ = uᵀWv with u and v constant in the gradient. Each forward in train mode runs one iteration;
+    a fresh layer has run 15. Source: Miyato et al., ICLR 2018.
+    """
+
+    weight: nn.Parameter
+    u: Tensor
+    v: Tensor
+
+    def _start_power_iteration(self) -> None:
+        matrix = self.weight.detach().flatten(1)
+        self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=1e-12))
+        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=1e-12))
+        self._static_weight: Tensor | None = None
+        self.power_iteration(15)
+
+    @torch.no_grad()
+    def power_iteration(self, iterations: int = 1) -> None:
+        """Improves u and v in place."""
+        matrix = self.weight.flatten(1)
+        for _ in range(iterations):
+            self.v.copy_(F.normalize(matrix.mT @ self.u, dim=0, eps=1e-12))
+            self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
+
+    def normalized_weight(self) -> Tensor:
+        """W / σ, in the weight's shape; differentiable in W."""
+        if self._static_weight is not None:
+            return self._static_weight
+        if self.training:
+            self.power_iteration()
+        # Copies: the next power iteration writes u and v while autograd still needs these.
+        u, v = self.u.clone(), self.v.clone()
+        return self.weight / torch.dot(u, self.weight.flatten(1) @ v)
+
+
+class SpectralLinear(nn.Linear, SpectralNorm):
+    """Linear map with spectral norm."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self._start_power_iteration()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.normalized_weight(), self.bias)
+
+
+class SpectralConv2d(nn.Conv2d, SpectralNorm):
+    """3×3 convolution with zero padding, bias and spectral norm."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self._start_power_iteration()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.normalized_weight(), self.bias, padding=1)
+
+
+@contextmanager
+def static_weights(network: nn.Module) -> Iterator[None]:
+    """Within the block, spectrally normalised weights are computed once and treated as constants.
+
+    For chains, where many forwards see the same parameters. The network must be in eval mode.
+    """
+    layers = [m for m in network.modules() if isinstance(m, SpectralNorm)]
+    try:
+        for layer in layers:
+            layer._static_weight = layer.normalized_weight().detach()
+        yield
+    finally:
+        for layer in layers:
+            layer._static_weight = None
+
+
+class StreamDropout(nn.Module):
+    """Dropout whose mask may come from a noise stream instead of torch's global generator.
+
+    Attributes:
+        uniform: None, or a callable that takes the input's shape and returns uniform numbers of that
+            shape; an element is kept where its number is at least ``p``.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.uniform: Callable[[torch.Size], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        if self.uniform is None:
+            return F.dropout(x, self.p)
+        return x * (self.uniform(x.shape) >= self.p) / (1.0 - self.p)
+
+
+def class_names(classes: Classes) -> tuple[str, ...] | int:
+    """``classes`` as it is stored: the number of classes, or their distinct names."""
+    if isinstance(classes, int):
+        if classes < 0:
+            raise ValueError(f"classes: expected a number of classes or their names, got {classes}")
+        return classes
+    names = tuple(str(name) for name in classes)
+    if len(set(names)) != len(names):
+        raise ValueError(f"classes: expected distinct names, got {names}")
+    return names
+
+
+def count_classes(classes: Classes) -> int:
+    """The number of classes; 0 for an unconditional network."""
+    return classes if isinstance(classes, int) else len(classes)
+
+
+def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(batch,) integers 0 … classes → (batch, classes + 1); 0 is "no label"."""
+    return F.one_hot(label.long(), classes + 1).to(dtype)
+
+
+class Conditional(nn.Module):
+    """A network with ``forward(y, logsnr, label)``: checks its input, keeps its configuration.
+
+    ``logsnr`` and ``label`` have one entry a sample, or a single one that serves the whole batch:
+    then what depends on them alone is computed once.
+    """
+
+    def _keep_config(self, classes: Classes, **config: Any) -> None:
+        self.classes = class_names(classes)
+        self.num_classes = count_classes(classes)
+        self.config: dict[str, Any] = {**config, "classes": self.classes}
+
+    def _checked_label(self, y: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor | None:
+        name = type(self).__name__
+        for argument, value in (("logsnr", logsnr), ("label", label)):
+            if value is not None and value.shape not in ((y.shape[0],), (1,)):
+                raise ValueError(
+                    f"{name}: {argument} must have shape ({y.shape[0]},) or (1,), got "
+                    f"{tuple(value.shape)}"
+                )
+        if self.num_classes == 0:
+            if label is not None:
+                raise ValueError(f"{name}: this network is unconditional; drop the label")
+            return None
+        if label is None:
+            return torch.zeros(1, dtype=torch.long, device=y.device)
+        if label.is_floating_point() or label.dtype == torch.bool:
+            raise TypeError(f"{name}: label must hold integers, got {label.dtype}")
+        return label

@@ -1,0 +1,220 @@
+"""The initializer network for images: a U-Net that proposes where each level's chain begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cdrl_fast.networks.layers import (
+    Classes,
+    Conditional,
+    StreamDropout,
+    level_embedding,
+    one_hot,
+)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, or as many as divide the channels of a narrow network."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+class UNetBlock(nn.Module):
+    """Residual block with scale-shift conditioning, which also does the resampling.
+
+    norm, SiLU, [resample], conv; norm · (1 + scale) + shift, SiLU, dropout, conv; plus the shortcut,
+    resampled likewise. ``resample`` is "down" (average pooling), "up" (nearest) or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        dropout: float,
+        resample: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.condition = nn.Linear(embedding, 2 * out_channels)
+        self.dropout = StreamDropout(dropout)
+        self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        )
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample else x
+
+    def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
+        h = self.conv1(self._resampled(F.silu(self.norm1(x))))
+        scale, shift = self.condition(activated_embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(self.dropout(F.silu(self.norm2(h) * (1 + scale) + shift)))
+        x = self._resampled(x)
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Attention(nn.Module):
+    """x + out(softmax(q kᵀ / √C) v) over the positions of a feature map; one head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x)).flatten(2).mT
+        q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=2))
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
+        return x + torch.as_tensor(self.out(h.reshape(x.shape)))
+
+
+class UNetInitializer(Conditional):
+    """Initializer for images: predicts m_t x_{t-1} from x_t; untrained it returns x_t.
+
+    Args:
+        image_channels: channels of an image.
+        image_size: height and width; decides which resolutions have attention.
+        width: channels at the first resolution.
+        multipliers: channels of each resolution, as multiples of ``width``.
+        blocks: residual blocks a resolution on the way down (one more on the way up).
+        attention: sizes of the feature maps with self-attention; the middle always has it.
+        dropout: probability, before the second convolution of each block.
+        classes: 0 (unconditional), the number of classes, or their names.
+
+    Shapes: ``x`` (batch, image_channels, image_size, image_size); ``logsnr`` is λ_t, (batch,) or
+    (1,), ``label`` likewise; returns the shape of ``x``. The defaults have 3,769,795 parameters.
+    Source: Zhu et al., ICLR 2024.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        image_size: int = 32,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 1, 1),
+        blocks: int = 3,
+        attention: Sequence[int] = (16, 8),
+        dropout: float = 0.1,
+        classes: Classes = 0,
+    ) -> None:
+        super().__init__()
+        if min(image_channels, blocks, *multipliers) < 1 or width < 4 or width % 2:
+            raise ValueError(
+                "UNetInitializer: expected positive image_channels, multipliers and blocks and an "
+                f"even width of at least 4, got {image_channels}, {tuple(multipliers)}, {blocks}, "
+                f"{width}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"UNetInitializer: expected 0 <= dropout < 1, got {dropout}")
+        if image_size % 2 ** (len(multipliers) - 1):
+            raise ValueError(
+                f"UNetInitializer: image_size {image_size} cannot be halved "
+                f"{len(multipliers) - 1} times; use fewer multipliers"
+            )
+        self._keep_config(
+            classes,
+            image_channels=image_channels,
+            image_size=image_size,
+            width=width,
+            multipliers=tuple(multipliers),
+            blocks=blocks,
+            attention=tuple(attention),
+            dropout=dropout,
+        )
+        self.embed1 = nn.Linear(width, 4 * width)
+        self.embed2 = nn.Linear(4 * width, 4 * width)
+        self.label = nn.Linear(self.num_classes + 1, 4 * width) if self.num_classes else None
+        self.stem = nn.Conv2d(image_channels, width, 3, padding=1)
+        self._build_stages([m * width for m in multipliers], blocks, tuple(attention), dropout)
+        self.norm = group_norm(multipliers[0] * width)
+        self.head = zeroed(nn.Conv2d(multipliers[0] * width, image_channels, 3, padding=1))
+
+    def _build_stages(
+        self, widths: list[int], blocks: int, attention: tuple[int, ...], dropout: float
+    ) -> None:
+        embedding = self.embed2.out_features
+        size, channels = self.config["image_size"], self.stem.out_channels
+        skips = [channels]
+
+        def block(c_in: int, c_out: int, resample: str | None = None) -> UNetBlock:
+            return UNetBlock(c_in, c_out, embedding, dropout, resample)
+
+        downs = []
+        for index, width in enumerate(widths):
+            stage: list[nn.Module] = []
+            for _ in range(blocks):
+                stage.append(block(channels, width))
+                stage.extend([Attention(width)] if size in attention else [])
+                channels = width
+                skips.append(width)
+            if index < len(widths) - 1:
+                stage.append(block(width, width, "down"))
+                skips.append(width)
+                size //= 2
+            downs.append(nn.ModuleList(stage))
+        self.downs = nn.ModuleList(downs)
+        self.middle = nn.ModuleList(
+            [block(channels, channels), Attention(channels), block(channels, channels)]
+        )
+        ups = []
+        for index, width in reversed(list(enumerate(widths))):
+            stage = []
+            for _ in range(blocks + 1):
+                stage.append(block(channels + skips.pop(), width))
+                stage.extend([Attention(width)] if size in attention else [])
+                channels = width
+            if index:
+                stage.append(block(width, width, "up"))
+                size *= 2
+            ups.append(nn.ModuleList(stage))
+        self.ups = nn.ModuleList(ups)
+
+    def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        label = self._checked_label(x, logsnr, label)
+        size = self.config["image_size"]
+        if x.shape[1:] != (self.stem.in_channels, size, size):
+            raise ValueError(
+                f"UNetInitializer: expected images (batch, {self.stem.in_channels}, {size}, {size}), "
+                f"got {tuple(x.shape)}"
+            )
+        e = self.embed2(F.silu(self.embed1(level_embedding(logsnr, self.embed1.in_features))))
+        if self.label is not None and label is not None:
+            e = e + self.label(one_hot(label, self.num_classes, e.dtype))
+        e = F.silu(e)
+        h = self.stem(x)
+        skips = [h]
+        for stage in self.downs:
+            for layer in stage:  # type: ignore[attr-defined]
+                if isinstance(layer, Attention):
+                    skips[-1] = h = layer(h)
+                else:
+                    h = layer(h, e)
+                    skips.append(h)
+        first, attend, second = self.middle
+        h = second(attend(first(h, e)), e)
+        for stage in self.ups:
+            for layer in stage:  # type: ignore[attr-defined]
+                if isinstance(layer, Attention):
+                    h = layer(h)
+                else:
+                    h = layer(h if layer.resample else torch.cat([h, skips.pop()], dim=1), e)
+        return x + torch.as_tensor(self.head(F.silu(self.norm(h))))
+
+
+def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with zero weights and biases, so that its branch starts as nothing."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
