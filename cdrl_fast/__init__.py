@@ -1,0 +1,43 @@
+"""Energy-based models by cooperative diffusion recovery likelihood (CDRL).
+
+Example:
+    >>> from cdrl_fast import CDRL, Sampler
+    >>> images = Sampler(CDRL.from_pretrained("digits")).sample(4, label="3", steps=1)
+    >>> images.shape
+    torch.Size([4, 1, 8, 8])
+"""
+
+from cdrl_fast import ops
+from cdrl_fast.errors import (
+    BackendUnavailable,
+    CDRLError,
+    ChainDiverged,
+    CheckpointError,
+    DataError,
+)
+from cdrl_fast.model import CDRL
+from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
+from cdrl_fast.ops import normal
+from cdrl_fast.sampler import Sampler, Trace
+from cdrl_fast.schedule import NoiseSchedule, StepPlan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CDRL",
+    "BackendUnavailable",
+    "CDRLError",
+    "ChainDiverged",
+    "CheckpointError",
+    "DataError",
+    "MLPEnergy",
+    "MLPInitializer",
+    "NoiseSchedule",
+    "ResNetEnergy",
+    "Sampler",
+    "StepPlan",
+    "Trace",
+    "UNetInitializer",
+    "normal",
+    "ops",
+]

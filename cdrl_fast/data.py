@@ -29,7 +29,7 @@ Indices = Sequence[int] | NDArray[np.integer[Any]] | torch.Tensor
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 _GREY_MODES = ("1", "L", "LA", "La")
-_CIFAR10_CLASSES = (
+_CIFAR10_CLASSES: tuple[str, ...] = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
@@ -264,9 +264,9 @@ def in_checkerboard(points: NDArray[Any]) -> NDArray[np.int64]:
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points must have shape (n, 2), got {points.shape}")
-    on_board = ((points >= -8) & (points < 8)).all(axis=1)
-    cells = np.floor((np.where(on_board[:, None], points, 0) + 8) / 4).astype(np.int64)
-    column, row = cells[:, 0], cells[:, 1]
+    on_board = np.all((points >= -8) & (points < 8), axis=1)
+    # Comparing with the edges, unlike dividing by the side, does not round.
+    column, row = np.searchsorted([-4, 0, 4], points, side="right").T
     return np.where(on_board & ((column + row) % 2 == 0), 2 * row + column // 2, -1)
 
 
@@ -422,11 +422,10 @@ def _channels_first(images: NDArray[Any], path: Path) -> NDArray[Any]:
     if images.ndim == 3:
         return images[:, None]
     first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
-    fault = "ambiguous, both" if first and last else "neither"
     _require(
         first != last,
-        f"{path}: 'images' has shape {images.shape}: {fault} axis 1 and axis 3 could be the "
-        "channels; exactly one must have length 1 or 3",
+        f"{path}: 'images' has shape {images.shape}, {'ambiguous' if first else 'no channels'}: "
+        "exactly one of axes 1 and 3 must have length 1 or 3; grey images may be (n, H, W)",
     )
     return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
@@ -436,16 +435,17 @@ def _folder(request: _Request) -> Dataset:
     folders, files = _listing(request.path)
     _require(
         not (folders and files),
-        f"{request.path}: mixed, holds both images ({files[:1]}) and folders; move the images "
-        "into the folder of their class, or the folders away",
+        f"{request.path}: mixed, holds images (such as {''.join(x.name for x in files[:1])}) and "
+        "folders; move the images into the folder of their class, or the folders away",
     )
-    labels = []
+    labels: list[int] = []
     for label, folder in enumerate(folders):
         inner, found = _listing(folder)
-        _require(not inner, f"{folder}: a class must not hold folders, got {inner[:1]}")
-        _require(bool(found), f"{folder}: holds no images; expected {_IMAGE_SUFFIXES}")
-        files, labels = files + found, labels + [label] * len(found)
-    _require(bool(files), f"{request.path}: holds no images; expected {_IMAGE_SUFFIXES}")
+        _require(not inner, f"{folder}: is a class and must hold only images, but holds folders")
+        _require(bool(found), f"{folder}: holds no images ({' '.join(_IMAGE_SUFFIXES)})")
+        files.extend(found)
+        labels.extend([label] * len(found))
+    _require(bool(files), f"{request.path}: holds no images ({' '.join(_IMAGE_SUFFIXES)})")
     images = _decoded(
         [(str(file), partial(image.open, file)) for file in files], request.image_size
     )
@@ -458,10 +458,12 @@ def _folder(request: _Request) -> Dataset:
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the images in a folder, each sorted, without the hidden ones."""
     _require(folder.is_dir(), f"{folder}: no such folder; check the path")
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error}); check its permissions") from error
     folders = [entry for entry in entries if entry.is_dir()]
-    images = [entry for entry in entries if entry.suffix.lower() in _IMAGE_SUFFIXES]
-    return folders, [image for image in images if image not in folders]
+    return folders, [x for x in entries if x.suffix.lower() in _IMAGE_SUFFIXES and x.is_file()]
 
 
 def _decoded(
@@ -510,20 +512,19 @@ def _hub(request: _Request) -> Dataset:
             f"{spec}: cannot load split {request.split!r} ({error}); check the name, the split "
             "and the connection"
         ) from error
-    image, label = (
-        next((name for name, kind in table.features.items() if isinstance(kind, wanted)), None)
-        for wanted in (hub.Image, hub.ClassLabel)
-    )
-    _require(image is not None, f"{spec}: no image column among {list(table.features)}")
+    features = table.features
+    image = next((name for name in features if isinstance(features[name], hub.Image)), "")
+    label = next((name for name in features if isinstance(features[name], hub.ClassLabel)), "")
+    _require(image != "", f"{spec}: no image column among {list(features)}")
     _require(len(table) > 0, f"{spec}: split {request.split!r} is empty")
     rows = table.select_columns([image])
     named = [(f"{spec} row {i}", partial(_cell, rows, i, image)) for i in range(len(rows))]
     images = _decoded(named, request.image_size)
     # A hidden label is -1, as in test splits, or null.
-    labels = [] if label is None else [-1 if x is None else x for x in table[label]]
+    labels = [] if label == "" else [-1 if x is None else x for x in table[label]]
     if all(x == -1 for x in labels):
         return Dataset(spec, images, None, ())
-    names = tuple(table.features[label].names)
+    names = tuple(features[label].names)
     return _labelled(spec, images, labels, names, f"{spec} column {label!r}")
 
 

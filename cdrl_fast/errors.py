@@ -19,7 +19,7 @@ class ChainDiverged(CDRLError, ArithmeticError):
 
     Attributes:
         level: the noise level ``t`` at which it happened, or None outside a diffusion model.
-        step: the Langevin step within the level, from 1; 0 means the initializer's proposal.
+        step: the Langevin step within the level, from 1.
         sample: the index of the first sample concerned.
     """
 

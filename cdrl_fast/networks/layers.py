@@ -52,7 +52,7 @@ class SpectralNorm(nn.Module):
         matrix = self.weight.detach().flatten(1)
         self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=1e-12))
         self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=1e-12))
-        self._static_weight: Tensor | None = None
+        self.static_weight: Tensor | None = None
         self.power_iteration(15)
 
     @torch.no_grad()
@@ -65,8 +65,8 @@ class SpectralNorm(nn.Module):
 
     def normalized_weight(self) -> Tensor:
         """W / σ, in the weight's shape; differentiable in W."""
-        if self._static_weight is not None:
-            return self._static_weight
+        if self.static_weight is not None:
+            return self.static_weight
         if self.training:
             self.power_iteration()
         # Copies: the next power iteration writes u and v while autograd still needs these.
@@ -96,20 +96,32 @@ class SpectralConv2d(nn.Conv2d, SpectralNorm):
         return F.conv2d(x, self.normalized_weight(), self.bias, padding=1)
 
 
-@contextmanager
-def static_weights(network: nn.Module) -> Iterator[None]:
-    """Within the block, spectrally normalised weights are computed once and treated as constants.
+def fix_weights(network: nn.Module) -> None:
+    """Computes spectrally normalised weights once, as constants, until `release_weights`.
 
     For chains, where many forwards see the same parameters. The network must be in eval mode.
     """
-    layers = [m for m in network.modules() if isinstance(m, SpectralNorm)]
+    release_weights(network)
+    for layer in network.modules():
+        if isinstance(layer, SpectralNorm):
+            layer.static_weight = layer.normalized_weight().detach()
+
+
+def release_weights(network: nn.Module) -> None:
+    """Undoes `fix_weights`."""
+    for layer in network.modules():
+        if isinstance(layer, SpectralNorm):
+            layer.static_weight = None
+
+
+@contextmanager
+def static_weights(network: nn.Module) -> Iterator[None]:
+    """`fix_weights` for the length of a block."""
+    fix_weights(network)
     try:
-        for layer in layers:
-            layer._static_weight = layer.normalized_weight().detach()
         yield
     finally:
-        for layer in layers:
-            layer._static_weight = None
+        release_weights(network)
 
 
 class StreamDropout(nn.Module):

@@ -1,0 +1,150 @@
+"""Folders of files that are whole or refused: atomic writes, verified reads.
+
+A folder holds its files and ``SHA256SUMS``, which ``sha256sum -c`` can check too. Every byte of
+every listed file, and of the list, is covered. Tensors are safetensors, everything else JSON; no
+pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cdrl_fast.errors import CheckpointError
+
+SUMS = "SHA256SUMS"
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Named tensors as the bytes of a safetensors file."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def tensors_from_bytes(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
+    from safetensors.torch import load
+
+    return load(data)
+
+
+def json_to_bytes(config: Any) -> bytes:
+    """A configuration as readable JSON."""
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file that is either the old one or the new one: temp file, fsync, rename."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+        temporary = Path(f.name)
+        try:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
+
+
+def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> Path:
+    """Writes ``files`` and their checksums into ``folder``.
+
+    A new folder appears in one rename. In an existing folder the files are replaced one by one, the
+    checksums last, and files that are not ours are left alone; an interruption there is detected
+    by `read_folder`.
+
+    Raises:
+        CheckpointError: the folder's name is taken by a file.
+        OSError: the disk is full or the place read-only; what was there before is still there.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: expected a folder to write to, found a file")
+    contents = {**files, SUMS: _sums(files)}
+    if folder.is_dir() and any(folder.iterdir()):
+        for name, data in contents.items():
+            write_atomic(folder / name, data)
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, data in contents.items():
+            write_atomic(temporary / name, data)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(folder.parent)
+    return folder
+
+
+def read_folder(folder: str | Path) -> dict[str, bytes]:
+    """The files of a folder written by `write_folder`, every byte verified.
+
+    Raises:
+        CheckpointError: missing, incomplete or corrupt; the message names the file.
+    """
+    folder = Path(folder)
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise CheckpointError(f"{folder}: no saved model or checkpoint here ({SUMS} is missing)")
+    listed = sums.read_bytes()
+    files: dict[str, bytes] = {}
+    for line in listed.decode("utf-8", errors="replace").splitlines():
+        name = line[66:]
+        if not name or Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(f"{sums}: corrupt, or a listed file is missing: {line!r}")
+        files[name] = (folder / name).read_bytes()
+        if _digest_line(name, files[name]) != line:
+            raise CheckpointError(
+                f"{folder / name}: corrupt, its checksum is not the one in {SUMS}; restore the file "
+                "or use another copy"
+            )
+    if not files or _sums(files) != listed:
+        raise CheckpointError(f"{sums}: corrupt; restore the file or use another copy")
+    return files
+
+
+def read_json(folder: Path, files: Mapping[str, bytes], name: str) -> Any:
+    """One JSON file of a folder that was read."""
+    if name not in files:
+        raise CheckpointError(f"{folder}: expected {name}, found {sorted(files)}")
+    return json.loads(files[name])
+
+
+def read_tensors(folder: Path, files: Mapping[str, bytes], name: str) -> dict[str, Tensor]:
+    """One safetensors file of a folder that was read."""
+    if name not in files:
+        raise CheckpointError(f"{folder}: expected {name}, found {sorted(files)}")
+    return tensors_from_bytes(files[name])
+
+
+def _digest_line(name: str, data: bytes) -> str:
+    return f"{hashlib.sha256(data).hexdigest()}  {name}"
+
+
+def _sums(files: Mapping[str, bytes]) -> bytes:
+    return "".join(f"{_digest_line(name, files[name])}\n" for name in sorted(files)).encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

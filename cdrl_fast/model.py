@@ -1,0 +1,262 @@
+"""`CDRL`: an energy network, its initializer and the noise schedule, as one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdrl_fast import checkpoint
+from cdrl_fast.errors import CheckpointError
+from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
+from cdrl_fast.schedule import NoiseSchedule
+
+Label = int | str | Sequence[int] | Sequence[str] | Tensor | None
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    network.__name__: network
+    for network in (ResNetEnergy, UNetInitializer, MLPEnergy, MLPInitializer)
+}
+SHIPPED = Path(__file__).parent / "pretrained"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class CDRL(nn.Module):
+    """A cooperative diffusion recovery likelihood model.
+
+    At level t the log-density of x_{t-1} is f(m_t x_{t-1}, λ_{t-1}) / s_t² up to a constant, with f
+    the energy network; sampling a level starts from the initializer's proposal.
+
+    Args:
+        energy: module with ``forward(y, logsnr, label) -> (batch,)``.
+        initializer: module with ``forward(x, logsnr, label)`` that returns x's shape, or None: then
+            a level starts from x_t itself, which is DRL, CDRL's predecessor.
+        schedule: the noise schedule.
+        sample_shape: shape of one sample, (C, H, W) or (dim,); read off the networks where they
+            tell (a ResNetEnergy without an initializer does not).
+
+    Raises:
+        ValueError: networks that disagree on classes, or no way to tell the sample's shape.
+
+    Source: Zhu, Xie, Wu, Gao, ICLR 2024; without an initializer Gao et al., ICLR 2021.
+    """
+
+    def __init__(
+        self,
+        energy: nn.Module,
+        initializer: nn.Module | None,
+        schedule: NoiseSchedule,
+        *,
+        sample_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.initializer = initializer
+        self.schedule = schedule
+        self.sample_shape = _sample_shape(energy, initializer, sample_shape)
+        self.classes: int | tuple[str, ...] = getattr(energy, "classes", 0)
+        if initializer is not None and getattr(initializer, "classes", 0) != self.classes:
+            raise ValueError(
+                f"CDRL: the networks must have the same classes, got {self.classes} for the energy "
+                f"and {getattr(initializer, 'classes', 0)} for the initializer"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for an unconditional model."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether samples are images, which are denoised and clamped to [-1, 1] in the end."""
+        return len(self.sample_shape) == 3
+
+    def log_density(self, x: Tensor, t: int = 1, label: Tensor | None = None) -> Tensor:
+        """f(m_t x, λ_{t-1}) / s_t²: the log-density of x_{t-1} at ``x``, up to a constant.
+
+        Args:
+            x: (batch, …) in the coordinates of x_{t-1}.
+            t: the level, 1 (cleanest) to T.
+            label: integers (batch,), 0 being "no label".
+
+        Returns:
+            (batch,), differentiable.
+        """
+        level = self.schedule.level(t)
+        logsnr = torch.full((1,), level.logsnr, device=x.device, dtype=x.dtype)
+        energy: Tensor = self.energy(level.scale * x, logsnr, label)
+        return energy / level.energy_variance
+
+    def label_indices(self, label: Label, n: int) -> Tensor | None:
+        """Labels as int64 of shape (n,) or (1,), 0 being "no label"; None where there are none.
+
+        Args:
+            label: None, a class number 1 … classes, a class name, or n of them.
+            n: number of samples.
+
+        Raises:
+            ValueError: an unknown class, a wrong number of labels, an unconditional model.
+            TypeError: labels that are neither integers nor names.
+        """
+        if label is None:
+            return None
+        if self.num_classes == 0:
+            raise ValueError("label: this model is unconditional; drop the label")
+        if isinstance(label, Tensor):
+            if label.is_floating_point() or label.dtype == torch.bool:
+                raise TypeError(f"label: expected integers, got a tensor of {label.dtype}")
+            label = label.tolist()
+        single = isinstance(label, (int, str)) or not hasattr(label, "__len__")
+        entries: list[Any] = [label] if single else list(label)  # type: ignore[arg-type]
+        if not single and len(entries) != n:
+            raise ValueError(f"label: expected one label or {n}, got {len(entries)}")
+        return torch.tensor([self._label_index(entry) for entry in entries], dtype=torch.int64)
+
+    def _label_index(self, label: Any) -> int:
+        if isinstance(label, str):
+            if isinstance(self.classes, int) or label not in self.classes:
+                known = self.classes if not isinstance(self.classes, int) else "none has a name"
+                raise ValueError(f"label: unknown class {label!r}; classes: {known}")
+            return self.classes.index(label) + 1
+        if isinstance(label, bool) or not hasattr(label, "__index__"):
+            raise TypeError(f"label: expected a class number or name, got {label!r}")
+        if not 0 <= label <= self.num_classes:
+            raise ValueError(
+                f"label: expected 1 to {self.num_classes} (0 is 'no label'), got {label}"
+            )
+        return int(label)
+
+    def to_config(self) -> dict[str, Any]:
+        """What rebuilds the model but for its weights, as JSON-ready values."""
+        return {
+            "format": 1,
+            "library": "cdrl_fast",
+            "energy": _network_config(self.energy),
+            "initializer": None if self.initializer is None else _network_config(self.initializer),
+            "schedule": self.schedule.to_dict(),
+            "sample_shape": list(self.sample_shape),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CDRL:
+        """The model of `to_config`, with fresh weights."""
+        initializer = config["initializer"]
+        return cls(
+            _build_network(config["energy"]),
+            None if initializer is None else _build_network(initializer),
+            NoiseSchedule(**config["schedule"]),
+            sample_shape=config["sample_shape"],
+        )
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes ``config.json``, ``model.safetensors`` and ``SHA256SUMS`` into ``folder``.
+
+        Atomic for a new folder; see `cdrl_fast.checkpoint.write_folder`.
+
+        Raises:
+            ValueError: networks that are not this library's (save their state yourself).
+        """
+        files = {
+            CONFIG: checkpoint.json_to_bytes(self.to_config()),
+            WEIGHTS: checkpoint.tensors_to_bytes(self.state_dict()),
+        }
+        return checkpoint.write_folder(folder, files)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> CDRL:
+        """Loads a model in eval mode, on the CPU, every byte verified.
+
+        Args:
+            name: a shipped model ("digits"); else a folder written by `save_pretrained` or by a
+                training run (its newest checkpoint, with EMA weights); else a Hugging Face Hub id.
+
+        Raises:
+            CheckpointError: unknown name, missing or corrupt files.
+        """
+        folder = _find(name)
+        files = checkpoint.read_folder(folder)
+        config = checkpoint.read_json(folder, files, CONFIG)
+        if config.get("library") != "cdrl_fast" or config.get("format") != 1:
+            raise CheckpointError(
+                f"{folder / CONFIG}: not a cdrl_fast model of format 1; files of the authors' code "
+                "are read by load_released_checkpoint"
+            )
+        model = cls.from_config(config)
+        tensors = checkpoint.read_tensors(folder, files, WEIGHTS)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from None
+        return model.eval()
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint folder of a training run, or None."""
+    folders = (run / "checkpoints").glob("[0-9]*")
+    return max((f for f in folders if f.is_dir()), key=lambda f: int(f.name), default=None)
+
+
+def _find(name: str | Path) -> Path:
+    shipped = sorted(f.name for f in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+    if str(name) in shipped:
+        return SHIPPED / str(name)
+    folder = Path(name)
+    if folder.is_dir():
+        return newest_checkpoint(folder) or folder
+    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _download(name)
+    raise CheckpointError(
+        f"{name}: no such model; expected a shipped name ({', '.join(shipped) or 'none'}), a folder "
+        "or a Hub id (owner/name)"
+    )
+
+
+def _download(repository: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"{repository}: no such folder; to read it as a Hub id, pip install 'cdrl-fast[hub]'"
+        ) from None
+    try:
+        patterns = [CONFIG, WEIGHTS, checkpoint.SUMS]
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except Exception as error:
+        raise CheckpointError(
+            f"{repository}: no such folder, and the Hub did not give it: {error}"
+        ) from error
+
+
+def _sample_shape(
+    energy: nn.Module, initializer: nn.Module | None, given: Sequence[int] | None
+) -> tuple[int, ...]:
+    if given is not None:
+        return tuple(int(n) for n in given)
+    for network in (initializer, energy):
+        config = getattr(network, "config", {})
+        if "image_size" in config:
+            return (config["image_channels"], config["image_size"], config["image_size"])
+        if "dim" in config:
+            return (config["dim"],)
+    raise ValueError(
+        "CDRL: pass sample_shape=(channels, height, width) or (dim,): these networks do not tell"
+    )
+
+
+def _network_config(network: nn.Module) -> dict[str, Any]:
+    name = type(network).__name__
+    if name not in NETWORKS:
+        raise ValueError(f"{name}: only {', '.join(NETWORKS)} can be saved with their configuration")
+    config: dict[str, Any] = network.config  # type: ignore[assignment]
+    return {"type": name, **config}
+
+
+def _build_network(config: dict[str, Any]) -> nn.Module:
+    options = dict(config)
+    name = options.pop("type")
+    if name not in NETWORKS:
+        raise CheckpointError(f"config.json: unknown network {name!r}; known: {', '.join(NETWORKS)}")
+    return NETWORKS[name](**options)

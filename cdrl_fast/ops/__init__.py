@@ -1,0 +1,6 @@
+"""Operations: each a folder with its meaning (reference.py) and, where there are any, its kernels."""
+
+from cdrl_fast.ops.langevin_step import langevin_step, langevin_step_
+from cdrl_fast.ops.normal import normal
+
+__all__ = ["langevin_step", "langevin_step_", "normal"]

@@ -1,0 +1,121 @@
+"""The noise stream in plain torch: Philox4x32-10 and what is drawn from it.
+
+A draw is a pure function of (seed, draw, sample, element): key = (low, high 32 bits of the seed),
+counter = (element // 4, draw, low, high 32 bits of the sample index), and element e takes word
+e mod 4 of the output. Source of the generator: Salmon, Moraes, Dror, Shaw, "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+MASK = 0xFFFFFFFF
+
+
+class Purpose(IntEnum):
+    """What a draw is for; draw = purpose · 2²⁴ + index, so that purposes never share numbers."""
+
+    SAMPLING = 0
+    TRAINING = 1
+
+    def draw(self, index: int) -> int:
+        return int(self) * 2**24 + index
+
+
+def level_draw(level: int, levels: int) -> int:
+    """Index of the initializer's noise at ``level`` in sampling; Langevin step k adds k."""
+    return (levels - level + 1) << 16
+
+
+def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10.
+
+    Args:
+        counter: four int64 tensors holding 32-bit words, of shapes that broadcast.
+        key: two 32-bit words.
+
+    Returns:
+        Four int64 tensors with values in [0, 2³²).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # A 64-bit product wraps around, which leaves its bits right; the mask undoes the sign.
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c2 = (p1 >> 32 & MASK) ^ c1 ^ k0, (p0 >> 32 & MASK) ^ c3 ^ k1
+        c1, c3 = p1 & MASK, p0 & MASK
+        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
+    return [c0, c1, c2, c3]
+
+
+def words(
+    samples: int,
+    elements: int,
+    *,
+    seed: int,
+    draw: int,
+    first_sample: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The stream's 32-bit words: int64 (samples, ceil(elements / 4), 4)."""
+    blocks = -(-elements // 4)
+    block = torch.arange(blocks, device=device)[None, :]
+    index = (torch.arange(samples, device=device) + first_sample)[:, None]
+    # Only the parts of the counter that vary are tensors: the rest broadcasts.
+    constant = torch.full((1, 1), draw, device=device, dtype=torch.int64)
+    counter = (block, constant, index & MASK, index >> 32 & MASK)
+    return torch.stack(
+        torch.broadcast_tensors(*philox4x32(counter, (seed & MASK, seed >> 32 & MASK))), dim=2
+    )
+
+
+def uniforms(w: Tensor) -> Tensor:
+    """float32(word)·2⁻³² + 2⁻³³, each rounded to nearest: float32 in (0, 1]."""
+    return w.to(torch.float32) * 2.0**-32 + 2.0**-33
+
+
+def box_muller(w: Tensor) -> Tensor:
+    """Words (samples, blocks, 4) → normals of that shape in float64.
+
+    With u, v the uniforms of a pair of words: √(-2 ln u)·(cos 2πv, sin 2πv).
+    """
+    pairs = uniforms(w).double().unflatten(2, (2, 2))
+    radius = (-2.0 * pairs[..., 0].log()).sqrt()
+    angle = (2.0 * math.pi) * pairs[..., 1]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=3).flatten(2)
+
+
+def uniform(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    draw: int,
+    first_sample: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Uniform float32 numbers in (0, 1] of ``shape``, shape[0] being the samples."""
+    elements = math.prod(shape[1:])
+    w = words(shape[0], elements, seed=seed, draw=draw, first_sample=first_sample, device=device)
+    return uniforms(w.flatten(1)[:, :elements]).reshape(tuple(shape))
+
+
+def randint(
+    samples: int,
+    high: int,
+    *,
+    seed: int,
+    draw: int,
+    first_sample: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """One integer in [0, high) a sample: floor(word · high / 2³²), int64 (samples,)."""
+    w = words(samples, 1, seed=seed, draw=draw, first_sample=first_sample, device=device)
+    return w[:, 0, 0] * high >> 32

@@ -1,0 +1,338 @@
+"""`Sampler`: the loop over noise levels and Langevin steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.engine import FrozenModel, Terms
+from cdrl_fast.errors import BackendUnavailable, ChainDiverged
+from cdrl_fast.model import CDRL, Label
+from cdrl_fast.ops import langevin_step, normal
+from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.normal import check_integer
+from cdrl_fast.ops.philox import Purpose, level_draw
+from cdrl_fast.schedule import Level, StepPlan, Steps
+
+TraceKind = Literal["levels", "steps"]
+
+_CHOICES = {
+    "precision": (("auto", "fp32", "fp64"), ("tf32", "bf16", "fp16")),
+    "backend": (("auto", "reference"), ("native", "triton", "cuda")),
+    "graph": (("auto", "off"), ("chain", "step")),
+}
+
+
+@dataclass
+class Trace:
+    """What a chain went through, from noise to sample.
+
+    Attributes:
+        states: float32 (m, n, …) in the coordinates of x: x_T, then the state after each level
+            (trace="levels") or, within each level, the proposal and the state after each step
+            (trace="steps").
+        energies: float32 (m, n), the log-density f / s² of each state at its level, up to that
+            level's constant.
+        levels: int64 (m,), the level whose energy is meant.
+    """
+
+    states: Tensor
+    energies: Tensor
+    levels: Tensor
+
+
+@dataclass
+class _Recorder:
+    """Collects a trace of one batch."""
+
+    model: FrozenModel
+    terms: Terms
+    kind: TraceKind | None
+    states: list[Tensor] = field(default_factory=list)
+    energies: list[Tensor] = field(default_factory=list)
+    levels: list[int] = field(default_factory=list)
+
+    @torch.no_grad()
+    def record(self, kind: TraceKind, y: Tensor, level: Level, *, rescaled: bool) -> None:
+        if self.kind != kind:
+            return
+        x = y if rescaled else y * level.rescale
+        y = y * level.scale if rescaled else y
+        value = self.model.value(y, level.logsnr, self.terms)
+        self.states.append(x.float().cpu())
+        self.energies.append((value / level.energy_variance).float().cpu())
+        self.levels.append(level.t)
+
+
+class Sampler:
+    """Draws samples from a CDRL model by annealed Langevin dynamics.
+
+    From x_T ~ N(0, I), each level t = T … 1 proposes y_0 = initializer(x_t) + noise and takes K
+    Langevin steps on log p(y | x_t); images end with one denoising step. The noise is a pure
+    function of seed and sample index, so a sample does not depend on the batch it is drawn in.
+
+    Args:
+        model: the model; its weights are read anew when they have changed, and never modified.
+        device: where to sample; by default where the model's parameters are.
+        precision: "fp32", "fp64" or "auto" (float32).
+        backend: "reference" or "auto".
+        graph: "off" or "auto".
+
+    Raises:
+        ValueError: an unknown choice. BackendUnavailable: a choice that cannot be had.
+
+    Example:
+        >>> from cdrl_fast import CDRL, Sampler
+        >>> Sampler(CDRL.from_pretrained("digits")).sample(2, label="7", steps=1).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        model: CDRL,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        backend: str = "auto",
+        graph: str = "auto",
+    ) -> None:
+        if not isinstance(model, CDRL):
+            raise TypeError(f"Sampler: model must be a CDRL, got {type(model).__name__}")
+        for name, value in (("precision", precision), ("backend", backend), ("graph", graph)):
+            _check_choice(name, value)
+        parameter = next(model.parameters(), torch.empty(0))
+        self.model = model
+        self.device = torch.device(device) if device is not None else parameter.device
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self._frozen = FrozenModel(
+            model.energy, model.initializer, device=self.device, dtype=self.dtype
+        )
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        steps: Steps = None,
+        label: Label = None,
+        guidance: float = 0.0,
+        first_sample: int = 0,
+        batch_size: int | None = None,
+        denoise_scale: float = 1.0,
+        progress: bool = False,
+        trace: None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        steps: Steps = None,
+        label: Label = None,
+        guidance: float = 0.0,
+        first_sample: int = 0,
+        batch_size: int | None = None,
+        denoise_scale: float = 1.0,
+        progress: bool = False,
+        trace: TraceKind,
+    ) -> tuple[Tensor, Trace]: ...
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        steps: Steps = None,
+        label: Label = None,
+        guidance: float = 0.0,
+        first_sample: int = 0,
+        batch_size: int | None = None,
+        denoise_scale: float = 1.0,
+        progress: bool = False,
+        trace: TraceKind | None = None,
+    ) -> Tensor | tuple[Tensor, Trace]:
+        """Draws ``n`` samples.
+
+        Args:
+            n: how many; 0 is allowed.
+            seed: 64-bit integer; the same seed gives the same samples.
+            steps: Langevin steps a level: None (as trained), an int, one int for each of levels
+                1 … T, or a StepPlan. With K' of K steps, h² = K/K'.
+            label: a class number 1 … classes, a class name, or ``n`` of them.
+            guidance: classifier-free weight w: (1 + w) f(·|label) - w f(·|no label).
+            first_sample: index of the first sample in the seed's stream: samples 32 to 63 of a seed
+                are ``sample(32, first_sample=32)``.
+            batch_size: samples that go through the networks together; memory, not results, depends
+                on it. None: all at once, up to 1,024.
+            denoise_scale: factor of the last denoising step's score. 1 is Tweedie's formula; the
+                authors' released code takes a score twice as large, which is 2 here.
+            progress: show a progress bar.
+            trace: "levels" or "steps" to return the chain's states as well.
+
+        Returns:
+            (n, C, H, W) float32 in [-1, 1]; of 2-D models (n, 2), neither clamped nor denoised. With
+            precision="fp64" float64. With ``trace``, a pair (samples, Trace).
+
+        Raises:
+            ValueError, TypeError: an argument that does not fit.
+            ChainDiverged: a state left the finite numbers; names level and step.
+        """
+        terms = self._terms(n, label, guidance)
+        plan = self.model.schedule.plan(steps)
+        check_integer("Sampler.sample", "n", n, 0, 2**31)
+        check_integer("Sampler.sample", "seed", seed, -(2**63), 2**64)
+        check_integer("Sampler.sample", "first_sample", first_sample, 0, 2**63 - n)
+        if not math.isfinite(denoise_scale):
+            raise ValueError(f"denoise_scale: expected a finite number, got {denoise_scale}")
+        if trace not in (None, "levels", "steps"):
+            raise ValueError(f'trace: expected None, "levels" or "steps", got {trace!r}')
+        size = 1024 if batch_size is None else batch_size
+        check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
+        self._frozen.refresh()
+        parts, recorders = [], []
+        with _Advance(progress, -(-n // size) * sum(plan.counts)) as advance:
+            for start in range(0, max(n, 1), size):
+                stop = min(start + size, n)
+                recorder = _Recorder(self._frozen, terms.slice(start, stop), trace)
+                rng = (seed, first_sample + start)
+                chain = self._chain(stop - start, rng, plan, recorder, advance)
+                parts.append(self._finish(chain, recorder.terms, denoise_scale))
+                recorders.append(recorder)
+        samples = torch.cat(parts)
+        return samples if trace is None else (samples, _joined(recorders))
+
+    def _terms(self, n: int, label: Label, guidance: float) -> Terms:
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance: expected a finite number, got {guidance}")
+        if guidance != 0.0 and self.model.num_classes == 0:
+            raise ValueError("guidance: this model is unconditional, so there is nothing to guide by")
+        if guidance != 0.0 and label is None:
+            raise ValueError("guidance: pass the label to guide towards")
+        indices = self.model.label_indices(label, n)
+        return Terms.guided(None if indices is None else indices.to(self.device), guidance)
+
+    def _chain(
+        self,
+        n: int,
+        rng: tuple[int, int],
+        plan: StepPlan,
+        recorder: _Recorder,
+        advance: _Advance,
+    ) -> Tensor:
+        """All levels, from x_T to x_0."""
+        seed, first_sample = rng
+        schedule, frozen, terms = self.model.schedule, self._frozen, recorder.terms
+        shape = (n, *self.model.sample_shape)
+        first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
+
+        def noise(draw: int) -> Tensor:
+            return normal(
+                shape,
+                seed=seed,
+                draw=draw,
+                first_sample=first_sample,
+                device=self.device,
+                dtype=self.dtype,
+            )
+
+        x = noise(Purpose.SAMPLING.draw(0))
+        recorder.record("levels", x, schedule.level(schedule.levels), rescaled=True)
+        for t in range(schedule.levels, 0, -1):
+            level = schedule.level(t, plan)
+            draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
+            y = frozen.propose(x, level.logsnr_noisy, terms)
+            if frozen.initializer is not None:
+                y = y + level.init_std * noise(draw)
+            recorder.record("steps", y, level, rescaled=False)
+            for step in range(1, level.steps + 1):
+                last = step == level.steps
+                y = langevin_step(
+                    y,
+                    frozen.gradient(y, level.logsnr, terms),
+                    x if level.pull else None,
+                    drift=level.drift,
+                    pull=level.pull,
+                    noise_std=level.noise_std,
+                    rng=(seed, draw + step, first_sample),
+                    rescale=level.rescale if last else 1.0,
+                    first_bad=first_bad,
+                )
+                recorder.record("steps", y, level, rescaled=last)
+                advance()
+            x = y
+            recorder.record("levels", x, level, rescaled=True)
+        self._raise_if_diverged(first_bad, first_sample)
+        return x
+
+    def _finish(self, x: Tensor, terms: Terms, denoise_scale: float) -> Tensor:
+        """Tweedie's denoising step and the clamp, for images; returns float32 (float64)."""
+        if not self.model.is_image:
+            return x
+        schedule, level = self.model.schedule, self.model.schedule.level(1)
+        gradient = self._frozen.gradient(level.scale * x, level.logsnr, terms)
+        score = (denoise_scale * level.scale / level.energy_variance) * gradient
+        clean = (x + float(schedule.noise_variance[0]) * score) / math.sqrt(schedule.alpha_bar[0])
+        return clean.clamp(-1.0, 1.0)
+
+    def _raise_if_diverged(self, first_bad: Tensor, first_sample: int) -> None:
+        code = int(first_bad)
+        if code == NEVER:
+            return
+        draw, sample = code >> 31, first_sample + (code & (2**31 - 1))
+        level, step = self.model.schedule.levels + 1 - (draw >> 16), draw & 0xFFFF
+        raise ChainDiverged(
+            f"the chain of sample {sample} left the finite numbers at level {level}, step {step}; "
+            "use more steps, a smaller step multiplier or less guidance, or check the weights",
+            level=level,
+            step=step,
+            sample=sample,
+        )
+
+
+class _Advance:
+    """Advances a progress bar by one Langevin step; without one does nothing."""
+
+    def __init__(self, show: bool, total: int) -> None:
+        self._bar = None
+        if show:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, desc="sampling", unit="step")
+
+    def __call__(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def __enter__(self) -> _Advance:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _joined(recorders: list[_Recorder]) -> Trace:
+    def joined(parts: Iterator[list[Tensor]]) -> Tensor:
+        return torch.cat([torch.stack(part) for part in parts], dim=1)
+
+    return Trace(
+        states=joined(r.states for r in recorders),
+        energies=joined(r.energies for r in recorders),
+        levels=torch.tensor(recorders[0].levels),
+    )
+
+
+def _check_choice(name: str, value: str) -> None:
+    available, planned = _CHOICES[name]
+    if value in planned:
+        raise BackendUnavailable(f"{name}={value!r} is not available here; use one of {available}")
+    if value not in available:
+        raise ValueError(f"{name}: expected one of {available + planned}, got {value!r}")
