@@ -66,7 +66,7 @@ class Classifier(nn.Module):
         self.shape, self.classes = tuple(shape), classes
         layers: list[nn.Module] = [nn.Conv2d(shape[0], 32, 3, padding=1), nn.ReLU()]
         width = 32
-        # Halved until the shorter side is 4 to 7; all but the last time before the wide layer.
+        # The shorter side is halved until it is 4 to 7; the last time comes after its convolution.
         for _ in range(int(math.log2(min(shape[1:]))) - 3):
             layers += [nn.MaxPool2d(2), nn.Conv2d(width, 64, 3, padding=1), nn.ReLU()]
             width = 64

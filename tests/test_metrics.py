@@ -1,0 +1,476 @@
+"""Metrics against closed forms and hand-made cases, and the classifier behind them."""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cdrl_fast import metrics
+from cdrl_fast.data import Dataset, checkerboard, load_data
+from cdrl_fast.errors import CheckpointError, DataError
+from cdrl_fast.metrics import (
+    Classifier,
+    checkerboard_shares,
+    copying_check,
+    evaluate_images,
+    frechet_distance,
+    inception_fid,
+    label_accuracy,
+    nearest_distances,
+    precision_recall,
+    train_classifier,
+)
+
+
+class Pixels:
+    """A feature extractor whose features are the pixels."""
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def gaussian_images(mean: Tensor, root: Tensor, n: int, seed: int) -> Tensor:
+    """Images of 2x2 pixels with exactly this sample mean and sample covariance root root^T."""
+    z = normal(n, 4, seed=seed)
+    z = z - z.mean(0)
+    z = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T.cov()), z.T, upper=False).T
+    return (z @ root.T + mean).view(n, 1, 2, 2)
+
+
+def line(*values: float) -> Tensor:
+    """One image of a single pixel per value."""
+    return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def split() -> tuple[Dataset, Dataset]:
+    return load_data("digits").split(0.2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def train_images(split: tuple[Dataset, Dataset]) -> Tensor:
+    return split[0].batch(range(len(split[0])))[0]
+
+
+@pytest.fixture(scope="module")
+def held_out_images(split: tuple[Dataset, Dataset]) -> Tensor:
+    return split[1].batch(range(len(split[1])))[0]
+
+
+@pytest.fixture(scope="module")
+def classifier(
+    split: tuple[Dataset, Dataset], tmp_path_factory: pytest.TempPathFactory
+) -> Classifier:
+    return train_classifier(split[0], cache=tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture
+def small(split: tuple[Dataset, Dataset]) -> Dataset:
+    return split[0].subset(range(200))
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes any training from now on fail."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("trained")
+
+    return lambda: monkeypatch.setattr(metrics, "_fit", fail)
+
+
+def assert_same_weights(one: Classifier, other: Classifier) -> None:
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def test_frechet_distance_has_the_closed_form_of_two_gaussians() -> None:
+    roots = [torch.eye(4, dtype=torch.float64) + 0.4 * normal(4, 4, seed=s).tril() for s in (1, 2)]
+    means = [normal(4, seed=3), normal(4, seed=4)]
+    real = gaussian_images(means[0], roots[0], 300, seed=5)
+    fake = gaussian_images(means[1], roots[1], 200, seed=6)
+    s1, s2 = (root @ root.T for root in roots)
+    # tr (S1 S2)^(1/2) is the sum of the singular values of S1^(1/2)^T S2^(1/2).
+    cross = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
+    expected = (means[0] - means[1]).square().sum() + s1.trace() + s2.trace() - 2 * cross
+    assert frechet_distance(real, fake, Pixels()) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_frechet_distance_of_a_shift_is_its_square() -> None:
+    images = normal(50, 1, 2, 2).float()
+    distance = frechet_distance(images, images + 0.5, Pixels())
+    assert distance == pytest.approx(4 * 0.25, rel=1e-5)
+
+
+def test_frechet_distance_to_itself_is_zero_far_from_the_origin() -> None:
+    images = 1000 + normal(50, 1, 3, 3)
+    assert 0 <= frechet_distance(images, images, Pixels()) < 1e-6
+
+
+def test_frechet_distance_leaves_the_extractor_in_float32(classifier: Classifier) -> None:
+    images = normal(20, 1, 8, 8).float()
+    frechet_distance(images, images, classifier)
+    assert {p.dtype for p in classifier.parameters()} == {torch.float32}
+
+
+def test_precision_and_recall_on_a_line() -> None:
+    # Radii to the first neighbour: 5, 1, 1, 1, 1, 1, 1 and 2.4, 2.1, 2.1, 6.
+    real = line(-5, 0, 1, 2, 10, 11, 12)
+    fake = line(0.5, 2.9, 5, 11)
+    assert precision_recall(real, fake, Pixels(), neighbours=1) == (3 / 4, 6 / 7)
+
+
+def test_covering_one_of_two_modes_halves_the_recall_only() -> None:
+    modes = (
+        normal(400, 1, 1, 2, seed=1) + torch.tensor([-20.0, 20.0]).repeat(200)[:, None, None, None]
+    )
+    fake = normal(300, 1, 1, 2, seed=2) * 0.9 - 20
+    precision, recall = precision_recall(modes, fake, Pixels())
+    assert precision > 0.95
+    assert 0.4 < recall <= 0.5
+    assert precision_recall(fake, modes, Pixels()) == (recall, precision)
+
+
+def test_noise_has_neither_precision_nor_recall() -> None:
+    real, fake = 0.01 * normal(50, 1, 2, 2), 100 + normal(60, 1, 2, 2)
+    assert precision_recall(real, fake, Pixels()) == (0, 0)
+
+
+def test_copies_have_precision_one() -> None:
+    real = normal(60, 1, 5, 5)
+    assert precision_recall(real, real[:20], Pixels())[0] == 1
+
+
+def test_classifier_knows_digits_it_never_saw(
+    classifier: Classifier, split: tuple[Dataset, Dataset], held_out_images: Tensor
+) -> None:
+    labels = torch.from_numpy(split[1].labels)
+    assert label_accuracy(held_out_images, labels, classifier) >= 0.98
+
+
+def test_predictions_are_the_likeliest_classes(
+    classifier: Classifier, held_out_images: Tensor
+) -> None:
+    predicted = classifier.predict(held_out_images, batch_size=100)
+    assert predicted.dtype == torch.int64
+    assert predicted.unique().tolist() == list(range(1, 11))
+    assert torch.equal(predicted, classifier(held_out_images).argmax(1) + 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 64), (1, 28, 28), (2, 8, 64), (1, 13, 9)])
+def test_classifier_takes_any_small_image(shape: tuple[int, ...]) -> None:
+    network = Classifier(shape, 3)
+    images = torch.randn(2, *shape)
+    assert network(images).shape == (2, 3)
+    features = network.features(images)
+    assert features.shape == (2, 64)
+    assert features.dtype == torch.float32
+
+
+def test_label_accuracy_counts_the_agreements(
+    classifier: Classifier, held_out_images: Tensor
+) -> None:
+    images = held_out_images[:8]
+    labels = classifier.predict(images)
+    labels[:2] = labels[:2] % 10 + 1
+    assert label_accuracy(images, labels, classifier) == 0.75
+
+
+def test_cached_weights_are_taken_without_training(
+    small: Dataset, tmp_path: Path, no_training: Callable[[], None]
+) -> None:
+    first = train_classifier(small, epochs=1, cache=tmp_path / "new")
+    no_training()
+    assert_same_weights(first, train_classifier(small, epochs=1, cache=tmp_path / "new"))
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_cache_depends_on_data_recipe_and_seed(
+    small: Dataset, tmp_path: Path, no_training: Callable[[], None]
+) -> None:
+    train_classifier(small, epochs=1, cache=tmp_path)
+    no_training()
+    relabelled = Dataset("x", small.values, small.labels % 10 + 1, small.classes, small.maximum)
+    for data, seed, epochs in [
+        (small, 1, 1),
+        (small, 0, 2),
+        (small.subset(range(199)), 0, 1),
+        (relabelled, 0, 1),
+    ]:
+        with pytest.raises(AssertionError, match="trained"):
+            train_classifier(data, seed=seed, epochs=epochs, cache=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_damaged_cache_is_trained_again(
+    damage: str, small: Dataset, tmp_path: Path, no_training: Callable[[], None]
+) -> None:
+    first = train_classifier(small, epochs=1, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    flipped = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+    file.write_bytes({"truncated": content[:-5], "flipped": flipped, "empty": b""}[damage])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert_same_weights(first, train_classifier(small, epochs=1, cache=tmp_path))
+    no_training()
+    assert_same_weights(first, train_classifier(small, epochs=1, cache=tmp_path))
+
+
+def test_default_cache_folder_comes_from_the_environment(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CDRL_FAST_CACHE", str(tmp_path / "from_environment"))
+    train_classifier(small, epochs=1)
+    monkeypatch.delenv("CDRL_FAST_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train_classifier(small, epochs=1)
+    for folder in (tmp_path / "from_environment", tmp_path / ".cache" / "cdrl_fast"):
+        assert [file.suffix for file in folder.iterdir()] == [".safetensors"]
+
+
+def test_unwritable_cache_costs_a_warning_only(small: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="not cached"):
+        trained = train_classifier(small, epochs=1, cache=tmp_path / "file" / "folder")
+    assert_same_weights(trained, train_classifier(small, epochs=1, cache=tmp_path / "cache"))
+
+
+def test_interrupted_write_leaves_no_file(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.warns(UserWarning, match="no space left"):
+        train_classifier(small, epochs=1, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_is_seeded_and_leaves_the_global_state(small: Dataset, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = train_classifier(small, seed=3, epochs=1, cache=tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        other = train_classifier(small, seed=3, epochs=1, cache=tmp_path / "b")
+    assert_same_weights(one, other)
+    before = torch.get_rng_state()
+    train_classifier(small, seed=3, epochs=1, cache=tmp_path / "b")
+    assert torch.equal(torch.get_rng_state(), before)
+    different = train_classifier(small, seed=4, epochs=1, cache=tmp_path / "a")
+    assert not torch.equal(one.head.weight, different.head.weight)
+
+
+def test_nearest_distances_by_hand() -> None:
+    reference = torch.tensor([[0.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2)
+    images = torch.tensor([[0.0, 0.5], [1.0, 0.0], [4.0, 4.0]]).view(3, 1, 1, 2)
+    distances = nearest_distances(images, reference)
+    assert distances.dtype == torch.float32
+    assert distances.tolist() == [0.5, 0.0, 5.0]
+
+
+def test_nearest_distances_of_many_images() -> None:
+    images, reference = normal(600, 1, 1, 3, seed=1), normal(5500, 1, 1, 3, seed=2)
+    images[550] = reference[5400]
+    brute = (images.view(600, 1, 3) - reference.view(1, 5500, 3)).norm(dim=2).amin(1)
+    distances = nearest_distances(images, reference)
+    torch.testing.assert_close(distances, brute.float())
+    assert distances[550] == 0
+
+
+def test_copies_of_training_images_are_found(train_images: Tensor, held_out_images: Tensor) -> None:
+    copies = train_images[:300] + 0.01 * normal(300, 1, 8, 8).float()
+    check = copying_check(copies, train_images, held_out_images)
+    assert check.copied
+    assert check.share == 1
+    assert check.samples_median == pytest.approx(0.01 * math.sqrt(64), rel=0.1)
+    assert check.ratio == check.samples_median / check.held_out_median < 0.1
+
+
+def test_images_that_were_held_out_are_not_copies(
+    train_images: Tensor, held_out_images: Tensor
+) -> None:
+    samples, other = held_out_images[::2], held_out_images[1::2]
+    check = copying_check(samples, train_images, other)
+    assert not check.copied
+    assert check.share < 0.04
+    assert 0.9 < check.ratio < 1.1
+
+
+def test_rare_copies_are_found(train_images: Tensor, held_out_images: Tensor) -> None:
+    samples = torch.cat([held_out_images[:180], train_images[:20]])
+    check = copying_check(samples, train_images, held_out_images)
+    assert check.copied
+    assert check.share == pytest.approx(0.1, abs=0.02)
+    assert check.ratio > 0.9
+
+
+def test_copying_check_refuses_training_images_as_held_out(train_images: Tensor) -> None:
+    with pytest.raises(ValueError, match="held_out must not consist of training images"):
+        copying_check(train_images[:50] + 0.1, train_images, train_images[:100])
+
+
+def test_all_figures_of_the_held_out_images_themselves(
+    classifier: Classifier, train_images: Tensor, held_out_images: Tensor
+) -> None:
+    state = torch.get_rng_state()
+    figures = evaluate_images(held_out_images, train_images, held_out_images, classifier)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(type(value) is float and math.isfinite(value) for value in figures.values())
+    distance = frechet_distance(train_images, held_out_images, classifier)
+    assert figures["frechet"] == figures["frechet_floor"] == pytest.approx(distance)
+    assert figures["frechet_noise"] > 10 * figures["frechet_floor"] > 0
+    expected = precision_recall(train_images, held_out_images, classifier)
+    assert (figures["precision"], figures["recall"]) == expected
+    assert min(expected) > 0.8
+    assert figures["copying_ratio"] == 1
+    assert figures["copied"] == 0
+    counts = [figures[f"{name}_count"] for name in ("samples", "train", "held_out")]
+    assert counts == [len(held_out_images), len(train_images), len(held_out_images)]
+
+
+def test_all_figures_of_noise_are_bad(
+    classifier: Classifier, train_images: Tensor, held_out_images: Tensor
+) -> None:
+    noise = normal(360, 1, 8, 8, seed=9).float().clamp(-1, 1)
+    figures = evaluate_images(noise, train_images, held_out_images, classifier)
+    assert figures["frechet"] == pytest.approx(figures["frechet_noise"], rel=0.2)
+    assert figures["precision"] < 0.2
+    assert figures["copying_ratio"] > 1.5
+
+
+def test_checkerboard_data_fill_all_squares() -> None:
+    inside, shares = checkerboard_shares(checkerboard(20_000))
+    assert inside == 1
+    np.testing.assert_allclose(shares, 1 / 8, atol=0.01)
+
+
+def test_checkerboard_shares_by_hand() -> None:
+    # Columns and rows: (0, 0) and (2, 0) are squares 0 and 1, (3, 3) is 7; (1, 0) is a gap.
+    points = np.array([[-7, -7], [-6, -6], [1, -7], [7, 7], [-3, -7], [90, 0], [0, math.nan]])
+    inside, shares = checkerboard_shares(points)
+    assert inside == pytest.approx(4 / 7)
+    assert shares.tolist() == [0.5, 0.25, 0, 0, 0, 0, 0, 0.25]
+
+
+def test_checkerboard_shares_with_nothing_inside() -> None:
+    inside, shares = checkerboard_shares(np.full((3, 2), 100.0))
+    assert inside == 0
+    assert shares.tolist() == [0] * 8
+    with pytest.raises(ValueError, match="at least one point"):
+        checkerboard_shares(np.empty((0, 2)))
+
+
+def test_inception_fid_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    images = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(
+        ImportError, match=r'torch-fidelity .* pip install "cdrl-fast\[inception\]"'
+    ):
+        inception_fid(images, images)
+
+
+def test_inception_fid_names_the_missing_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    images = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(CheckpointError, match="hub/checkpoints/.*no Inception weights"):
+        inception_fid(images, images)
+    with pytest.raises(CheckpointError, match="given.pth: no Inception weights"):
+        inception_fid(images, images, weights=tmp_path / "given.pth")
+    (tmp_path / "given.pth").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match="given.pth: not Inception weights"):
+        inception_fid(images, images, weights=tmp_path / "given.pth")
+
+
+def test_inception_network_gets_bytes_in_three_channels() -> None:
+    seen: list[Tensor] = []
+
+    def network(levels: Tensor) -> Tensor:
+        seen.append(levels)
+        return levels.flatten(1).float()
+
+    metrics._Inception(network).features(line(-1.1, -1, 0.2, 1, 1.3))
+    assert seen[0].dtype == torch.uint8
+    assert seen[0].flatten(1).tolist() == [[level] * 3 for level in (0, 0, 153, 255, 255)]
+
+
+@pytest.mark.parametrize("module", ["torchmetrics.image.fid", "sklearn.neighbors"])
+def test_missing_packages_are_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    images = normal(10, 1, 2, 2)
+    metric = frechet_distance if module.startswith("torch") else precision_recall
+    with pytest.raises(ImportError, match=r'pip install "cdrl-fast\[demo\]"'):
+        metric(images, images, Pixels())
+
+
+def test_images_are_checked() -> None:
+    good = torch.zeros(6, 1, 8, 8)
+    with pytest.raises(ValueError, match="fake must hold at least 2 images, got 1"):
+        frechet_distance(good, good[:1], Pixels())
+    with pytest.raises(ValueError, match="real must hold at least 6 images, got 5"):
+        precision_recall(good[:5], good, Pixels())
+    with pytest.raises(ValueError, match="images must hold at least 1"):
+        nearest_distances(good[:0], good)
+    with pytest.raises(ValueError, match=r"one shape .*\(6, 1, 8, 9\)"):
+        frechet_distance(good, torch.zeros(6, 1, 8, 9), Pixels())
+    with pytest.raises(TypeError, match=r"fake must be floating point .* torch.uint8"):
+        frechet_distance(good, good.byte(), Pixels())
+    with pytest.raises(ValueError, match="samples holds values that are not finite"):
+        copying_check(good / 0, good, good)
+    with pytest.raises(ValueError, match="neighbours must be at least 1"):
+        precision_recall(good, good, Pixels(), neighbours=0)
+    with pytest.raises(ValueError, match="1 or 3 channels, got 2"):
+        inception_fid(torch.zeros(2, 2, 8, 8), torch.zeros(2, 2, 8, 8))
+
+
+def test_features_are_checked() -> None:
+    class Flat:
+        def features(self, images: Tensor) -> Tensor:
+            return images.flatten()
+
+    with pytest.raises(ValueError, match=r"extractor must give .* got \(16,\)"):
+        frechet_distance(torch.zeros(4, 1, 2, 2), torch.zeros(4, 1, 2, 2), Flat())
+
+
+def test_labels_are_checked(classifier: Classifier) -> None:
+    images = torch.zeros(3, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"labels must have shape \(3,\)"):
+        label_accuracy(images, torch.ones(2, dtype=torch.int64), classifier)
+    for bad in (0, 11):
+        with pytest.raises(ValueError, match="labels must be from 1 to 10"):
+            label_accuracy(images, torch.full((3,), bad), classifier)
+
+
+def test_classifiers_are_checked(small: Dataset, tmp_path: Path, classifier: Classifier) -> None:
+    for shape in [(1, 7, 8), (4, 8, 8), (1, 8, 65), (8, 8)]:
+        with pytest.raises(ValueError, match="shape must be"):
+            Classifier(shape, 10)
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
+        Classifier((1, 8, 8), 1)
+    with pytest.raises(ValueError, match=r"images must have shape \(n, 1, 8, 8\)"):
+        classifier(torch.zeros(2, 1, 9, 8))
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        train_classifier(small, epochs=0, cache=tmp_path)
+    for data in (
+        Dataset("pixels", small.values, None, (), small.maximum),
+        Dataset("points", checkerboard(9), None, (), None),
+    ):
+        with pytest.raises(DataError, match="needs images with labels"):
+            train_classifier(data, cache=tmp_path)
