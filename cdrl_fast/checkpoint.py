@@ -110,8 +110,8 @@ def read_folder(folder: str | Path) -> dict[str, bytes]:
         files[name] = (folder / name).read_bytes()
         if _digest_line(name, files[name]) != line:
             raise CheckpointError(
-                f"{folder / name}: corrupt, its checksum is not the one in {SUMS}; restore the file "
-                "or use another copy"
+                f"{folder / name}: corrupt, its checksum is not the one in {SUMS}; restore the "
+                "file or use another copy"
             )
     if not files or _sums(files) != listed:
         raise CheckpointError(f"{sums}: corrupt; restore the file or use another copy")

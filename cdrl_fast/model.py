@@ -189,7 +189,9 @@ class CDRL(nn.Module):
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from None
+            raise CheckpointError(
+                f"{folder}: the weights do not fit config.json: {error}"
+            ) from None
         return model.eval()
 
 
@@ -209,8 +211,8 @@ def _find(name: str | Path) -> Path:
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _download(name)
     raise CheckpointError(
-        f"{name}: no such model; expected a shipped name ({', '.join(shipped) or 'none'}), a folder "
-        "or a Hub id (owner/name)"
+        f"{name}: no such model; expected a shipped name ({', '.join(shipped) or 'none'}), a "
+        "folder or a Hub id (owner/name)"
     )
 
 
@@ -249,7 +251,9 @@ def _sample_shape(
 def _network_config(network: nn.Module) -> dict[str, Any]:
     name = type(network).__name__
     if name not in NETWORKS:
-        raise ValueError(f"{name}: only {', '.join(NETWORKS)} can be saved with their configuration")
+        raise ValueError(
+            f"{name}: only {', '.join(NETWORKS)} can be saved with their configuration"
+        )
     config: dict[str, Any] = network.config  # type: ignore[assignment]
     return {"type": name, **config}
 
@@ -258,5 +262,7 @@ def _build_network(config: dict[str, Any]) -> nn.Module:
     options = dict(config)
     name = options.pop("type")
     if name not in NETWORKS:
-        raise CheckpointError(f"config.json: unknown network {name!r}; known: {', '.join(NETWORKS)}")
+        raise CheckpointError(
+            f"config.json: unknown network {name!r}; known: {', '.join(NETWORKS)}"
+        )
     return NETWORKS[name](**options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, overload
 
@@ -178,8 +178,8 @@ class Sampler:
             trace: "levels" or "steps" to return the chain's states as well.
 
         Returns:
-            (n, C, H, W) float32 in [-1, 1]; of 2-D models (n, 2), neither clamped nor denoised. With
-            precision="fp64" float64. With ``trace``, a pair (samples, Trace).
+            (n, C, H, W) float32 in [-1, 1]; of 2-D models (n, 2), neither clamped nor denoised.
+            With precision="fp64" float64. With ``trace``, a pair (samples, Trace).
 
         Raises:
             ValueError, TypeError: an argument that does not fit.
@@ -213,7 +213,9 @@ class Sampler:
         if not math.isfinite(guidance):
             raise ValueError(f"guidance: expected a finite number, got {guidance}")
         if guidance != 0.0 and self.model.num_classes == 0:
-            raise ValueError("guidance: this model is unconditional, so there is nothing to guide by")
+            raise ValueError(
+                "guidance: this model is unconditional, so there is nothing to guide by"
+            )
         if guidance != 0.0 and label is None:
             raise ValueError("guidance: pass the label to guide towards")
         indices = self.model.label_indices(label, n)
@@ -320,7 +322,7 @@ class _Advance:
 
 
 def _joined(recorders: list[_Recorder]) -> Trace:
-    def joined(parts: Iterator[list[Tensor]]) -> Tensor:
+    def joined(parts: Iterable[list[Tensor]]) -> Tensor:
         return torch.cat([torch.stack(part) for part in parts], dim=1)
 
     return Trace(

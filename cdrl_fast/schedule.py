@@ -3,7 +3,8 @@
 Noise index ``t`` runs from 0 (almost clean) to ``T = levels`` (almost pure noise), and
 
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,   alpha_bar_t = sigmoid(logsnr_t),
-    logsnr_t = -2 log tan(A t/T + B),  B = arctan(exp(-logsnr_max/2)),  A = arctan(exp(-logsnr_min/2)) - B.
+    logsnr_t = -2 log tan(A t/T + B),
+    B = arctan(exp(-logsnr_max/2)),  A = arctan(exp(-logsnr_min/2)) - B.
 
 A *level* ``t`` in 1 … T is the transition x_t → x_{t-1}; the chain visits T, T-1, …, 1.
 Source: Zhu, Xie, Wu, Gao, "Learning Energy-Based Models by Cooperative Diffusion Recovery
@@ -103,8 +104,8 @@ class NoiseSchedule:
         logsnr_min: log signal-to-noise ratio at t = T.
         kappa: κ, half the ratio of a step's noise variance to c_t σ_t²; 2e-4 for images, 1e-3 for
             2-D points.
-        step_scale: c_t = sqrt(1 - alpha_bar_{t-1}) / sqrt(1 - alpha_bar_0) ("cumulative", images) or
-            1 / sqrt(1 - alpha_bar_0) ("constant", 2-D points).
+        step_scale: c_t = sqrt(1 - alpha_bar_{t-1}) / sqrt(1 - alpha_bar_0) ("cumulative", images)
+            or 1 / sqrt(1 - alpha_bar_0) ("constant", 2-D points).
 
     Raises:
         ValueError: a value out of range.
@@ -173,7 +174,8 @@ class NoiseSchedule:
             plan = StepPlan(counts, tuple(float(np.sqrt(self.steps / c)) for c in counts))
         if len(plan.counts) != self.levels:
             raise ValueError(
-                f"steps: expected one entry for each of {self.levels} levels, got {len(plan.counts)}"
+                f"steps: expected one entry for each of {self.levels} levels, got "
+                f"{len(plan.counts)}"
             )
         return plan
 

@@ -3,115 +3,39 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cdrl_fast import checkpoint
+from cdrl_fast.batches import Batches
 from cdrl_fast.data import Dataset
 from cdrl_fast.errors import ChainDiverged, CheckpointError
+from cdrl_fast.levels import LevelTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_checkpoint
 from cdrl_fast.networks.layers import StreamDropout, static_weights
 from cdrl_fast.ops import langevin_step, normal, philox
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
+from cdrl_fast.run_folder import (
+    Interrupt,
+    append_log,
+    cut_log,
+    drop_old_checkpoints,
+    training_bar,
+)
+from cdrl_fast.train_config import TrainConfig
 
 STATE = "training.safetensors"
-LOG = "log.jsonl"
 
-# Indices of the training draws; the Langevin step k adds k to the initializer's.
-NOISE, POSTERIOR, LEVEL, LABEL_DROP, FLIP, DROPOUT, INITIALIZER = 0, 1, 2, 3, 4, 16, 2**16
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained; the defaults are the paper's CIFAR-10 run.
-
-    Attributes:
-        batch_size: samples an iteration.
-        energy_lr, initializer_lr: learning rates of Adam (energy) and AdamW without decay.
-        warmup: iterations of linear warm-up; 0 for none.
-        initializer_warmup_offset: how far ahead the initializer's warm-up is.
-        clip: gradient norm to which each network's gradient is clipped.
-        ema_decay: decay of the averaged weights, ramped as (1 + n)/(10 + n).
-        variance_reduction: draw x_{t-1} with the noise of x_t; otherwise from the posterior.
-        label_drop: probability that a label is replaced by "no label".
-        flip: mirror images at random.
-        seed: of all noise and of the data's order.
-        log_every: iterations between lines of the log.
-        preview_every, metrics_every, checkpoint_every: iterations between previews, metrics and
-            checkpoints; 0 for none.
-        keep: checkpoints kept, the newest ones.
-    """
-
-    batch_size: int = 256
-    energy_lr: float = 1e-4
-    initializer_lr: float = 1e-5
-    warmup: int = 10_000
-    initializer_warmup_offset: int = 500
-    clip: float = 1.0
-    ema_decay: float = 0.9999
-    variance_reduction: bool = True
-    label_drop: float = 0.1
-    flip: bool = False
-    seed: int = 0
-    log_every: int = 10
-    preview_every: int = 0
-    metrics_every: int = 0
-    checkpoint_every: int = 1000
-    keep: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig: expected {name} >= 1, got {getattr(self, name)}")
-        for name in ("warmup", "preview_every", "metrics_every", "checkpoint_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"TrainConfig: expected {name} >= 0, got {getattr(self, name)}")
-        for name in ("energy_lr", "initializer_lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"TrainConfig: expected {name} > 0, got {getattr(self, name)}")
-        for name in ("label_drop", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig: expected 0 <= {name} < 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class LevelTable:
-    """The schedule's constants as tensors indexed by t - 1, for batches of mixed levels."""
-
-    scale: Tensor
-    logsnr: Tensor
-    logsnr_noisy: Tensor
-    init_std: Tensor
-    pull: Tensor
-    noise_std: Tensor
-    loss_weight: Tensor
-
-    @classmethod
-    def of(cls, model: CDRL, device: torch.device, dtype: torch.dtype) -> LevelTable:
-        levels = [model.schedule.level(t) for t in range(1, model.schedule.levels + 1)]
-        return cls(
-            **{
-                name: torch.tensor([getattr(x, name) for x in levels], device=device, dtype=dtype)
-                for name in cls.__dataclass_fields__
-            }
-        )
-
-    def at(self, t: Tensor) -> LevelTable:
-        """One entry a sample; t int64 (batch,)."""
-        return LevelTable(**{k: getattr(self, k)[t - 1] for k in self.__dataclass_fields__})
+# Indices of the training draws (`batches` has two more); step k adds k to the initializer's.
+NOISE, POSTERIOR, LEVEL, DROPOUT, INITIALIZER = 0, 1, 2, 16, 2**16
 
 
 class Trainer:
@@ -156,7 +80,13 @@ class Trainer:
             else None
         )
         self._levels = LevelTable.of(model, self.device, self.dtype)
-        self._order: tuple[int, np.ndarray[Any, Any]] | None = None
+        self._batches = Batches(
+            data,
+            self.config,
+            labelled=model.num_classes > 0,
+            device=self.device,
+            dtype=self.dtype,
+        )
         _connect_dropout(model.initializer, self)
 
     # -- one iteration ---------------------------------------------------------------------------
@@ -167,11 +97,11 @@ class Trainer:
         Raises:
             ChainDiverged: a chain or a loss left the finite numbers; the weights are as before.
         """
-        x0, label = self._batch()
+        x0, label = self._batches.at(self.iteration)
         level, x_noisy, x_clean = self._noised(x0)
         energy, config = self.model.energy, self.config
         energy.train()
-        positive = energy(_per_sample(level.scale, x_clean) * x_clean, level.logsnr, label)
+        positive = energy(per_sample(level.scale, x_clean) * x_clean, level.logsnr, label)
         proposal = self._propose(x_noisy, level, label)
         energy.eval()
         with static_weights(energy):
@@ -207,59 +137,14 @@ class Trainer:
     def _noise(self, like: Tensor, index: int) -> Tensor:
         return normal(tuple(like.shape), dtype=self.dtype, **self._rng(index))
 
-    def _batch(self) -> tuple[Tensor, Tensor | None]:
-        """The iteration's images and labels, flipped and with labels dropped."""
-        config, n = self.config, self.config.batch_size
-        x0, label = self.data.batch(self._indices())
-        x0 = x0.to(self.device, self.dtype)
-        if config.flip:
-            mirrored = philox.randint(n, 2, **self._rng(FLIP)).bool()
-            x0 = torch.where(_per_sample(mirrored, x0), x0.flip(-1), x0)
-        if label is None or self.model.num_classes == 0:
-            return x0, None
-        label = label.to(self.device)
-        dropped = philox.uniform((n, 1), **self._rng(LABEL_DROP))[:, 0] < config.label_drop
-        return x0, label.masked_fill(dropped, 0)
-
-    def _indices(self) -> np.ndarray[Any, Any]:
-        """Rows of the data for this iteration: epoch after epoch, each in an order of its own."""
-        size, n = len(self.data), self.config.batch_size
-        positions = np.arange(self.iteration * n, (self.iteration + 1) * n)
-        epochs, rows = positions // size, positions % size
-        return np.concatenate([self._epoch(e)[rows[epochs == e]] for e in np.unique(epochs)])
-
-    def _epoch(self, epoch: int) -> np.ndarray[Any, Any]:
-        if self._order is None or self._order[0] != epoch:
-            key = np.array([self.config.seed % 2**64, epoch], dtype=np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=key))
-            self._order = (int(epoch), generator.permutation(len(self.data)))
-        return self._order[1]
-
     def _noised(self, x0: Tensor) -> tuple[LevelTable, Tensor, Tensor]:
         """The samples' levels, x_t and x_{t-1}."""
         schedule = self.model.schedule
         t = philox.randint(len(x0), schedule.levels, **self._rng(LEVEL)) + 1
-
-        def at(values: Any, index: Tensor) -> Tensor:
-            table = torch.as_tensor(np.array(values), device=self.device, dtype=self.dtype)
-            return _per_sample(table[index], x0)
-
-        noise = self._noise(x0, NOISE)
-        signal, variance = np.sqrt(schedule.alpha_bar), np.sqrt(schedule.noise_variance)
-        x_noisy = at(signal, t) * x0 + at(variance, t) * noise
-        if self.config.variance_reduction:
-            x_clean = at(signal, t - 1) * x0 + at(variance, t - 1) * noise
-        else:
-            # Posterior q(x_{t-1} | x_t, x_0), with r = exp(λ_t - λ_{t-1}).
-            r = np.exp(np.diff(schedule.logsnr))
-            ratio = schedule.alpha_bar[:-1] / schedule.alpha_bar[1:]
-            spread = schedule.noise_variance[:-1] / schedule.noise_variance[1:] * (1 - 1 / ratio)
-            x_clean = (
-                at(r * np.sqrt(ratio), t - 1) * x_noisy
-                + at((1 - r) * signal[:-1], t - 1) * x0
-                + at(np.sqrt(spread), t - 1) * self._noise(x0, POSTERIOR)
-            )
-        return self._levels.at(t), x_noisy, x_clean
+        reduced = self.config.variance_reduction
+        posterior = None if reduced else self._noise(x0, POSTERIOR)
+        pair = noised_pair(schedule, x0, t, self._noise(x0, NOISE), posterior)
+        return self._levels.at(t), *pair
 
     def _propose(self, x_noisy: Tensor, level: LevelTable, label: Tensor | None) -> Tensor:
         """y_0: the initializer's mean with its noise; x_t itself without an initializer."""
@@ -267,11 +152,9 @@ class Trainer:
             return x_noisy
         self.model.initializer.train()
         mean: Tensor = self.model.initializer(x_noisy, level.logsnr_noisy, label)
-        return mean + _per_sample(level.init_std, mean) * self._noise(mean, INITIALIZER)
+        return mean + per_sample(level.init_std, mean) * self._noise(mean, INITIALIZER)
 
-    def _revise(
-        self, y: Tensor, anchor: Tensor, level: LevelTable, label: Tensor | None
-    ) -> Tensor:
+    def _revise(self, y: Tensor, anchor: Tensor, level: LevelTable, label: Tensor | None) -> Tensor:
         """y_K: K Langevin steps from y_0, without gradients to parameters."""
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
         for k in range(1, self.model.schedule.steps + 1):
@@ -362,9 +245,9 @@ class Trainer:
         run = None if folder is None else Path(folder)
         if run is not None:
             (run / "previews").mkdir(parents=True, exist_ok=True)
-            _cut_log(run / LOG, self.iteration)
+            cut_log(run, self.iteration)
         log: dict[str, float] = {}
-        with _Interrupt() as interrupt, _bar(progress, self.iteration, iterations) as bar:
+        with Interrupt() as interrupt, training_bar(progress, self.iteration, iterations) as bar:
             while self.iteration < iterations:
                 start = time.perf_counter()
                 log = self.step()
@@ -399,12 +282,11 @@ class Trainer:
             self._append(run, {"metrics": evaluate(self)})
         if due(config.checkpoint_every) or done:
             self.save(run / "checkpoints" / f"{n:08d}")
-            _drop_old(run, config.keep)
+            drop_old_checkpoints(run, config.keep)
 
     def _append(self, run: Path, entry: dict[str, Any]) -> None:
-        line = {"iteration": self.iteration, "seconds": round(self.seconds, 3), **entry}
-        with (run / LOG).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        seconds = round(self.seconds, 3)
+        append_log(run, {"iteration": self.iteration, "seconds": seconds, **entry})
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -475,10 +357,6 @@ class Trainer:
         return trainer
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.dim() - 1))
-
-
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -517,63 +395,3 @@ def _check_fit(model: CDRL, data: Dataset, config: TrainConfig) -> None:
         )
     if config.flip and not model.is_image:
         raise ValueError("TrainConfig: flip is for images")
-
-
-def _drop_old(run: Path, keep: int) -> None:
-    folders = sorted((run / "checkpoints").glob("[0-9]*"), key=lambda f: int(f.name))
-    for folder in folders[:-keep]:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-
-
-def _cut_log(path: Path, iteration: int) -> None:
-    """Drops what a stopped run logged after the checkpoint that is being resumed."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if entry.get("iteration", 0) <= iteration:
-            kept.append(line + "\n")
-    checkpoint.write_atomic(path, "".join(kept).encode())
-
-
-class _Interrupt:
-    """Turns the first Ctrl-C into a wish; the second raises as usual."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-        self._previous: Any = None
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.wanted = True
-        signal.signal(signal.SIGINT, self._previous)
-
-    def __enter__(self) -> _Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-
-@contextmanager
-def _bar(show: bool, done: int, total: int) -> Iterator[Callable[[dict[str, float]], None]]:
-    if not show:
-        yield lambda log: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=done, desc="training", unit="it") as bar:
-
-        def advance(log: dict[str, float]) -> None:
-            bar.set_postfix(gap=f"{log['energy_gap']:.2e}", refresh=False)
-            bar.update()
-
-        yield advance

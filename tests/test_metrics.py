@@ -47,12 +47,13 @@ def gaussian_images(mean: Tensor, root: Tensor, n: int, seed: int) -> Tensor:
     z = normal(n, 4, seed=seed)
     z = z - z.mean(0)
     z = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T.cov()), z.T, upper=False).T
-    return (z @ root.T + mean).view(n, 1, 2, 2)
+    images: Tensor = (z @ root.T + mean).view(n, 1, 2, 2)
+    return images
 
 
 def line(*values: float) -> Tensor:
     """One image of a single pixel per value."""
-    return torch.tensor(values).view(-1, 1, 1, 1)
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_predictions_are_the_likeliest_classes(
 ) -> None:
     predicted = classifier.predict(held_out_images, batch_size=100)
     assert predicted.dtype == torch.int64
-    assert predicted.unique().tolist() == list(range(1, 11))
+    assert set(predicted.tolist()) == set(range(1, 11))
     assert torch.equal(predicted, classifier(held_out_images).argmax(1) + 1)
 
 
@@ -202,6 +203,7 @@ def test_cache_depends_on_data_recipe_and_seed(
 ) -> None:
     train_classifier(small, epochs=1, cache=tmp_path)
     no_training()
+    assert small.labels is not None
     relabelled = Dataset("x", small.values, small.labels % 10 + 1, small.classes, small.maximum)
     for data, seed, epochs in [
         (small, 1, 1),
@@ -304,10 +306,10 @@ def test_copies_of_training_images_are_found(train_images: Tensor, held_out_imag
 def test_images_that_were_held_out_are_not_copies(
     train_images: Tensor, held_out_images: Tensor
 ) -> None:
-    samples, other = held_out_images[::2], held_out_images[1::2]
-    check = copying_check(samples, train_images, other)
+    fresh = torch.arange(len(train_images)) % 4 == 0
+    check = copying_check(train_images[fresh], train_images[~fresh], held_out_images)
     assert not check.copied
-    assert check.share < 0.04
+    assert check.share < 0.03
     assert 0.9 < check.ratio < 1.1
 
 
@@ -390,12 +392,12 @@ def test_inception_fid_names_the_missing_weights(
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     images = torch.zeros(2, 1, 8, 8)
-    with pytest.raises(CheckpointError, match="hub/checkpoints/.*no Inception weights"):
+    with pytest.raises(CheckpointError, match=r"hub/checkpoints/.*no Inception weights"):
         inception_fid(images, images)
-    with pytest.raises(CheckpointError, match="given.pth: no Inception weights"):
+    with pytest.raises(CheckpointError, match=r"given\.pth: no Inception weights"):
         inception_fid(images, images, weights=tmp_path / "given.pth")
     (tmp_path / "given.pth").write_bytes(b"not weights")
-    with pytest.raises(CheckpointError, match="given.pth: not Inception weights"):
+    with pytest.raises(CheckpointError, match=r"given\.pth: not Inception weights"):
         inception_fid(images, images, weights=tmp_path / "given.pth")
 
 

@@ -23,7 +23,10 @@ from cdrl_fast.data.points import checkerboard
 from cdrl_fast.errors import DataError
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
-_CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+_CIFAR10_CLASSES: tuple[str, ...] = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 _CIFAR10_RECORD = 1 + 3 * 32 * 32
 
 

@@ -33,7 +33,8 @@ class Terms:
     def slice(self, start: int, stop: int) -> Terms:
         """The terms of samples start … stop - 1."""
         labels = tuple(
-            label if label is None or len(label) == 1 else label[start:stop] for label in self.labels
+            label if label is None or len(label) == 1 else label[start:stop]
+            for label in self.labels
         )
         return Terms(self.weights, labels)
 

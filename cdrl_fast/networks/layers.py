@@ -1,4 +1,4 @@
-"""What the four networks share: spectral norm, the level embedding, labels, stream-driven dropout."""
+"""What the four networks share: spectral norm, level embedding, labels, stream-driven dropout."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SpectralNorm(nn.Module):
     a fresh layer has run 15. Source: Miyato et al., ICLR 2018.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     u: Tensor
     v: Tensor
 
@@ -128,8 +128,8 @@ class StreamDropout(nn.Module):
     """Dropout whose mask may come from a noise stream instead of torch's global generator.
 
     Attributes:
-        uniform: None, or a callable that takes the input's shape and returns uniform numbers of that
-            shape; an element is kept where its number is at least ``p``.
+        uniform: None, or a callable that takes the input's shape and returns uniform numbers of
+            that shape; an element is kept where its number is at least ``p``.
     """
 
     def __init__(self, p: float) -> None:

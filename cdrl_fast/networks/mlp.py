@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +69,7 @@ class MLPEnergy(Conditional):
         self.embedding = EnergyEmbedding(width, self.num_classes)
         self.stem = SpectralLinear(dim, width)
         widths = [width, *(m * width for m in multipliers)]
-        self.blocks = nn.ModuleList(
-            MLPBlock(a, b, 4 * width) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.blocks = nn.ModuleList(MLPBlock(a, b, 4 * width) for a, b in pairwise(widths))
         self.head = nn.Linear(widths[-1], 1, bias=False)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
@@ -80,8 +79,7 @@ class MLPEnergy(Conditional):
         h = self.stem(y)
         for block in self.blocks:
             h = block(h, activated)
-        energy: Tensor = self.head(F.relu(h))
-        return energy[:, 0]
+        return self.head(F.relu(h))[:, 0]
 
 
 class MLPInitializer(Conditional):
@@ -126,7 +124,7 @@ class MLPInitializer(Conditional):
         h = self.stem(x)
         r = self.linear1(F.silu(self.norm1(h)))
         r = self.linear2(F.silu(self.norm2(r) * (1 + scale) + shift))
-        return x + torch.as_tensor(self.head(F.silu(h + r)))
+        return x + self.head(F.silu(h + r))
 
 
 def _check_points(network: MLPEnergy | MLPInitializer, y: Tensor) -> None:

@@ -87,8 +87,8 @@ class ResNetEnergy(Conditional):
         super().__init__()
         if min(image_channels, blocks, *multipliers) < 1 or width < 4 or width % 2:
             raise ValueError(
-                "ResNetEnergy: expected positive image_channels, multipliers and blocks and an even "
-                f"width of at least 4, got {image_channels}, {tuple(multipliers)}, {blocks}, {width}"
+                "ResNetEnergy: expected positive image_channels, multipliers and blocks and an "
+                f"even width of at least 4, got {image_channels}, {tuple(multipliers)}, {blocks}, {width}"
             )
         self._keep_config(
             classes,
@@ -112,10 +112,15 @@ class ResNetEnergy(Conditional):
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         label = self._checked_label(y, logsnr, label)
         step = 2 ** (len(self.stages) - 1)
-        if y.dim() != 4 or y.shape[1] != self.stem.in_channels or y.shape[2] % step or y.shape[3] % step:
+        if (
+            y.dim() != 4
+            or y.shape[1] != self.stem.in_channels
+            or y.shape[2] % step
+            or y.shape[3] % step
+        ):
             raise ValueError(
-                f"ResNetEnergy: expected images (batch, {self.stem.in_channels}, H, W) with H and W "
-                f"divisible by {step}, got {tuple(y.shape)}"
+                f"ResNetEnergy: expected images (batch, {self.stem.in_channels}, H, W) with H "
+                f"and W divisible by {step}, got {tuple(y.shape)}"
             )
         activated = leaky(self.embedding(logsnr, label))
         h = self.stem(y)

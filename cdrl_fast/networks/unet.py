@@ -26,8 +26,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class UNetBlock(nn.Module):
     """Residual block with scale-shift conditioning, which also does the resampling.
 
-    norm, SiLU, [resample], conv; norm · (1 + scale) + shift, SiLU, dropout, conv; plus the shortcut,
-    resampled likewise. ``resample`` is "down" (average pooling), "up" (nearest) or None.
+    norm, SiLU, [resample], conv; norm · (1 + scale) + shift, SiLU, dropout, conv; plus the
+    shortcut, resampled likewise. ``resample`` is "down" (average pooling), "up" (nearest) or None.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).flatten(2).mT
         q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=2))
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
-        return x + torch.as_tensor(self.out(h.reshape(x.shape)))
+        return x + self.out(h.reshape(x.shape))
 
 
 class UNetInitializer(Conditional):
@@ -185,8 +185,8 @@ class UNetInitializer(Conditional):
         size = self.config["image_size"]
         if x.shape[1:] != (self.stem.in_channels, size, size):
             raise ValueError(
-                f"UNetInitializer: expected images (batch, {self.stem.in_channels}, {size}, {size}), "
-                f"got {tuple(x.shape)}"
+                f"UNetInitializer: expected images (batch, {self.stem.in_channels}, {size}, {size})"
+                f", got {tuple(x.shape)}"
             )
         e = self.embed2(F.silu(self.embed1(level_embedding(logsnr, self.embed1.in_features))))
         if self.label is not None and label is not None:
@@ -209,7 +209,7 @@ class UNetInitializer(Conditional):
                     h = layer(h)
                 else:
                     h = layer(h if layer.resample else torch.cat([h, skips.pop()], dim=1), e)
-        return x + torch.as_tensor(self.head(F.silu(self.norm(h))))
+        return x + self.head(F.silu(self.norm(h)))
 
 
 def zeroed(conv: nn.Conv2d) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""Operations: each a folder with its meaning (reference.py) and, where there are any, its kernels."""
+"""Operations: each a folder with its meaning (reference.py) and, where it has any, its kernels."""
 
 from cdrl_fast.ops.langevin_step import langevin_step, langevin_step_
 from cdrl_fast.ops.normal import normal

@@ -72,9 +72,8 @@ def words(
     # Only the parts of the counter that vary are tensors: the rest broadcasts.
     constant = torch.full((1, 1), draw, device=device, dtype=torch.int64)
     counter = (block, constant, index & MASK, index >> 32 & MASK)
-    return torch.stack(
-        torch.broadcast_tensors(*philox4x32(counter, (seed & MASK, seed >> 32 & MASK))), dim=2
-    )
+    output = philox4x32(counter, (seed & MASK, seed >> 32 & MASK))
+    return torch.stack([word.expand(samples, blocks) for word in output], dim=2)
 
 
 def uniforms(w: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ def box_muller(w: Tensor) -> Tensor:
 
     With u, v the uniforms of a pair of words: √(-2 ln u)·(cos 2πv, sin 2πv).
     """
-    pairs = uniforms(w).double().unflatten(2, (2, 2))
+    pairs = uniforms(w).double().reshape(*w.shape[:2], 2, 2)
     radius = (-2.0 * pairs[..., 0].log()).sqrt()
     angle = (2.0 * math.pi) * pairs[..., 1]
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=3).flatten(2)

@@ -1,0 +1,73 @@
+"""The data of each training iteration, as a function of the seed and the iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cdrl_fast.data import Dataset
+from cdrl_fast.ops import philox
+from cdrl_fast.ops.philox import Purpose
+from cdrl_fast.train_config import TrainConfig
+
+LABEL_DROP, FLIP = 3, 4
+
+
+class Batches:
+    """Epoch after epoch, each in an order of its own, with flips and dropped labels.
+
+    Args:
+        data: the data set.
+        config: batch size, seed, flip and label_drop are read.
+        labelled: whether the model takes labels.
+        device, dtype: of the batches.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        config: TrainConfig,
+        *,
+        labelled: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.data, self.config, self.labelled = data, config, labelled
+        self.device, self.dtype = device, dtype
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    def at(self, iteration: int) -> tuple[Tensor, Tensor | None]:
+        """Data (batch, …) and labels int64 (batch,) or None; some labels are 0, "no label"."""
+        n, config = self.config.batch_size, self.config
+        rng: dict[str, Any] = {
+            "seed": config.seed,
+            "first_sample": iteration * n,
+            "device": self.device,
+        }
+        x0, label = self.data.batch(self.indices(iteration))
+        x0 = x0.to(self.device, self.dtype)
+        if config.flip:
+            coin = philox.randint(n, 2, draw=Purpose.TRAINING.draw(FLIP), **rng)
+            x0 = torch.where(coin.bool().reshape(-1, *[1] * (x0.dim() - 1)), x0.flip(-1), x0)
+        if label is None or not self.labelled:
+            return x0, None
+        uniform = philox.uniform((n, 1), draw=Purpose.TRAINING.draw(LABEL_DROP), **rng)
+        return x0, label.to(self.device).masked_fill(uniform[:, 0] < config.label_drop, 0)
+
+    def indices(self, iteration: int) -> NDArray[np.int64]:
+        """Rows of the data set for one iteration, int64 (batch,)."""
+        size, n = len(self.data), self.config.batch_size
+        positions = np.arange(iteration * n, (iteration + 1) * n)
+        epochs, rows = positions // size, positions % size
+        return np.concatenate([self._epoch(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        if self._order[0] != epoch:
+            key = np.array([self.config.seed % 2**64, epoch], dtype=np.uint64)
+            generator = np.random.Generator(np.random.Philox(key=key))
+            self._order = (epoch, generator.permutation(len(self.data)))
+        return self._order[1]

@@ -1,0 +1,28 @@
+"""Pictures of samples, and one self-contained HTML page that shows a model.
+
+Images are tensors in [-1, 1]; 2-D points are plotted. A ``Report`` is one file with every picture
+inside it: it loads nothing, runs no script and follows the reader's light or dark theme.
+Matplotlib is imported only where a figure is drawn, and never through its global state.
+"""
+
+from cdrl_fast.report.page import Report
+from cdrl_fast.report.pictures import (
+    curve_figure,
+    density_figure,
+    film_strip,
+    image_grid,
+    save_image_grid,
+    scatter_figure,
+)
+from cdrl_fast.report.training import training_report
+
+__all__ = [
+    "Report",
+    "curve_figure",
+    "density_figure",
+    "film_strip",
+    "image_grid",
+    "save_image_grid",
+    "scatter_figure",
+    "training_report",
+]

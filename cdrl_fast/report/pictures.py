@@ -1,0 +1,267 @@
+"""Grids and strips of images, and figures in one style."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from cdrl_fast.checkpoint import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Series = Mapping[str, tuple[ArrayLike, ArrayLike]]
+Points = NDArray[np.float64]
+
+INK = "#1f2328"
+COLORS = ("#3f7fdc", "#e07b39", "#2fa074", "#b95bb0", "#c9a227", "#7d8590")
+# The group id of figures whose ink may take the page's colour.
+THEMED = "cdrl-fast-themed"
+GAP = 2
+_CELL = 48
+_GREY = (128, 128, 128)
+
+
+def checked_images(images: torch.Tensor, name: str) -> torch.Tensor:
+    """``images`` as float32 on the CPU, or the error that says what is wrong with it."""
+    if not isinstance(images, torch.Tensor) or not images.is_floating_point():
+        what = f"{type(images).__name__} of {getattr(images, 'dtype', 'no dtype')}"
+        raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {what}")
+    shape = tuple(images.shape)
+    if images.ndim != 4 or shape[1] not in (1, 3) or 0 in shape:
+        raise ValueError(f"{name}: expected shape (n, 1 or 3, height, width), got {shape}")
+    images = images.detach().to("cpu", torch.float32)
+    bad = (~images.isfinite()).flatten(1).any(1).nonzero()
+    if len(bad):
+        raise ValueError(f"{name}: NaN or infinity in {len(bad)} images, first {int(bad[0])}")
+    return images
+
+
+def checked_points(points: ArrayLike | torch.Tensor, name: str) -> Points:
+    """``points`` as a float64 array (n, 2) of finite numbers, or the error."""
+    if isinstance(points, torch.Tensor):
+        points = points.detach().to("cpu", torch.float64).numpy()
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
+        raise ValueError(f"{name}: expected shape (n, 2) with n > 0, got {array.shape}")
+    bad = (~np.isfinite(array)).any(1).sum()
+    if bad:
+        raise ValueError(f"{name}: NaN or infinity in {bad} points")
+    return array
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; folders are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content)
+
+
+def cell_scale(images: torch.Tensor) -> int:
+    """The enlargement that makes a cell about 48 pixels wide."""
+    return max(1, round(_CELL / max(images.shape[2:])))
+
+
+def image_grid(
+    images: torch.Tensor, *, columns: int | None = None, scale: int | None = None
+) -> Image.Image:
+    """Lays images out row by row, grey lines of 2 pixels between them.
+
+    Args:
+        images: (n, 1 or 3, height, width), any float dtype and device; clamped to [-1, 1].
+        columns: images a row, about sqrt(n) by default.
+        scale: integer enlargement without smoothing; by default a cell is about 48 pixels wide.
+
+    Returns:
+        An RGB image; places that no image fills are grey.
+
+    Raises:
+        TypeError: ``images`` is not a floating-point tensor.
+        ValueError: a wrong shape, NaN or infinity, ``columns`` or ``scale`` below 1.
+    """
+    images = checked_images(images, "images")
+    count, _, height, width = images.shape
+    columns = math.ceil(math.sqrt(count)) if columns is None else columns
+    scale = cell_scale(images) if scale is None else scale
+    if columns < 1 or scale < 1:
+        raise ValueError(f"expected columns >= 1 and scale >= 1, got {columns} and {scale}")
+    height, width, rows = height * scale, width * scale, math.ceil(count / columns)
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    pixels = levels.permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)
+    shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
+    canvas = np.full(shape, _GREY, dtype=np.uint8)
+    for index, cell in enumerate(pixels):
+        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
+        canvas[top : top + height, left : left + width] = cell
+    return Image.fromarray(canvas)
+
+
+def save_image_grid(
+    images: torch.Tensor,
+    path: str | os.PathLike[str],
+    *,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> None:
+    """Writes ``image_grid`` to ``path``, whole or not at all; the suffix gives the format.
+
+    Raises:
+        TypeError, ValueError: as ``image_grid``; ValueError too for an unknown suffix.
+        OSError: the file cannot be written; one that was there stays as it was.
+    """
+    path = Path(path)
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    if file_format not in Image.SAVE:
+        raise ValueError(f"path: expected an image suffix such as .png, got {path.name!r}")
+    buffer = io.BytesIO()
+    image_grid(images, columns=columns, scale=scale).save(buffer, format=file_format)
+    write_file(path, buffer.getvalue())
+
+
+def film_strip(
+    states: Sequence[torch.Tensor], *, labels: Sequence[str] | None = None
+) -> Image.Image:
+    """Shows chains level by level: one row a sample, one column a state, from noise to sample.
+
+    Args:
+        states: tensors of one shape (n, 1 or 3, height, width), each clamped to [-1, 1].
+        labels: a short text to stand above each column.
+
+    Raises:
+        TypeError: a state is not a floating-point tensor.
+        ValueError: no state, unequal shapes, NaN or infinity, or not as many labels as states.
+    """
+    checked = [checked_images(state, f"states[{i}]") for i, state in enumerate(states)]
+    if len({state.shape for state in checked}) != 1:
+        shapes = [tuple(state.shape) for state in checked]
+        raise ValueError(f"states: expected one or more tensors of one shape, got {shapes}")
+    if labels is not None and len(labels) != len(checked):
+        raise ValueError(f"labels: expected {len(checked)}, got {len(labels)}")
+    grid = image_grid(torch.stack(checked, dim=1).flatten(0, 1), columns=len(checked))
+    if labels is None:
+        return grid
+    font, bar = ImageFont.load_default(), 18
+    strip = Image.new("RGB", (grid.width, grid.height + bar), _GREY)
+    strip.paste(grid, (0, bar))
+    step = (grid.width + GAP) // len(checked)
+    for column, label in enumerate(labels):
+        # A picture of its own for each label: a long one is cut, not written over the next.
+        plate = Image.new("RGB", (step - GAP, bar - GAP), (48, 52, 58))
+        draw = ImageDraw.Draw(plate)
+        left = max(2, (plate.width - draw.textlength(label, font=font)) / 2)
+        draw.text((left, 2), label, fill=(236, 239, 243), font=font)
+        strip.paste(plate, (column * step, 0))
+    return strip
+
+
+def _new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Any]]:
+    """A figure of ``width`` by ``height`` inches and its axes in a row, in the report's style."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('figures need matplotlib: pip install "cdrl-fast[demo]"') from error
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.set_gid(THEMED)
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for panel in axes:
+        panel.tick_params(which="both", colors=INK, labelsize=8)
+        panel.spines[:].set(color=INK, linewidth=0.6)
+        for text in (panel.title, panel.xaxis.label, panel.yaxis.label, panel.yaxis.offsetText):
+            text.set(color=INK, fontsize=9)
+    return figure, axes
+
+
+def scatter_row(
+    clouds: Sequence[Points], titles: Sequence[str], width: float, reach: float
+) -> Figure:
+    """Scatter plots in a row, ``width`` inches each, all on the square from -reach to reach."""
+    figure, axes = _new_figure(width * len(clouds), width + 0.1, len(clouds))
+    for panel, cloud, title in zip(axes, clouds, titles, strict=True):
+        # Thousands of points would be thousands of vector shapes: they go in as one picture.
+        area = min(9.0, max(1.0, 700 * width / len(cloud)))
+        panel.scatter(*cloud.T, s=area, color=COLORS[0], alpha=0.6, lw=0, rasterized=True)
+        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title)
+        if width < 3:
+            panel.set(xticks=[], yticks=[])
+    return figure
+
+
+def scatter_figure(points: ArrayLike | torch.Tensor, title: str) -> Figure:
+    """Plots 2-D samples, shape (n, 2), on a square centred at the origin that holds them all.
+
+    Raises:
+        ValueError: a wrong shape, NaN or infinity.
+        ImportError: matplotlib is not installed.
+    """
+    cloud = checked_points(points, "points")
+    return scatter_row([cloud], [title], 4.7, 1.06 * float(np.abs(cloud).max()) or 1.0)
+
+
+def density_figure(
+    grids: Sequence[tuple[str, ArrayLike]], extent: tuple[float, float, float, float]
+) -> Figure:
+    """Draws a row of heat maps of log-densities, each known up to a constant.
+
+    Args:
+        grids: (title, values) with values (rows, columns), the first row at the least y. Each map
+            is measured from its own maximum and shows the 10 nats below it; -inf is allowed.
+        extent: (x_min, x_max, y_min, y_max).
+
+    Raises:
+        ValueError: no map, a map that is not 2-D, or with NaN, +inf or no finite value.
+        ImportError: matplotlib is not installed.
+    """
+    if not grids:
+        raise ValueError("grids: expected one or more (title, values), got none")
+    figure, axes = _new_figure(2.6 * len(grids) + 0.8, 2.9, len(grids))
+    for panel, (title, values) in zip(axes, grids, strict=True):
+        array = np.asarray(values, dtype=np.float64)
+        if array.ndim != 2 or not array.size or not np.isfinite(array.max()):
+            raise ValueError(f"grids: {title!r} must be 2-D with a finite maximum and no NaN")
+        relative = np.maximum(array - array.max(), -10.0)
+        shown = panel.imshow(
+            relative, origin="lower", extent=extent, vmin=-10, vmax=0, cmap="magma"
+        )
+        panel.set_title(title)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.85, pad=0.02)
+    bar.set_label("log-density below its maximum", color=INK, fontsize=8)
+    bar.ax.tick_params(colors=INK, labelsize=8)
+    bar.outline.set(edgecolor=INK, linewidth=0.6)
+    return figure
+
+
+def curve_figure(series: Series, *, xlabel: str, ylabel: str, log_y: bool = False) -> Figure:
+    """Plots curves over one pair of axes.
+
+    Args:
+        series: name → (x, y), both of one length; NaN leaves a gap. More than one gets a legend.
+        xlabel, ylabel: names of the axes.
+        log_y: logarithmic y axis, which leaves out what is not positive.
+
+    Raises:
+        ValueError: no series, or x and y that do not pair up.
+        ImportError: matplotlib is not installed.
+    """
+    if not series:
+        raise ValueError("series: expected one or more curves, got none")
+    figure, (panel,) = _new_figure(4.7, 2.9)
+    for index, (name, (x, y)) in enumerate(series.items()):
+        x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        if x.ndim != 1 or x.shape != y.shape:
+            raise ValueError(f"series: {name!r} has x of shape {x.shape} and y of shape {y.shape}")
+        marker, color = "o" if len(x) <= 30 else "", COLORS[index % len(COLORS)]
+        panel.plot(x, y, label=name, color=color, lw=1.5, marker=marker, markersize=3)
+    panel.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log_y else "linear")
+    panel.grid(color=INK, alpha=0.12, linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        panel.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return figure

@@ -1,0 +1,60 @@
+"""`TrainConfig`: how a model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; the defaults are the paper's CIFAR-10 run.
+
+    Attributes:
+        batch_size: samples an iteration.
+        energy_lr, initializer_lr: learning rates of Adam (energy) and AdamW without decay.
+        warmup: iterations of linear warm-up; 0 for none.
+        initializer_warmup_offset: how far ahead the initializer's warm-up is.
+        clip: gradient norm to which each network's gradient is clipped.
+        ema_decay: decay of the averaged weights, ramped as (1 + n)/(10 + n).
+        variance_reduction: draw x_{t-1} with the noise of x_t; otherwise from the posterior.
+        label_drop: probability that a label is replaced by "no label".
+        flip: mirror images at random.
+        seed: of all noise and of the data's order.
+        log_every: iterations between lines of the log.
+        preview_every, metrics_every, checkpoint_every: iterations between previews, metrics and
+            checkpoints; 0 for none.
+        keep: checkpoints kept, the newest ones.
+    """
+
+    batch_size: int = 256
+    energy_lr: float = 1e-4
+    initializer_lr: float = 1e-5
+    warmup: int = 10_000
+    initializer_warmup_offset: int = 500
+    clip: float = 1.0
+    ema_decay: float = 0.9999
+    variance_reduction: bool = True
+    label_drop: float = 0.1
+    flip: bool = False
+    seed: int = 0
+    log_every: int = 10
+    preview_every: int = 0
+    metrics_every: int = 0
+    checkpoint_every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig: expected {name} >= 1, got {getattr(self, name)}")
+        for name in ("warmup", "preview_every", "metrics_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"TrainConfig: expected {name} >= 0, got {getattr(self, name)}")
+        for name in ("energy_lr", "initializer_lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"TrainConfig: expected {name} > 0, got {getattr(self, name)}")
+        for name in ("label_drop", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"TrainConfig: expected 0 <= {name} < 1, got {getattr(self, name)}"
+                )
