@@ -55,6 +55,7 @@ class Trainer:
     Attributes:
         iteration: updates done so far.
         ema: the averaged model, for samples and metrics.
+        batches: the data of each iteration.
 
     Raises:
         ValueError: data whose shape or classes do not fit the model.
@@ -80,7 +81,7 @@ class Trainer:
             else None
         )
         self._levels = LevelTable.of(model, self.device, self.dtype)
-        self._batches = Batches(
+        self.batches = Batches(
             data,
             self.config,
             labelled=model.num_classes > 0,
@@ -97,7 +98,7 @@ class Trainer:
         Raises:
             ChainDiverged: a chain or a loss left the finite numbers; the weights are as before.
         """
-        x0, label = self._batches.at(self.iteration)
+        x0, label = self.batches.at(self.iteration)
         level, x_noisy, x_clean = self._noised(x0)
         energy, config = self.model.energy, self.config
         energy.train()
@@ -322,7 +323,12 @@ class Trainer:
 
     @classmethod
     def resume(
-        cls, path: str | Path, data: Dataset, *, config: TrainConfig | None = None
+        cls,
+        path: str | Path,
+        data: Dataset,
+        *,
+        config: TrainConfig | None = None,
+        device: torch.device | str | None = None,
     ) -> Trainer:
         """The trainer of a checkpoint, ready to go on.
 
@@ -330,6 +336,7 @@ class Trainer:
             path: a checkpoint folder, or a run's folder: then its newest checkpoint.
             data: the data set of the run; its size must be the same.
             config: replaces the stored one; for intervals of logs and checkpoints, say.
+            device: where to train; by default the CPU.
 
         Raises:
             CheckpointError: no checkpoint there, a corrupt one, or other data.
@@ -348,7 +355,7 @@ class Trainer:
         state = checkpoint.read_tensors(folder, files, STATE)
         model = CDRL.from_config(stored)
         dtype = next(v.dtype for k, v in state.items() if k.startswith("model.energy."))
-        trainer = cls(model.to(dtype), data, config or TrainConfig(**training["config"]))
+        trainer = cls(model.to(device, dtype), data, config or TrainConfig(**training["config"]))
         model.load_state_dict(_part(state, "model."))
         trainer.ema.load_state_dict(checkpoint.read_tensors(folder, files, WEIGHTS))
         for name, optimizer in trainer._optimizers():

@@ -95,9 +95,9 @@ class MLPInitializer(Conditional):
         self, dim: int = 2, width: int = 64, embedding: int = 128, classes: Classes = 0
     ) -> None:
         super().__init__()
-        if dim < 1 or width < 32 or width % 32 or embedding < 4 or embedding % 2:
+        if dim < 1 or width < 64 or width % 64 or embedding < 4 or embedding % 2:
             raise ValueError(
-                "MLPInitializer: expected dim >= 1, width a multiple of 32 and an even embedding of "
+                "MLPInitializer: expected dim >= 1, width a multiple of 64 and an even embedding of "
                 f"at least 4, got {dim}, {width}, {embedding}"
             )
         self._keep_config(classes, dim=dim, width=width, embedding=embedding)

@@ -20,6 +20,7 @@ LOG: list[dict[str, object]] = [
     {"iteration": 20, "seconds": 95.0, "energy_loss": None, "energy_gap": 0.25},
     {"note": "a line without an iteration"},
     {"iteration": 30, "seconds": 125.0, "energy_loss": 1.5, "energy_gap": float("nan")},
+    {"iteration": 30, "energy_grad_norm": 0.5, "initializer_grad_norm": 3.0},
     {"iteration": 30, "seconds": 126.0, "metrics": {"FID": 12.5, "accuracy": 0.75}},
 ]
 
@@ -40,6 +41,8 @@ def test_curves_come_from_a_log_that_may_be_cut_off(tmp_path: Path, tail: str) -
     assert curve_captions(write_log(tmp_path, LOG, tail)) == [
         "Energy loss: 1.5 at iteration 30.",
         "Energy gap: 0.25 at iteration 20.",
+        "Gradient norm of the energy: 0.5 at iteration 30.",
+        "Gradient norm of the initializer: 3 at iteration 30.",
         "FID: 12.5 at iteration 30.",
         "accuracy: 0.75 at iteration 30.",
     ]

@@ -1,11 +1,10 @@
-"""Metrics against closed forms and hand-made cases, and the classifier behind them."""
+"""Metrics against closed forms and hand-made cases."""
 
 from __future__ import annotations
 
 import math
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdrl_fast import metrics
-from cdrl_fast.data import Dataset, checkerboard, load_data
-from cdrl_fast.errors import CheckpointError, DataError
+from cdrl_fast.data import checkerboard
+from cdrl_fast.errors import CheckpointError
 from cdrl_fast.metrics import (
     Classifier,
     checkerboard_shares,
@@ -26,8 +24,8 @@ from cdrl_fast.metrics import (
     label_accuracy,
     nearest_distances,
     precision_recall,
-    train_classifier,
 )
+from cdrl_fast.metrics.inception import _Inception
 
 
 class Pixels:
@@ -42,6 +40,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
+def line(*values: float) -> Tensor:
+    """One image of a single pixel per value."""
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
 def gaussian_images(mean: Tensor, root: Tensor, n: int, seed: int) -> Tensor:
     """Images of 2x2 pixels with exactly this sample mean and sample covariance root root^T."""
     z = normal(n, 4, seed=seed)
@@ -49,52 +52,6 @@ def gaussian_images(mean: Tensor, root: Tensor, n: int, seed: int) -> Tensor:
     z = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T.cov()), z.T, upper=False).T
     images: Tensor = (z @ root.T + mean).view(n, 1, 2, 2)
     return images
-
-
-def line(*values: float) -> Tensor:
-    """One image of a single pixel per value."""
-    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
-
-
-@pytest.fixture(scope="module")
-def split() -> tuple[Dataset, Dataset]:
-    return load_data("digits").split(0.2, seed=0)
-
-
-@pytest.fixture(scope="module")
-def train_images(split: tuple[Dataset, Dataset]) -> Tensor:
-    return split[0].batch(range(len(split[0])))[0]
-
-
-@pytest.fixture(scope="module")
-def held_out_images(split: tuple[Dataset, Dataset]) -> Tensor:
-    return split[1].batch(range(len(split[1])))[0]
-
-
-@pytest.fixture(scope="module")
-def classifier(
-    split: tuple[Dataset, Dataset], tmp_path_factory: pytest.TempPathFactory
-) -> Classifier:
-    return train_classifier(split[0], cache=tmp_path_factory.mktemp("classifier"))
-
-
-@pytest.fixture
-def small(split: tuple[Dataset, Dataset]) -> Dataset:
-    return split[0].subset(range(200))
-
-
-@pytest.fixture
-def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes any training from now on fail."""
-
-    def fail(*_: object) -> None:
-        raise AssertionError("trained")
-
-    return lambda: monkeypatch.setattr(metrics, "_fit", fail)
-
-
-def assert_same_weights(one: Classifier, other: Classifier) -> None:
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
 def test_frechet_distance_has_the_closed_form_of_two_gaussians() -> None:
@@ -154,32 +111,6 @@ def test_copies_have_precision_one() -> None:
     assert precision_recall(real, real[:20], Pixels())[0] == 1
 
 
-def test_classifier_knows_digits_it_never_saw(
-    classifier: Classifier, split: tuple[Dataset, Dataset], held_out_images: Tensor
-) -> None:
-    labels = torch.from_numpy(split[1].labels)
-    assert label_accuracy(held_out_images, labels, classifier) >= 0.98
-
-
-def test_predictions_are_the_likeliest_classes(
-    classifier: Classifier, held_out_images: Tensor
-) -> None:
-    predicted = classifier.predict(held_out_images, batch_size=100)
-    assert predicted.dtype == torch.int64
-    assert set(predicted.tolist()) == set(range(1, 11))
-    assert torch.equal(predicted, classifier(held_out_images).argmax(1) + 1)
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 64), (1, 28, 28), (2, 8, 64), (1, 13, 9)])
-def test_classifier_takes_any_small_image(shape: tuple[int, ...]) -> None:
-    network = Classifier(shape, 3)
-    images = torch.randn(2, *shape)
-    assert network(images).shape == (2, 3)
-    features = network.features(images)
-    assert features.shape == (2, 64)
-    assert features.dtype == torch.float32
-
-
 def test_label_accuracy_counts_the_agreements(
     classifier: Classifier, held_out_images: Tensor
 ) -> None:
@@ -187,94 +118,6 @@ def test_label_accuracy_counts_the_agreements(
     labels = classifier.predict(images)
     labels[:2] = labels[:2] % 10 + 1
     assert label_accuracy(images, labels, classifier) == 0.75
-
-
-def test_cached_weights_are_taken_without_training(
-    small: Dataset, tmp_path: Path, no_training: Callable[[], None]
-) -> None:
-    first = train_classifier(small, epochs=1, cache=tmp_path / "new")
-    no_training()
-    assert_same_weights(first, train_classifier(small, epochs=1, cache=tmp_path / "new"))
-    assert len(list((tmp_path / "new").iterdir())) == 1
-
-
-def test_cache_depends_on_data_recipe_and_seed(
-    small: Dataset, tmp_path: Path, no_training: Callable[[], None]
-) -> None:
-    train_classifier(small, epochs=1, cache=tmp_path)
-    no_training()
-    assert small.labels is not None
-    relabelled = Dataset("x", small.values, small.labels % 10 + 1, small.classes, small.maximum)
-    for data, seed, epochs in [
-        (small, 1, 1),
-        (small, 0, 2),
-        (small.subset(range(199)), 0, 1),
-        (relabelled, 0, 1),
-    ]:
-        with pytest.raises(AssertionError, match="trained"):
-            train_classifier(data, seed=seed, epochs=epochs, cache=tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_damaged_cache_is_trained_again(
-    damage: str, small: Dataset, tmp_path: Path, no_training: Callable[[], None]
-) -> None:
-    first = train_classifier(small, epochs=1, cache=tmp_path)
-    (file,) = tmp_path.iterdir()
-    content = file.read_bytes()
-    flipped = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
-    file.write_bytes({"truncated": content[:-5], "flipped": flipped, "empty": b""}[damage])
-    with pytest.warns(UserWarning, match="damaged"):
-        assert_same_weights(first, train_classifier(small, epochs=1, cache=tmp_path))
-    no_training()
-    assert_same_weights(first, train_classifier(small, epochs=1, cache=tmp_path))
-
-
-def test_default_cache_folder_comes_from_the_environment(
-    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CDRL_FAST_CACHE", str(tmp_path / "from_environment"))
-    train_classifier(small, epochs=1)
-    monkeypatch.delenv("CDRL_FAST_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    train_classifier(small, epochs=1)
-    for folder in (tmp_path / "from_environment", tmp_path / ".cache" / "cdrl_fast"):
-        assert [file.suffix for file in folder.iterdir()] == [".safetensors"]
-
-
-def test_unwritable_cache_costs_a_warning_only(small: Dataset, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="not cached"):
-        trained = train_classifier(small, epochs=1, cache=tmp_path / "file" / "folder")
-    assert_same_weights(trained, train_classifier(small, epochs=1, cache=tmp_path / "cache"))
-
-
-def test_interrupted_write_leaves_no_file(
-    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.warns(UserWarning, match="no space left"):
-        train_classifier(small, epochs=1, cache=tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_training_is_seeded_and_leaves_the_global_state(small: Dataset, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    one = train_classifier(small, seed=3, epochs=1, cache=tmp_path / "a")
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(2)
-    with torch.no_grad():
-        other = train_classifier(small, seed=3, epochs=1, cache=tmp_path / "b")
-    assert_same_weights(one, other)
-    before = torch.get_rng_state()
-    train_classifier(small, seed=3, epochs=1, cache=tmp_path / "b")
-    assert torch.equal(torch.get_rng_state(), before)
-    different = train_classifier(small, seed=4, epochs=1, cache=tmp_path / "a")
-    assert not torch.equal(one.head.weight, different.head.weight)
 
 
 def test_nearest_distances_by_hand() -> None:
@@ -408,7 +251,7 @@ def test_inception_network_gets_bytes_in_three_channels() -> None:
         seen.append(levels)
         return levels.flatten(1).float()
 
-    metrics._Inception(network).features(line(-1.1, -1, 0.2, 1, 1.3))
+    _Inception(network).features(line(-1.1, -1, 0.2, 1, 1.3))
     assert seen[0].dtype == torch.uint8
     assert seen[0].flatten(1).tolist() == [[level] * 3 for level in (0, 0, 153, 255, 255)]
 
@@ -458,21 +301,3 @@ def test_labels_are_checked(classifier: Classifier) -> None:
     for bad in (0, 11):
         with pytest.raises(ValueError, match="labels must be from 1 to 10"):
             label_accuracy(images, torch.full((3,), bad), classifier)
-
-
-def test_classifiers_are_checked(small: Dataset, tmp_path: Path, classifier: Classifier) -> None:
-    for shape in [(1, 7, 8), (4, 8, 8), (1, 8, 65), (8, 8)]:
-        with pytest.raises(ValueError, match="shape must be"):
-            Classifier(shape, 10)
-    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
-        Classifier((1, 8, 8), 1)
-    with pytest.raises(ValueError, match=r"images must have shape \(n, 1, 8, 8\)"):
-        classifier(torch.zeros(2, 1, 9, 8))
-    with pytest.raises(ValueError, match="epochs must be at least 1"):
-        train_classifier(small, epochs=0, cache=tmp_path)
-    for data in (
-        Dataset("pixels", small.values, None, (), small.maximum),
-        Dataset("points", checkerboard(9), None, (), None),
-    ):
-        with pytest.raises(DataError, match="needs images with labels"):
-            train_classifier(data, cache=tmp_path)

@@ -1,0 +1,284 @@
+"""The command line: ``cdrl-fast train | sample | evaluate | import | demo``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from cdrl_fast import report
+from cdrl_fast.checkpoint import json_to_bytes, write_atomic
+from cdrl_fast.data import Dataset, load_data
+from cdrl_fast.demo import run_demo
+from cdrl_fast.errors import CDRLError, CheckpointError
+from cdrl_fast.evaluation import evaluate
+from cdrl_fast.model import CDRL, newest_checkpoint
+from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
+from cdrl_fast.released import load_released_checkpoint
+from cdrl_fast.sampler import Sampler
+from cdrl_fast.schedule import NoiseSchedule, StepPlan
+from cdrl_fast.train_config import TrainConfig
+from cdrl_fast.trainer import Trainer
+
+RECIPE = "recipe.json"
+Flat = tyro.conf.OmitArgPrefixes
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model; Ctrl-C stops it at a checkpoint, --resume auto takes it up again."""
+
+    out: Path
+    """Folder of the run: log, previews, checkpoints."""
+    recipe: str = "digits"
+    """A shipped recipe or a JSON file; every other option overrides one of its entries."""
+    data: str = "digits"
+    """digits, checkerboard, idx:FOLDER, folder:PATH, npz:FILE, cifar10:FOLDER or hub:NAME."""
+    image_size: int | None = None
+    held_out: float = 0.0
+    iterations: int = 10_000
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the newest checkpoint in the folder, if there is one."""
+    device: str = "auto"
+    model: Flat[ModelOptions] = field(default_factory=ModelOptions)
+    training: Flat[TrainConfig] = field(default_factory=TrainConfig)
+
+    @classmethod
+    def of(cls, name: str) -> Train:
+        """The command with a recipe's entries as defaults."""
+        recipe = load_recipe(name)
+        return cls(
+            out=tyro.MISSING,
+            recipe=name,
+            data=recipe.data,
+            image_size=recipe.image_size,
+            held_out=recipe.held_out,
+            iterations=recipe.iterations,
+            model=recipe.model,
+            training=recipe.training,
+        )
+
+    def run(self) -> None:
+        recipe = Recipe(
+            self.data, self.image_size, self.held_out, self.iterations, self.model, self.training
+        )
+        train, held_out = _split(self.data, self.image_size, self.held_out)
+        trainer = self._trainer(recipe, train)
+        checked = held_out if train.is_images else train
+        trainer.fit(
+            self.iterations,
+            folder=self.out,
+            progress=True,
+            preview=preview,
+            evaluate=lambda t: evaluate(t.ema, train, checked, samples=500, guidance=(0.0,)),
+        )
+        print(f"{self.out}: {trainer.iteration} iterations, {trainer.seconds:.0f} s of training")
+
+    def _trainer(self, recipe: Recipe, train: Dataset) -> Trainer:
+        stored = self.out / RECIPE
+        if newest_checkpoint(self.out) is not None:
+            if self.resume == "never":
+                raise CheckpointError(
+                    f"{self.out} holds a run; pass --resume auto to go on, or another --out"
+                )
+            before = load_recipe(stored)
+            if (before.data, before.model) != (recipe.data, recipe.model):
+                raise CheckpointError(f"{self.out}: the run has other data or networks; see {stored}")
+            write_atomic(stored, json_to_bytes(recipe.to_dict()))
+            return Trainer.resume(self.out, train, config=self.training, device=_device(self.device))
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(stored, json_to_bytes(recipe.to_dict()))
+        model = self.model.build(train, self.training.seed).to(_device(self.device))
+        return Trainer(model, train, self.training)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a model."""
+
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    out: Path = Path("samples.png")
+    """A picture of all samples, or with .npz their values."""
+    n: int = 64
+    label: tuple[str, ...] = ()
+    """A class name or number, or n of them."""
+    guidance: float = 0.0
+    steps: tuple[int, ...] = ()
+    """Langevin steps a level: one number, or one for each level 1 … T."""
+    seed: int = 0
+    batch_size: int | None = None
+    denoise_scale: float = 1.0
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        samples = Sampler(model).sample(
+            self.n,
+            seed=self.seed,
+            steps=_steps(self.steps),
+            label=_labels(self.label, model),
+            guidance=self.guidance,
+            batch_size=self.batch_size,
+            denoise_scale=self.denoise_scale,
+            progress=True,
+        )
+        _write_samples(samples.cpu(), self.out)
+        print(f"{self.out}: {self.n} samples")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model's samples against data."""
+
+    model: str = "digits"
+    data: str = "digits"
+    image_size: int | None = None
+    held_out: float = 0.2
+    samples: int = 1000
+    guidance: tuple[float, ...] = (0.0, 1.0)
+    """Weights at which label accuracy is measured."""
+    steps: tuple[int, ...] = ()
+    seed: int = 0
+    out: Path | None = None
+    """Also write the figures there, as JSON."""
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        train, held_out = _split(self.data, self.image_size, self.held_out if model.is_image else 0)
+        figures = evaluate(
+            model,
+            train,
+            held_out,
+            samples=self.samples,
+            guidance=self.guidance,
+            steps=_steps(self.steps),
+            seed=self.seed,
+            progress=True,
+        )
+        for name, value in figures.items():
+            print(f"{name:24s} {value:.6g}")
+        if self.out is not None:
+            write_atomic(self.out, json_to_bytes(figures))
+
+
+@dataclass(frozen=True)
+class Import:
+    """Convert a checkpoint of the authors' released code into a model folder."""
+
+    file: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[Path]
+    image_size: int = 32
+    schedule: NoiseSchedule | None = None
+
+    def run(self) -> None:
+        model = load_released_checkpoint(
+            self.file, image_size=self.image_size, schedule=self.schedule
+        )
+        model.save_pretrained(self.folder)
+        print(f"{self.folder}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Draw digits from the shipped model, train a second model, write a report."""
+
+    out: Path = Path("demo")
+    iterations: int = 2000
+    """Of the model that is trained."""
+
+    def run(self) -> None:
+        run_demo(self.out, self.iterations)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status (2: wrong input, 130: stopped by Ctrl-C)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        train = Annotated[Train, tyro.conf.subcommand("train", default=Train.of(_recipe_of(words)))]
+        command: Any = tyro.cli(
+            train  # type: ignore[arg-type]
+            | Annotated[Sample, tyro.conf.subcommand("sample")]
+            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+            | Annotated[Import, tyro.conf.subcommand("import")]
+            | Annotated[Demo, tyro.conf.subcommand("demo")],
+            prog="cdrl-fast",
+            description="Energy-based models by cooperative diffusion recovery likelihood.",
+            args=words,
+        )
+        command.run()
+    except KeyboardInterrupt:
+        print("stopped; take a training run up again with --resume auto", file=sys.stderr)
+        return 130
+    except (CDRLError, ValueError, TypeError, ImportError, OSError) as error:
+        print(f"cdrl-fast: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def preview(trainer: Trainer, path: Path) -> None:
+    """Writes a picture of 50 samples of the averaged model (1,000 points in 2-D)."""
+    model = trainer.ema
+    n = 50 if model.is_image else 1000
+    label = torch.arange(n) % model.num_classes + 1 if model.num_classes else None
+    _write_samples(Sampler(model).sample(n, label=label).cpu(), path.with_suffix(".png"))
+
+
+def _recipe_of(words: list[str]) -> str:
+    """The recipe named on the command line: its entries are the defaults that --help shows."""
+    for index, word in enumerate(words):
+        if word == "--recipe" and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith("--recipe="):
+            return word.removeprefix("--recipe=")
+    return "digits"
+
+
+def _split(
+    spec: str, image_size: int | None, held_out: float
+) -> tuple[Dataset, Dataset | None]:
+    data = load_data(spec, image_size=image_size)
+    return data.split(held_out) if held_out else (data, None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _steps(steps: tuple[int, ...]) -> int | StepPlan | tuple[int, ...] | None:
+    return None if not steps else steps[0] if len(steps) == 1 else steps
+
+
+def _labels(labels: tuple[str, ...], model: CDRL) -> Any:
+    """Names where the model's classes have names, numbers otherwise."""
+    if not labels:
+        return None
+    named = [label if not isinstance(model.classes, int) else int(label) for label in labels]
+    return named[0] if len(named) == 1 else named
+
+
+def _write_samples(samples: torch.Tensor, path: Path) -> None:
+    if path.suffix == ".npz":
+        import io
+
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez(buffer, samples=samples.numpy())
+        write_atomic(path, buffer.getvalue())
+    elif samples.dim() == 4:
+        report.save_image_grid(samples, path, columns=10)
+    else:
+        report.scatter_figure(samples, f"{len(samples)} samples").savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

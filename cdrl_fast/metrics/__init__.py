@@ -1,0 +1,38 @@
+"""How good samples are, measured without downloading a network.
+
+Images are compared in the features of a small classifier that is trained on the spot: Fréchet
+distance, precision and recall, label accuracy; and in pixels, to tell samples from copies of the
+training images. Points of the plane are compared with the squares of the checkerboard. Images are
+floating-point tensors of shape (n, C, H, W) in [-1, 1] throughout.
+
+Unless said otherwise the functions raise TypeError for images that are not floating point,
+ValueError for a wrong shape, for too few images and for values that are not finite, and
+ImportError where scikit-learn or torchmetrics is not installed.
+"""
+
+from cdrl_fast.metrics.classifier import Classifier, train_classifier
+from cdrl_fast.metrics.copying import CopyingCheck, copying_check, evaluate_images
+from cdrl_fast.metrics.distances import (
+    FeatureExtractor,
+    checkerboard_shares,
+    frechet_distance,
+    label_accuracy,
+    nearest_distances,
+    precision_recall,
+)
+from cdrl_fast.metrics.inception import inception_fid
+
+__all__ = [
+    "Classifier",
+    "CopyingCheck",
+    "FeatureExtractor",
+    "checkerboard_shares",
+    "copying_check",
+    "evaluate_images",
+    "frechet_distance",
+    "inception_fid",
+    "label_accuracy",
+    "nearest_distances",
+    "precision_recall",
+    "train_classifier",
+]

@@ -1,0 +1,206 @@
+"""Distances between sets of samples, in features and in pixels."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cdrl_fast.data import in_checkerboard
+from cdrl_fast.metrics.classifier import Classifier
+
+
+class FeatureExtractor(Protocol):
+    """Anything that turns images into feature vectors, such as a ``Classifier``."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """One feature vector per image: (n, C, H, W) to floating point (n, d)."""
+
+
+def optional_module(module: str, package: str, extra: str) -> Any:
+    """The module, or an ImportError that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f'this metric needs {package} ({error}): pip install "cdrl-fast[{extra}]"'
+        ) from error
+
+
+def check_images(least: int = 1, **images: Tensor) -> None:
+    """Each set: floating point, (n, C, H, W), n at least ``least``; all of one image shape."""
+    first, *_ = images.values()
+    for name, x in images.items():
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point in [-1, 1], got {x.dtype}")
+        if x.ndim != 4 or x.shape[1:] != first.shape[1:]:
+            shapes = {key: tuple(value.shape) for key, value in images.items()}
+            raise ValueError(f"expected images of one shape (n, C, H, W), got {shapes}")
+        if len(x) < least:
+            raise ValueError(f"{name} must hold at least {least} images, got {len(x)}")
+        if not x.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
+
+
+@torch.no_grad()
+def extracted(images: Tensor, extractor: FeatureExtractor, batch_size: int = 1000) -> Tensor:
+    """The features of all images, float64 (n, d) on the CPU."""
+    if isinstance(extractor, nn.Module):
+        images = images.to(next(extractor.parameters(), images).device)
+    parts = [extractor.features(x) for x in torch.split(images, batch_size)]
+    features = torch.cat(parts).to("cpu", torch.float64)
+    if features.ndim != 2 or not features.isfinite().all():
+        raise ValueError(
+            f"extractor must give finite features of shape (n, d), got {tuple(features.shape)}"
+        )
+    return features
+
+
+class _Given(nn.Module):
+    """Stands in for a feature network where the features are there already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet(real: Tensor, fake: Tensor) -> float:
+    """Fréchet distance of features, float64 (n, d) and (m, d)."""
+    fid = optional_module("torchmetrics.image.fid", "torchmetrics", "demo")
+    # Not set_dtype(float64): it would convert a network given as ``feature`` in place, and the
+    # sums are float64 anyway as long as the features are.
+    metric = fid.FrechetInceptionDistance(feature=_Given(real.shape[1]))
+    centre = real.mean(0)  # the distance does not change, but the covariances lose no digits
+    metric.update(real - centre, real=True)
+    metric.update(fake - centre, real=False)
+    return max(0.0, float(metric.compute()))
+
+
+def frechet_distance(real: Tensor, fake: Tensor, extractor: FeatureExtractor) -> float:
+    """Fréchet distance between Gaussians fitted to the features of two sets of images.
+
+        |mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r S_f)^(1/2))
+
+    with the sample means and the unbiased sample covariances, in float64. Its expectation falls
+    as the sets grow, so only distances at the same two counts can be compared.
+    Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
+    Equilibrium", NeurIPS 2017; here with ``extractor`` in place of the Inception network.
+
+    Args:
+        real: images (n, C, H, W) in [-1, 1], n at least 2.
+        fake: images (m, C, H, W) in [-1, 1], m at least 2.
+        extractor: what turns images into feature vectors.
+    """
+    check_images(2, real=real, fake=fake)
+    return frechet(extracted(real, extractor), extracted(fake, extractor))
+
+
+def covered_share(points: Tensor, manifold: Tensor, neighbours: int) -> float:
+    """The share of points in a ball around some manifold point that reaches its k-th neighbour."""
+    search = optional_module("sklearn.neighbors", "scikit-learn", "demo").NearestNeighbors
+    distances, _ = search(n_neighbors=neighbours).fit(manifold.numpy()).kneighbors()
+    radius = torch.from_numpy(distances[:, -1])
+    # Matrix products would blur the distance of a point to itself.
+    exact = "donot_use_mm_for_euclid_dist"
+    covered = [
+        (torch.cdist(x, manifold, compute_mode=exact) <= radius).any(1)
+        for x in torch.split(points, 1000)
+    ]
+    return float(torch.cat(covered).double().mean())
+
+
+def precision_recall(
+    real: Tensor, fake: Tensor, extractor: FeatureExtractor, *, neighbours: int = 5
+) -> tuple[float, float]:
+    """Improved precision and recall.
+
+    A set's manifold is the union of balls around its feature vectors, each reaching its
+    ``neighbours``-th nearest neighbour in the set. Precision is the share of ``fake`` on the
+    manifold of ``real`` (are the samples realistic?), recall the share of ``real`` on that of
+    ``fake`` (is everything covered?). Both depend on the counts.
+    Source: Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative
+    Models", NeurIPS 2019.
+
+    Args:
+        real: images (n, C, H, W) in [-1, 1], n above ``neighbours``.
+        fake: images (m, C, H, W) in [-1, 1], m above ``neighbours``.
+        extractor: what turns images into feature vectors.
+        neighbours: at least 1.
+    """
+    if neighbours < 1:
+        raise ValueError(f"neighbours must be at least 1, got {neighbours}")
+    check_images(neighbours + 1, real=real, fake=fake)
+    real, fake = extracted(real, extractor), extracted(fake, extractor)
+    return covered_share(fake, real, neighbours), covered_share(real, fake, neighbours)
+
+
+def label_accuracy(images: Tensor, labels: Tensor, classifier: Classifier) -> float:
+    """The share of images in which ``classifier`` sees the class that was asked for.
+
+    Args:
+        images: float32 (n, C, H, W) in [-1, 1], n at least 1.
+        labels: int64 (n,) in 1 … k.
+        classifier: of those classes.
+    """
+    check_images(images=images)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels must have shape ({len(images)},), one per image, got {tuple(labels.shape)}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 1 or high > classifier.classes:
+        raise ValueError(f"labels must be from 1 to {classifier.classes}, got {low} to {high}")
+    predicted = classifier.predict(images).to(labels.device)
+    return float((predicted == labels).double().mean())
+
+
+@torch.no_grad()
+def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
+    """The L2 pixel distance of each image to the nearest reference image.
+
+    Args:
+        images: (n, C, H, W) in [-1, 1], n at least 1.
+        reference: (m, C, H, W) in [-1, 1], m at least 1.
+
+    Returns:
+        float32 (n,), on the device of ``images``; exactly 0 for an image that is in ``reference``.
+    """
+    check_images(images=images, reference=reference)
+    reference = reference.to(images.device).flatten(1)
+    parts = []
+    for x in torch.split(images.flatten(1).double(), 500):
+        nearest = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+        for block in torch.split(reference, 5000):
+            index = torch.cdist(x, block.double()).argmin(1)
+            # cdist's matrix product leaves a rounding error that hides exact copies.
+            nearest = nearest.minimum((x - block[index].double()).norm(dim=1))
+        parts.append(nearest.float())
+    return torch.cat(parts)
+
+
+def checkerboard_shares(points: NDArray[Any]) -> tuple[float, NDArray[np.float64]]:
+    """How points spread over the eight squares of ``cdrl_fast.data.checkerboard``.
+
+    Args:
+        points: real numbers of shape (n, 2), n at least 1.
+
+    Returns:
+        The share of points in any of the squares (1 for the data), and float64 (8,): how the
+        points inside divide over the squares (1/8 each for the data; zeros if none is inside).
+
+    Raises:
+        ValueError: ``points`` is empty or does not have shape (n, 2).
+    """
+    square = in_checkerboard(points)
+    if not len(square):
+        raise ValueError("points must hold at least one point")
+    counts = np.bincount(square[square >= 0], minlength=8)
+    return float((square >= 0).mean()), counts / max(1, int(counts.sum()))

@@ -1,0 +1,90 @@
+"""The Langevin update against its formula, with every way of giving coefficients."""
+
+import pytest
+import torch
+
+from cdrl_fast.ops import langevin_step, langevin_step_, normal
+from cdrl_fast.ops.langevin_step import NEVER
+
+RNG = (5, 77, 1000)
+
+
+def tensors(shape=(4, 3, 5), dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_formula(dtype, per_sample):
+    x, grad, anchor = tensors(dtype=dtype)
+    values = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rescale": 1.4}
+    if per_sample:
+        scale = torch.tensor([1.0, 2.0, -1.0, 0.5], dtype=dtype)
+        values = {name: value * scale for name, value in values.items()}
+    z = normal(x.shape, seed=5, draw=77, first_sample=1000, dtype=dtype)
+    c = {k: v.reshape(-1, 1, 1) if per_sample else v for k, v in values.items()}
+    expected = x + c["drift"] * grad - c["pull"] * (x - anchor) + c["noise_std"] * z
+    got = langevin_step(x, grad, anchor, rng=RNG, **values)
+    torch.testing.assert_close(got, c["rescale"] * expected)
+    assert got.dtype == dtype
+
+
+def test_inputs_are_left_alone_and_out_is_written():
+    x, grad, anchor = tensors()
+    copies = [t.clone() for t in (x, grad, anchor)]
+    options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "rng": RNG}
+    y = langevin_step(x, grad, anchor, **options)
+    assert all(torch.equal(a, b) for a, b in zip((x, grad, anchor), copies, strict=True))
+    out = torch.full_like(x, float("nan"))
+    assert langevin_step(x, grad, anchor, out=out, **options) is out
+    assert torch.equal(out, y)
+    assert langevin_step_(x, grad, anchor, **options) is x
+    assert torch.equal(x, y)
+
+
+def test_without_recovery_term_and_half_precision_gradient():
+    x, grad, _ = tensors()
+    y = langevin_step(x, grad.half(), None, drift=0.5, pull=0.0, noise_std=0.0, rng=RNG)
+    torch.testing.assert_close(y, x + 0.5 * grad.half().float())
+
+
+def test_views_and_empty_batches():
+    x, grad, anchor = (t[::2, :, 1:] for t in tensors((8, 3, 6)))
+    options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "rng": RNG}
+    dense = langevin_step(x.contiguous(), grad.contiguous(), anchor.contiguous(), **options)
+    assert torch.equal(langevin_step(x, grad, anchor, **options), dense)
+    assert langevin_step(x[:0], grad[:0], anchor[:0], **options).shape == (0, 3, 5)
+
+
+def test_first_bad_is_the_earliest_draw_and_sample():
+    x, grad, anchor = tensors()
+    first_bad = torch.full((), NEVER)
+    options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "first_bad": first_bad}
+    langevin_step(x, grad, anchor, rng=(5, 76, 0), **options)
+    assert int(first_bad) == NEVER
+    grad[2, 1, 1], grad[3, 0, 0] = float("nan"), float("inf")
+    for draw in (77, 78):
+        langevin_step(x, grad, anchor, rng=(5, draw, 0), **options)
+    assert divmod(int(first_bad), 2**31) == (77, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(4, 3, 5, dtype=torch.int64)}, TypeError, "x must be float32 or float64"),
+        ({"grad": torch.zeros(4, 3)}, ValueError, r"grad must have x's shape \(4, 3, 5\)"),
+        ({"anchor": torch.zeros(4, 3, 5).double()}, TypeError, "anchor must be torch.float32"),
+        ({"drift": torch.zeros(3)}, ValueError, r"drift must be a number or have shape \(4,\)"),
+        ({"anchor": None}, ValueError, "without an anchor, pull must be 0.0"),
+        ({"out": torch.zeros(4, 3, 4)}, ValueError, "out must have x's shape"),
+        ({"x": torch.zeros(())}, ValueError, "batch dimension"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    x, grad, anchor = tensors()
+    values = {"x": x, "grad": grad, "anchor": anchor, **change}
+    options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "rng": RNG}
+    options |= {k: values.pop(k) for k in ("drift", "out") if k in values}
+    with pytest.raises(error, match=message):
+        langevin_step(values["x"], values["grad"], values["anchor"], **options)

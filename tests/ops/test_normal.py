@@ -1,0 +1,125 @@
+"""The noise stream: known answers, independence of batch and device, distribution."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import cdrl_fast
+from cdrl_fast.ops import philox
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "output"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (
+            (0xFFFFFFFF,) * 4,
+            (0xFFFFFFFF,) * 2,
+            (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        ),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, output):
+    words = philox.philox4x32([torch.tensor(c) for c in counter], key)
+    assert tuple(int(w) for w in words) == output
+
+
+def scalar_normal(seed, draw, sample, element):
+    """The stream's definition once more, with Python integers and floats."""
+    m32 = 0xFFFFFFFF
+    c = [element // 4, draw, sample & m32, sample >> 32]
+    k = [seed & m32, seed >> 32 & m32]
+    for _ in range(10):
+        p, q = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [(q >> 32) ^ c[1] ^ k[0], q & m32, (p >> 32) ^ c[3] ^ k[1], p & m32]
+        k = [(k[0] + 0x9E3779B9) & m32, (k[1] + 0xBB67AE85) & m32]
+    pair = c[:2] if element % 4 < 2 else c[2:]
+    u, v = (float(np.float32(w) * np.float32(2**-32) + np.float32(2**-33)) for w in pair)
+    turn = math.cos if element % 2 == 0 else math.sin
+    return math.sqrt(-2 * math.log(u)) * turn(2 * math.pi * v)
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**64 - 1, 123456789012345])
+@pytest.mark.parametrize("first_sample", [0, 2**32 - 1, 2**63 - 3])
+def test_normal_is_its_definition(seed, first_sample):
+    got = cdrl_fast.normal(
+        (2, 3, 3), seed=seed, draw=2**32 - 1, first_sample=first_sample, dtype=torch.float64
+    )
+    for i in range(2):
+        for e in range(9):
+            expected = scalar_normal(seed, 2**32 - 1, first_sample + i, e)
+            assert got[i].flatten()[e].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_batch_shape_and_dtype_do_not_matter():
+    whole = cdrl_fast.normal((10, 3, 5), seed=7, draw=3)
+    parts = [cdrl_fast.normal((2, 15), seed=7, draw=3, first_sample=i) for i in range(0, 10, 2)]
+    assert torch.equal(whole, torch.cat(parts).reshape(10, 3, 5))
+    longer = cdrl_fast.normal((10, 23), seed=7, draw=3)
+    assert torch.equal(longer[:, :15], whole.reshape(10, 15))
+    double = cdrl_fast.normal((10, 3, 5), seed=7, draw=3, dtype=torch.float64)
+    assert torch.equal(double.float(), whole)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0), (1,), (5, 1), (2, 7)])
+def test_odd_and_empty_shapes(shape):
+    assert cdrl_fast.normal(shape, seed=0, draw=0).shape == shape
+
+
+def test_distribution():
+    z = cdrl_fast.normal((1000, 1000), seed=11, draw=5).double().numpy().ravel()
+    n = z.size
+    assert abs(z.mean()) < 4 / math.sqrt(n)
+    assert abs(z.var() - 1) < 4 * math.sqrt(2 / n)
+    assert abs((z**3).mean()) < 4 * math.sqrt(15 / n)
+    assert abs((z**4).mean() - 3) < 4 * math.sqrt(96 / n)
+    assert stats.kstest(z, "norm").pvalue > 1e-4
+
+
+def test_neighbours_are_uncorrelated():
+    base = {"seed": 3, "draw": 8, "first_sample": 0}
+    z = cdrl_fast.normal((100, 1000), **base).double()
+    for change in ({"seed": 4}, {"draw": 9}, {"first_sample": 100}, {"first_sample": 2**32}):
+        other = cdrl_fast.normal((100, 1000), **(base | change)).double()
+        assert abs((z * other).mean()) < 4 / math.sqrt(z.numel())
+    assert abs((z[:, 1:] * z[:, :-1]).mean()) < 4 / math.sqrt(z.numel())
+    assert abs((z[1:] * z[:-1]).mean()) < 4 / math.sqrt(z.numel())
+
+
+def test_uniform_and_randint():
+    u = philox.uniform((1000, 100), seed=1, draw=0)
+    assert 0 < u.min()
+    assert u.max() <= 1
+    assert stats.kstest(u.double().numpy().ravel(), "uniform").pvalue > 1e-4
+    k = philox.randint(60_000, 6, seed=1, draw=2)
+    counts = torch.bincount(k, minlength=6)
+    assert len(counts) == 6
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"shape": ()}, ValueError, "shape must be"),
+        ({"shape": (2, -1)}, ValueError, "shape must be"),
+        ({"seed": 2**64}, ValueError, "seed must be in"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer"),
+        ({"draw": -1}, ValueError, r"draw must be in \[0, 4294967296\), got -1"),
+        ({"draw": 2**32}, ValueError, "draw must be in"),
+        ({"first_sample": -1}, ValueError, "first_sample must be in"),
+        ({"first_sample": True}, TypeError, "first_sample must be an integer"),
+        ({"dtype": torch.float16}, ValueError, "float32 or float64"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    values = {"shape": (2, 2), "seed": 0, "draw": 0, **arguments}
+    with pytest.raises(error, match=message):
+        cdrl_fast.normal(values.pop("shape"), **values)
