@@ -7,7 +7,7 @@ Example:
     torch.Size([4, 1, 8, 8])
 """
 
-from cdrl_fast import ops
+from cdrl_fast import ops, reference
 from cdrl_fast.errors import (
     BackendUnavailable,
     CDRLError,
@@ -18,8 +18,11 @@ from cdrl_fast.errors import (
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.ops import normal
+from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler, Trace
 from cdrl_fast.schedule import NoiseSchedule, StepPlan
+from cdrl_fast.train_config import TrainConfig
+from cdrl_fast.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -37,7 +40,11 @@ __all__ = [
     "Sampler",
     "StepPlan",
     "Trace",
+    "TrainConfig",
+    "Trainer",
     "UNetInitializer",
+    "load_released_checkpoint",
     "normal",
     "ops",
+    "reference",
 ]

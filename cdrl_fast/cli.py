@@ -26,7 +26,6 @@ from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
 
 RECIPE = "recipe.json"
-Flat = tyro.conf.OmitArgPrefixes
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Train:
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest checkpoint in the folder, if there is one."""
     device: str = "auto"
-    model: Flat[ModelOptions] = field(default_factory=ModelOptions)
-    training: Flat[TrainConfig] = field(default_factory=TrainConfig)
+    model: Annotated[ModelOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelOptions)
+    training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
 
     @classmethod
     def of(cls, name: str) -> Train:
@@ -88,9 +87,13 @@ class Train:
                 )
             before = load_recipe(stored)
             if (before.data, before.model) != (recipe.data, recipe.model):
-                raise CheckpointError(f"{self.out}: the run has other data or networks; see {stored}")
+                raise CheckpointError(
+                    f"{self.out}: the run has other data or networks; see {stored}"
+                )
             write_atomic(stored, json_to_bytes(recipe.to_dict()))
-            return Trainer.resume(self.out, train, config=self.training, device=_device(self.device))
+            return Trainer.resume(
+                self.out, train, config=self.training, device=_device(self.device)
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomic(stored, json_to_bytes(recipe.to_dict()))
         model = self.model.build(train, self.training.seed).to(_device(self.device))
@@ -203,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train = Annotated[Train, tyro.conf.subcommand("train", default=Train.of(_recipe_of(words)))]
         command: Any = tyro.cli(
-            train  # type: ignore[arg-type]
+            train
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Import, tyro.conf.subcommand("import")]
@@ -240,9 +243,7 @@ def _recipe_of(words: list[str]) -> str:
     return "digits"
 
 
-def _split(
-    spec: str, image_size: int | None, held_out: float
-) -> tuple[Dataset, Dataset | None]:
+def _split(spec: str, image_size: int | None, held_out: float) -> tuple[Dataset, Dataset | None]:
     data = load_data(spec, image_size=image_size)
     return data.split(held_out) if held_out else (data, None)
 

@@ -135,6 +135,8 @@ def _made(kind: type[Any], values: dict[str, Any], where: str) -> Any:
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
     lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return kind(**lists)

@@ -231,7 +231,7 @@ def _energy(stored: _Stored, image_size: int) -> nn.Module:
     stored.check_halvings(image_size, len(starts))
     widths = [stored.shape(f"module_list.{i}.g", "1", "channels", "1", "1")[1] for i in starts]
     stem = stored.shape("module_list.0.weight_orig", "width", "image channels", "3", "3")
-    network = _on_meta(
+    network = _built(
         stored,
         ResNetEnergy,
         image_channels=stem[1],
@@ -248,7 +248,7 @@ def _point_energy(stored: _Stored, width: int, blocks: list[int]) -> nn.Module:
     dim = stored.shape("module_list.0.weight_orig", "width", "dim")[1]
     widths = [stored.shape(f"module_list.{i}.g", "1", "features")[1] for i in blocks]
     multipliers = stored.multipliers(widths, width)
-    network = _on_meta(stored, MLPEnergy, dim=dim, width=width, multipliers=multipliers)
+    network = _built(stored, MLPEnergy, dim=dim, width=width, multipliers=multipliers)
     places = {f"blocks.{i}": f"module_list.{i + 1}" for i in range(len(blocks))}
     return _filled(network, stored, {**ENERGY, **places, "head": "final_dense"})
 
@@ -257,7 +257,7 @@ def _initializer(stored: _Stored, image_size: int) -> nn.Module:
     if "h1.weight" in stored.tensors:
         width, dim = stored.shape("h1.weight", "width", "dim")
         embedding = stored.shape("temb_map.0.weight", "embedding", "embedding")[1]
-        network = _on_meta(stored, MLPInitializer, dim=dim, width=width, embedding=embedding)
+        network = _built(stored, MLPInitializer, dim=dim, width=width, embedding=embedding)
         return _filled(network, stored, POINTS)
     width = stored.shape("time_mlp.1.weight", "4 width", "width")[1]
     levels = stored.indices("downs")
@@ -269,7 +269,7 @@ def _initializer(stored: _Stored, image_size: int) -> nn.Module:
         raise stored.misfit(f"channels {[width, *widths]}", "multiples of 32, for GroupNorm(32)")
     stored.check_halvings(image_size, len(levels))
     blocks, attended = _unet_layers(stored, len(levels))
-    network = _on_meta(
+    network = _built(
         stored,
         UNetInitializer,
         image_channels=stored.shape("init_conv.weight", "width", "image channels", "3", "3")[1],
@@ -306,10 +306,10 @@ def _unet_layers(stored: _Stored, levels: int) -> tuple[int, list[int]]:
     return blocks, attended
 
 
-def _on_meta(stored: _Stored, kind: type[nn.Module], **config: Any) -> nn.Module:
-    """A network of names and shapes alone, without memory or random numbers."""
+def _built(stored: _Stored, kind: type[nn.Module], **config: Any) -> nn.Module:
+    """A fresh network; the caller's random numbers stay as they are."""
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
             return kind(**config)
     except (ValueError, RuntimeError) as error:
         raise stored.misfit(f"shapes for {config}", f"an architecture: {error}") from None
@@ -334,10 +334,7 @@ def _filled(network: nn.Module, stored: _Stored, names: dict[str, str]) -> nn.Mo
     for name, value in values.items():
         if not torch.isfinite(value).all():
             raise stored.misfit(f"NaN or infinity in {name} (or its EMA)", "finite numbers")
-    # Copies: the file may hold views or expanded tensors, and one tensor twice.
-    tensors = {key: values[name].to(torch.float32, copy=True) for key, name in file_names.items()}
-    state = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict({key: values[name] for key, name in file_names.items()})
     return network
 
 

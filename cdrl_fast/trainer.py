@@ -90,8 +90,6 @@ class Trainer:
         )
         _connect_dropout(model.initializer, self)
 
-    # -- one iteration ---------------------------------------------------------------------------
-
     def step(self) -> dict[str, float]:
         """One training iteration; returns losses, energy gap and gradient norms.
 
@@ -217,8 +215,6 @@ class Trainer:
         for mine, theirs in zip(self.ema.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)
 
-    # -- the loop --------------------------------------------------------------------------------
-
     def fit(
         self,
         iterations: int,
@@ -254,15 +250,16 @@ class Trainer:
                 log = self.step()
                 self.seconds += time.perf_counter() - start
                 bar(log)
-                done = interrupt.wanted or self.iteration >= iterations
-                self._write(run, log, preview, evaluate, done)
+                if run is not None:
+                    done = interrupt.wanted or self.iteration >= iterations
+                    self._write(run, log, preview, evaluate, done)
                 if interrupt.wanted:
                     raise KeyboardInterrupt
         return log
 
     def _write(
         self,
-        run: Path | None,
+        run: Path,
         log: dict[str, float],
         preview: Callable[[Trainer, Path], None] | None,
         evaluate: Callable[[Trainer], dict[str, float]] | None,
@@ -273,9 +270,7 @@ class Trainer:
         def due(every: int) -> bool:
             return every > 0 and n % every == 0
 
-        if run is None:
-            return
-        if n % config.log_every == 0 or done:
+        if due(config.log_every) or done:
             self._append(run, log)
         if preview is not None and due(config.preview_every):
             preview(self, run / "previews" / f"{n:08d}")
@@ -288,8 +283,6 @@ class Trainer:
     def _append(self, run: Path, entry: dict[str, Any]) -> None:
         seconds = round(self.seconds, 3)
         append_log(run, {"iteration": self.iteration, "seconds": seconds, **entry})
-
-    # -- checkpoints -----------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Writes a checkpoint folder, which `CDRL.from_pretrained` reads as the averaged model."""

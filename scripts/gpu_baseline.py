@@ -88,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     bench = Bench(
         device,
         Report(options.out),

@@ -1,4 +1,4 @@
-"""The networks of the authors' checkpoints, written from the paper with the names of those files.
+"""The authors' checkpoints and the networks in them, from the paper, with the names of those files.
 
 Plain torch, nothing of cdrl_fast: an independent meaning for `load_released_checkpoint`. Every
 module registers its children in the files' order, since their EMA lists follow ``parameters()``.
@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import spectral_norm
 
 Wrap = Callable[[nn.Module], nn.Module]
+Pair = tuple[nn.Module, nn.Module]
 
 
 def sinusoids(logsnr: Tensor, dim: int) -> Tensor:
@@ -115,8 +120,7 @@ class ToyEnergy(nn.Module):
         self.temb_map1 = spectral(nn.Linear(width, 4 * width))
         self.temb_map2 = spectral(nn.Linear(4 * width, 4 * width))
         widths = [width, *(m * width for m in multipliers)]
-        pairs = zip(widths, widths[1:], strict=False)
-        blocks = [EnergyBlock(a, b, 4 * width, spectral, False) for a, b in pairs]
+        blocks = [EnergyBlock(a, b, 4 * width, spectral, False) for a, b in pairwise(widths)]
         self.module_list = nn.ModuleList([spectral(nn.Linear(dim, width)), *blocks])
         self.final_dense = nn.Linear(widths[-1], 1, bias=False)
 
@@ -268,3 +272,78 @@ class ToyInitializer(nn.Module):
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         e = self.temb_map(sinusoids(logsnr, self.emb))
         return x + self.final_dense(F.silu(self.module_list[0](self.h1(x), e)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Networks to write: options of both, image size (None for points), channels and classes."""
+
+    energy: dict[str, Any] = field(default_factory=dict)
+    initializer: dict[str, Any] = field(default_factory=dict)
+    size: int | None = 8
+    channels: int = 3
+    classes: int = 0
+    prefix: str = "module."
+    spectral: Wrap = spectral_norm
+    zipped: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (2,) if self.size is None else (self.channels, self.size, self.size)
+
+    def build(self) -> Pair:
+        if self.size is None:
+            return ToyEnergy(self.spectral, **self.energy), ToyInitializer(**self.initializer)
+        both: dict[str, Any] = {"channels": self.channels, "classes": self.classes}
+        return (
+            Energy(self.spectral, **both, **self.energy),
+            Initializer(size=self.size, **both, **self.initializer),
+        )
+
+
+def layout(width: int, multipliers: tuple[int, ...], blocks: int, **more: Any) -> dict[str, Any]:
+    return {"width": width, "multipliers": multipliers, "blocks": blocks, **more}
+
+
+def inputs(case: Case, n: int = 3) -> tuple[Tensor, Tensor, Tensor | None]:
+    """States, logsnr and labels; the first label is "no label"."""
+    label = torch.arange(n) * 5 % (case.classes + 1) if case.classes else None
+    return torch.randn(n, *case.shape), torch.tensor([9.8, 0.1, -5.1])[:n], label
+
+
+def checkpoint(case: Case, seed: int = 0) -> tuple[dict[str, Any], Pair]:
+    """The file's content and the networks with its EMA parameters, as the authors sample them."""
+    torch.manual_seed(seed)
+    content: dict[str, Any] = {}
+    networks = case.build()
+    for entry, network in zip(("p", "pi"), networks, strict=True):
+        params = list(network.parameters())
+        with torch.no_grad():
+            for parameter in params:
+                parameter.normal_(0, 0.7 / max(parameter[0].numel(), 2) ** 0.5)
+            for _ in range(3):
+                network.train()(*inputs(case))
+        network.eval()
+        optimizer = torch.optim.Adam(params, lr=0.0)
+        for parameter in params:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, n / 1e4))
+        shadow = [(p + 0.1 * p.abs().mean() * torch.randn_like(p)).detach() for p in params]
+        live = network.state_dict(prefix=case.prefix)
+        for key in live:
+            live[key] = live[key].clone()
+        content[f"{entry}_state_dict"] = live
+        content[f"{entry}_ema_state_dict"] = {
+            "decay": 0.9999,
+            "num_updates": 400_000,
+            "shadow_params": shadow,
+            "collected_params": None,
+        }
+        content[f"{entry}_optimizer"] = optimizer.state_dict()
+        if case.size is not None:
+            content[f"{entry}_lr_scheduler"] = schedule.state_dict()
+        with torch.no_grad():
+            for parameter, value in zip(params, shadow, strict=True):
+                parameter.copy_(value)
+    return content, networks

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from cdrl_fast.data.dataset import Dataset, require
 from cdrl_fast.errors import DataError
+
+if TYPE_CHECKING:  # imported on use: the library imports without Pillow
+    from PIL import Image
 
 _GREY_MODES = ("1", "L", "LA", "La")
 
@@ -40,6 +43,8 @@ def decoded(
 
 
 def _pixels(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are fractions, which have no fixed range")
@@ -53,6 +58,8 @@ def _pixels(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 def resized(data: Dataset, size: int) -> Dataset:
     """The images with height and width ``size``, the centre kept."""
+    from PIL import Image, ImageOps
+
     require(data.is_images, f"{data.name}: holds points, not images; leave image_size out")
     if data.sample_shape[1:] == (size, size):
         return data

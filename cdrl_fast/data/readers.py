@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cdrl_fast.data.dataset import Dataset, labelled, require
 from cdrl_fast.data.images import decoded, resized
@@ -245,6 +244,8 @@ def _folder(request: _Request) -> Dataset:
         files += found
         labels += [label] * len(found)
     require(bool(files), f"{request.path}: holds no images ({' '.join(_IMAGE_SUFFIXES)})")
+    from PIL import Image
+
     images = decoded([(str(file), partial(Image.open, file)) for file in files], request.image_size)
     classes = tuple(folder.name for folder in folders)
     return labelled(request.spec, images, labels if folders else None, classes, request.path)

@@ -97,8 +97,8 @@ class MLPInitializer(Conditional):
         super().__init__()
         if dim < 1 or width < 64 or width % 64 or embedding < 4 or embedding % 2:
             raise ValueError(
-                "MLPInitializer: expected dim >= 1, width a multiple of 64 and an even embedding of "
-                f"at least 4, got {dim}, {width}, {embedding}"
+                "MLPInitializer: expected dim >= 1, width a multiple of 64 and an even embedding "
+                f"of at least 4, got {dim}, {width}, {embedding}"
             )
         self._keep_config(classes, dim=dim, width=width, embedding=embedding)
         self.embed1 = nn.Linear(embedding, embedding)

@@ -88,7 +88,8 @@ class ResNetEnergy(Conditional):
         if min(image_channels, blocks, *multipliers) < 1 or width < 4 or width % 2:
             raise ValueError(
                 "ResNetEnergy: expected positive image_channels, multipliers and blocks and an "
-                f"even width of at least 4, got {image_channels}, {tuple(multipliers)}, {blocks}, {width}"
+                f"even width of at least 4, got {image_channels}, {tuple(multipliers)}, {blocks}, "
+                f"{width}"
             )
         self._keep_config(
             classes,

@@ -229,6 +229,7 @@ def training_report(
     config: Mapping[str, object] | None = None,
     title: str = "Training report",
     subtitle: str = "",
+    page: Report | None = None,
 ) -> Report:
     """Assembles the page about one model: samples, chains, curves, numbers and settings.
 
@@ -240,6 +241,7 @@ def training_report(
         metrics, timings: name → value, timings in seconds; or rows as ``Report.table`` has.
         config: settings, nested as they may be.
         title, subtitle: the heading of the page.
+        page: a page to continue; ``title`` and ``subtitle`` then head a new part of it.
 
     Raises:
         TypeError, ValueError: samples or states of a wrong shape or dtype, NaN or infinity in them.
@@ -250,7 +252,10 @@ def training_report(
     labels = trace_labels or [f"t = {count - 1 - i}" for i in range(count)]
     if len(labels) != count:
         raise ValueError(f"trace_labels: expected {count}, got {len(labels)}")
-    report = Report(title, subtitle)
+    report = Report(title, subtitle) if page is None else page
+    if page is not None:
+        page.section(title)
+        page.text(subtitle)
     add = _add_points if np.ndim(samples) == 2 else _add_images
     add(report, samples, trace_states, labels)
     if run_folder is not None:

@@ -21,7 +21,7 @@ from cdrl_fast import CDRL, NoiseSchedule, reference
 
 FEW, MORE = 1, 3
 # A whole run is timed rather than extended if all its repeats take at most this many seconds.
-WHOLE_SECONDS = 6.0
+WHOLE_SECONDS = 5.0
 # Of the matmul rate, what an eager network is taken to reach when its time is guessed beforehand.
 GUESSED_SHARE = 0.3
 

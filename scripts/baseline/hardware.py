@@ -7,6 +7,7 @@ import math
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def environment(bench: Bench, given_commit: str | None = None) -> None:
         "numpy": _version("numpy"),
         "cpu_threads": torch.get_num_threads(),
         "device": str(bench.device),
+        "plan": asdict(bench.plan),
     }
     if bench.device.type == "cuda":
         properties = torch.cuda.get_device_properties(bench.device)

@@ -15,14 +15,15 @@ def lines(data: dict[str, Any]) -> list[str]:
         f"{found.get('device_name', found.get('device'))}, torch {found.get('torch')}, "
         f"triton {found.get('triton')}, commit {str(found.get('commit'))[:12]}"
     ]
+    rows.append(_states(sections))
     rows += _copies(sections)
     rows += _matmuls(sections)
     rows += _convolutions(sections)
+    rows += _shapes(sections)
     rows += _runs(sections, "reference chain", "chain", "ms/image")
     rows += _runs(sections, "reference training", "iteration", "ms/image")
     rows += _runs(sections, "afternoon", "uncompiled", "ms/image")
     rows += _runs(sections, "compiled", "compiled", "ms/image")
-    rows.append(_states(sections))
     return rows[:40]
 
 
@@ -66,6 +67,20 @@ def _convolutions(sections: Sections) -> list[str]:
             rows.setdefault(kind, []).append(f"{batch}: {per_image:.4g} ({share})")
     title = "all convolutions of a gradient, µs/image (share of matmul) by batch"
     return [f"{kind} {title}: " + ", ".join(parts) for kind, parts in rows.items()]
+
+
+def _shapes(sections: Sections) -> list[str]:
+    """Each convolution by itself, in one precision and at the batch measured first."""
+    rows: dict[str, list[str]] = {}
+    first = None
+    for name, figure in _figures(sections, "convolution").items():
+        kind, _, batch, *rest = name.split(" ")
+        first = first or (kind, batch)
+        if (kind, batch) == first and rest != ["sum"]:
+            rate, share = figure["flops_per_second"] / 1e12, percent(figure["share_of_matmul"])
+            title = f"{kind} batch {batch} {rest[0]} {rest[1]}"
+            rows.setdefault(title, []).append(f"{' '.join(rest[2:])} {rate:.4g} ({share})")
+    return [f"{title}, TFLOP/s: " + ", ".join(parts) for title, parts in rows.items()]
 
 
 def _runs(sections: Sections, section: str, what: str, unit: str) -> list[str]:

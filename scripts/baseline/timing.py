@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -138,14 +139,23 @@ def measure(
     guess = _between_events(lambda: _calls(call, 5), 1)[0] / 5
     timer = "cuda events"
     if graph and guess < GRAPH_BELOW:
+        stream = torch.cuda.current_stream()
         try:
             return _graphed(call, guess, seconds, at_least, at_most, rounds)
         except Exception as error:
+            # A capture that fails as it ends leaves its own stream current.
+            torch.cuda.set_stream(stream)
             torch.cuda.synchronize(device)
             timer = f"cuda events; no graph: {type(error).__name__}: {str(error)[:200]}"
     count = _samples(seconds, guess, at_least, at_most)
     index = iter(range(count))
     return Timing.of(_between_events(lambda: call(next(index)), count), 1, timer)
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all captures: the allocator caches memory for each stream apart."""
+    return torch.cuda.Stream()
 
 
 def _calls(call: Callable[[int], object], count: int) -> None:
@@ -168,7 +178,7 @@ def _graphed(
     """Replays of a graph of enough calls to last about `GRAPH_SECONDS`, in whole rounds."""
     calls = min(GRAPH_CALLS, math.ceil(GRAPH_SECONDS / max(guess, 1e-7)))
     calls = rounds * max(1, math.ceil(calls / rounds))
-    side = torch.cuda.Stream()
+    side = _side_stream()
     side.wait_stream(torch.cuda.current_stream())
     # Handles, workspaces and algorithm choices of the capturing stream exist before the capture.
     with torch.cuda.stream(side):

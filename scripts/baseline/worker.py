@@ -24,6 +24,8 @@ def work(task: dict[str, Any]) -> None:
     timer.daemon = True
     timer.start()
     device, out = torch.device(task["device"]), Path(task["out"])
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     report = Report(out.with_name("worker.json"))
     bench = Bench(device, report, QUICK if task["quick"] else FULL, compile_mode=task["mode"])
     found: dict[str, Figure] = {}

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_cases import COLOUR, GREY, RNG, fails
 from PIL import Image
 
 from cdrl_fast.data import load_data
+from tests.data.data_cases import COLOUR, GREY, RNG, fails
 
 # Image folders
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_cases import COLOUR, GREY, LABELS, RNG, fails
 
 from cdrl_fast.data import load_data
+from tests.data.data_cases import COLOUR, GREY, LABELS, RNG, fails
 
 
 def test_digits():

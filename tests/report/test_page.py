@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from page_reader import Page, opened, rising
 from PIL import Image
 
 from cdrl_fast.report import Report, curve_figure, image_grid, scatter_figure
+from tests.report.page_reader import Page, opened, rising
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import ArrayLike
-from page_reader import rising
 from PIL import Image
 
 from cdrl_fast.report import (
@@ -20,6 +19,7 @@ from cdrl_fast.report import (
     save_image_grid,
     scatter_figure,
 )
+from tests.report.page_reader import rising
 
 GREY = (128, 128, 128)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from page_reader import Page, opened, rising
 
 from cdrl_fast.errors import DataError
 from cdrl_fast.report import film_strip, image_grid, scatter_figure, training_report
+from tests.report.page_reader import Page, opened, rising
 
 LOG: list[dict[str, object]] = [
     {"iteration": 10, "seconds": 30.0, "energy_loss": 2.0, "energy_gap": -0.5},

@@ -1,0 +1,38 @@
+# Everything runs in .venv, made from what pyproject.toml names.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Threads that wait should sleep: with other work on the machine, spinning ones cost up to 40 times.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test lint checkerboard gpu-baseline clean
+
+demo: $(VENV)/.demo ## Draw digits, train a model for about two minutes, write demo/index.html
+	$(BIN)/cdrl-fast demo --out demo
+
+test: $(VENV)/.dev ## All tests that need no GPU
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+checkerboard: $(VENV)/.demo ## Train on the 2-D checkerboard and plot its density by level
+	$(BIN)/python examples/checkerboard.py --out runs/checkerboard
+
+gpu-baseline: ## Ceilings and eager baselines of this machine's GPU; needs torch and numpy alone
+	$(PYTHON) scripts/gpu_baseline.py --out benchmarks/results/gpu-baseline.json
+
+$(VENV)/.demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo runs *.egg-info

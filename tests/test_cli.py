@@ -1,0 +1,112 @@
+"""The command line, as a user calls it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdrl_fast import CDRL, Sampler
+from cdrl_fast.cli import main
+from cdrl_fast.model import newest_checkpoint
+
+SMALL = [
+    "train", "--energy-width", "8", "--initializer-width", "8", "--energy-blocks", "1",
+    "--batch-size", "8", "--steps", "2", "--log-every", "1",
+]  # fmt: skip
+
+
+def weights(folder):
+    return (newest_checkpoint(folder) / "training.safetensors").read_bytes()
+
+
+def test_train_stops_and_goes_on(tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["--checkpoint-every", "2", "--preview-every", "2"]
+    assert main([*SMALL, *options, "--out", str(whole), "--iterations", "4"]) == 0
+    for iterations in ("2", "4"):
+        resume = ["--iterations", iterations, "--resume", "auto"]
+        assert main([*SMALL, *options, "--out", str(parts), *resume]) == 0
+    assert weights(whole) == weights(parts)
+    assert "4 iterations" in capsys.readouterr().out
+    assert sorted(p.name for p in (whole / "previews").iterdir()) == [
+        "00000002.png",
+        "00000004.png",
+    ]
+    recipe = json.loads((whole / "recipe.json").read_text())
+    assert recipe["model"]["energy_width"] == 8
+    assert recipe["iterations"] == 4
+    again = tmp_path / "again"
+    assert main(["train", "--recipe", str(whole / "recipe.json"), "--out", str(again)]) == 0
+    assert weights(again) == weights(whole)
+
+
+def test_train_refuses_a_folder_in_use_and_other_networks(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run"), "--iterations", "1"]
+    assert main([*SMALL, *out]) == 0
+    assert main([*SMALL, *out]) == 2
+    assert "holds a run; pass --resume auto" in capsys.readouterr().err
+    assert main([*SMALL, *out, "--resume", "auto", "--levels", "3"]) == 2
+    assert "the run has other data or networks" in capsys.readouterr().err
+
+
+def test_train_drl_and_points(tmp_path):
+    out = ["--iterations", "1", "--out"]
+    assert main([*SMALL, "--no-initializer", *out, str(tmp_path / "drl")]) == 0
+    assert CDRL.from_pretrained(tmp_path / "drl").initializer is None
+    points = ["train", "--recipe", "checkerboard-small", "--metrics-every", "1"]
+    assert main([*points, "--batch-size", "8", *out, str(tmp_path / "points")]) == 0
+    log = (tmp_path / "points" / "log.jsonl").read_text()
+    assert "inside" in log
+
+
+def test_sample_pictures_and_values(tmp_path, capsys):
+    picture, values = tmp_path / "x.png", tmp_path / "x.npz"
+    options = ["sample", "--n", "3", "--label", "7", "--guidance", "1", "--steps", "2"]
+    assert main([*options, "--out", str(picture)]) == 0
+    assert Image.open(picture).width > 3 * 8
+    assert main([*options, "--out", str(values), "--batch-size", "2"]) == 0
+    got = torch.from_numpy(np.load(values)["samples"])
+    model = CDRL.from_pretrained("digits")
+    expected = Sampler(model).sample(3, label="7", guidance=1.0, steps=2)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+def test_evaluate(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CDRL_FAST_CACHE", str(tmp_path))
+    out = tmp_path / "figures.json"
+    options = ["--samples", "30", "--steps", "3", "--guidance", "1", "--out", str(out)]
+    assert main(["evaluate", *options]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["classifier_accuracy"] >= 0.98
+    assert figures["accuracy_w1"] > 0.5
+    assert figures["frechet_floor"] < figures["frechet_noise"]
+    assert "accuracy_w1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "--model", "nothing"], "nothing: no such model"),
+        (["sample", "--label", "ten"], "unknown class 'ten'"),
+        (["sample", "--steps", "0"], "steps: expected at least 1, got 0"),
+        (["train", "--recipe", "nothing", "--out", "x"], "neither a shipped recipe (checkerboard"),
+        (["train", "--data", "cats", "--out", "{}/x"], "cats"),
+        (["import", "{}/none.pth.tar", "{}/x"], "none.pth.tar"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words, message, tmp_path, capsys):
+    status = main([word.format(tmp_path) for word in words])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") <= 2
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "sample", "evaluate", "import", "demo"))

@@ -1,0 +1,91 @@
+"""The floors of the library: a module imports only from floors below its own, or as said here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
+
+# Floor of each room; a room is a module or a folder directly in the package.
+FLOORS = {
+    "errors": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
+    "data": 2, "ops": 2, "model": 2, "run_folder": 2,
+    "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
+    "sampler": 4, "report": 4, "recipe": 4,
+    "evaluation": 5, "trainer": 5,
+    "demo": 6, "cli": 7,
+}  # fmt: skip
+# Imports inside one floor, where a room may also be closed to what lies below.
+SAME_FLOOR = {("checkpoint", "errors")}
+CLOSED = {
+    "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": set(),
+    "ops": {"errors"},
+    "engine": {"ops", "networks", "schedule", "errors"},
+    "reference": {"networks", "schedule", "ops", "model"},
+    "sampler": {"model", "schedule", "engine", "ops", "errors"},
+}  # fmt: skip
+
+
+def modules():
+    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Full names of the cdrl_fast modules that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def internal(path):
+    return [name.split(".")[1:] for name in imports(path) if name.startswith("cdrl_fast.")]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    here = room(path)
+    assert here in FLOORS, f"{here}: give the new room a floor"
+    for parts in internal(path):
+        there = parts[0]
+        if there == here or there == "__version__":
+            continue
+        assert there in FLOORS, f"{path.name} imports {there}, which has no floor"
+        lower = FLOORS[there] < FLOORS[here] or (here, there) in SAME_FLOOR
+        assert lower, f"{here} (floor {FLOORS[here]}) imports {there} (floor {FLOORS[there]})"
+        if here in CLOSED:
+            assert there in CLOSED[here], f"{here} may not import {there}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").rglob("*.py")), ids=str)
+def test_operations_do_not_know_each_other(path):
+    """Two operations share code through ops/philox.py, and noise through normal's reference."""
+    parts = path.relative_to(PACKAGE / "ops").parts
+    if len(parts) == 1:
+        return
+    for name in internal(path):
+        if name[:1] == ["ops"] and name[1] not in (parts[0], "philox"):
+            assert name[1:3] == ["normal", "reference"], f"{path} imports ops.{name[1]}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_imports_tests_or_benchmarks(path):
+    assert not {name.split(".")[0] for name in imports(path)} & {"tests", "benchmarks", "scripts"}
+
+
+def test_the_reference_uses_reference_rooms_of_operations():
+    for name in internal(PACKAGE / "reference.py"):
+        if name[0] == "ops":
+            assert name[1:2] == ["philox"] or name[1:3] == ["normal", "reference"]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_readable(path):
+    assert len(path.read_text().splitlines()) <= 400

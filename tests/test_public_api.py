@@ -1,0 +1,94 @@
+"""The names a user types, their signatures, and what importing costs."""
+
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import cdrl_fast
+
+NAMES = {
+    "CDRL", "BackendUnavailable", "CDRLError", "ChainDiverged", "CheckpointError", "DataError",
+    "MLPEnergy", "MLPInitializer", "NoiseSchedule", "ResNetEnergy", "Sampler", "StepPlan", "Trace",
+    "TrainConfig", "Trainer", "UNetInitializer", "load_released_checkpoint", "normal", "ops",
+    "reference",
+}  # fmt: skip
+
+SIGNATURES = {
+    "NoiseSchedule": "(levels, steps, logsnr_max, logsnr_min, kappa, step_scale)",
+    "ResNetEnergy": "(image_channels, width, multipliers, blocks, classes)",
+    "UNetInitializer": "(image_channels, image_size, width, multipliers, blocks, attention, "
+    "dropout, classes)",
+    "MLPEnergy": "(dim, width, multipliers, classes)",
+    "MLPInitializer": "(dim, width, embedding, classes)",
+    "CDRL": "(energy, initializer, schedule, *, sample_shape)",
+    "CDRL.save_pretrained": "(self, folder)",
+    "CDRL.from_pretrained": "(name)",
+    "load_released_checkpoint": "(path, *, image_size, schedule)",
+    "Sampler": "(model, *, device, precision, backend, graph)",
+    "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
+    "denoise_scale, progress, trace)",
+    "normal": "(shape, *, seed, draw, first_sample, device, dtype)",
+    "Trainer": "(model, data, config)",
+    "Trainer.fit": "(self, iterations, *, folder, progress, preview, evaluate)",
+    "Trainer.save": "(self, path)",
+    "Trainer.resume": "(path, data, *, config, device)",
+    "reference.sample": "(model, n, *, seed, steps, label, guidance, first_sample, denoise_scale, "
+    "dtype, noise)",
+    "ops.langevin_step": "(x, grad, anchor, *, drift, pull, noise_std, rng, rescale, first_bad, "
+    "out)",
+}
+
+
+def test_names():
+    assert set(cdrl_fast.__all__) == NAMES
+    assert all(getattr(cdrl_fast, name).__doc__ for name in NAMES)
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        _ = cdrl_fast.nothing_of_that_name
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name):
+    value = cdrl_fast
+    for part in name.split("."):
+        value = getattr(value, part)
+    shown, keyword_only = [], False
+    for parameter in inspect.signature(value).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            shown.append("*")
+        shown.append(parameter.name)
+    assert f"({', '.join(shown)})" == SIGNATURES[name]
+
+
+def test_import_needs_torch_and_numpy_alone():
+    """With every other dependency hidden the package imports, builds a model and samples."""
+    code = """
+import sys
+hidden = ("safetensors", "PIL", "tqdm", "tyro", "matplotlib", "sklearn", "scipy", "torchmetrics",
+          "triton", "huggingface_hub", "datasets")
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in hidden:
+            raise ImportError(name)
+sys.meta_path.insert(0, Hide())
+import cdrl_fast
+from cdrl_fast import reference
+model = cdrl_fast.CDRL(
+    cdrl_fast.MLPEnergy(2, 8, (1,)), cdrl_fast.MLPInitializer(2, 64, 8), cdrl_fast.NoiseSchedule()
+)
+print(tuple(cdrl_fast.Sampler(model).sample(3, steps=1).shape), cdrl_fast.Trainer.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "(3, 2) Trainer", done.stderr
+
+
+@pytest.mark.parametrize("name", ["cdrl_fast", "cdrl_fast.schedule", "cdrl_fast.sampler",
+                                  "cdrl_fast.ops.normal"])  # fmt: skip
+def test_examples_in_docstrings(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
