@@ -20,6 +20,7 @@ from torch.nn.utils import spectral_norm
 
 Wrap = Callable[[nn.Module], nn.Module]
 Pair = tuple[nn.Module, nn.Module]
+Draw = Callable[[int], Tensor]
 
 
 def sinusoids(logsnr: Tensor, dim: int) -> Tensor:
@@ -347,3 +348,43 @@ def checkpoint(case: Case, seed: int = 0) -> tuple[dict[str, Any], Pair]:
             for parameter, value in zip(params, shadow, strict=True):
                 parameter.copy_(value)
     return content, networks
+
+
+def evaluated(network: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The energies and their gradients in the first argument."""
+    y = arguments[0].clone().requires_grad_(True)
+    value = network(y, *arguments[1:])
+    return value.detach(), torch.autograd.grad(value.sum(), y)[0]
+
+
+def plain_chain(networks: Pair, toy: bool, denoise_scale: float, draw: Draw) -> Tensor:
+    """Samples with one step a level, in float64, from the formulas alone.
+
+    ``draw(i)`` is the noise of index i, of the samples' shape.
+    """
+    energy, initializer = (network.double() for network in networks)
+    low, high = math.atan(math.exp(-4.9)), math.atan(math.exp(2.55))
+    lam = [-2 * math.log(math.tan(low + (high - low) * t / 6)) for t in range(7)]
+    signal = [1 / (1 + math.exp(-x)) for x in lam]
+    noise = [1 / (1 + math.exp(x)) for x in lam]
+    kappa, h2 = (1e-3 if toy else 2e-4), 15.0
+    x = draw(0)
+
+    def at(value: float) -> Tensor:
+        return torch.full((len(x),), value, dtype=torch.float64)
+
+    for t in range(6, 0, -1):
+        var = 1 - signal[t] / signal[t - 1]
+        m = 1.0 if t == 6 else math.sqrt(1 - var)
+        c = (1.0 if toy else math.sqrt(noise[t - 1])) / math.sqrt(noise[0])
+        with torch.no_grad():
+            y = initializer(x, at(lam[t]))
+        y = y + math.sqrt(noise[t - 1] / noise[t] * var) * m * draw((7 - t) * 65536)
+        drift = h2 / 2 * evaluated(energy, y, at(lam[t - 1]))[1]
+        recovery = 0.0 if t == 6 else h2 * kappa * c * (y - x)
+        y = y + drift - recovery + math.sqrt(2 * kappa * c * var * h2) * draw((7 - t) * 65536 + 1)
+        x = y / (m + 1e-8)
+    if toy:
+        return x
+    score = m * evaluated(energy, m * x, at(lam[0]))[1] / (2 * kappa * var)
+    return ((x + denoise_scale * noise[0] * score) / math.sqrt(signal[0])).clamp(-1, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 from collections.abc import Callable
@@ -12,14 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrizations, spectral_norm
 
 from cdrl_fast import CDRL, NoiseSchedule, Sampler, normal
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.networks import MLPEnergy, MLPInitializer
 from cdrl_fast.released import load_released_checkpoint
-from tests.released_networks import Case, Energy, Initializer, Pair, checkpoint, inputs, layout
+from tests.released_networks import (
+    Case,
+    Energy,
+    Initializer,
+    Pair,
+    checkpoint,
+    evaluated,
+    inputs,
+    layout,
+    plain_chain,
+)
 
 POINTS = NoiseSchedule(kappa=1e-3, step_scale="constant")
 PARAMETRIZED = parametrizations.spectral_norm
@@ -59,13 +68,6 @@ def load(case: Case, content: dict[str, Any], path: Path, **options: Any) -> CDR
     if case.size is not None:
         options.setdefault("image_size", case.size)
     return load_released_checkpoint(path, **options)
-
-
-def evaluated(network: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The energies and their gradients in the first argument."""
-    y = arguments[0].clone().requires_grad_(True)
-    value = network(y, *arguments[1:])
-    return value.detach(), torch.autograd.grad(value.sum(), y)[0]
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> None:
@@ -185,39 +187,6 @@ def test_published_sizes_of_the_toy_are_inferred(tmp_path: Path) -> None:
     assert model.initializer.config == MLPInitializer().config
 
 
-def plain_chain(networks: Pair, shape: tuple[int, ...], toy: bool, denoise_scale: float) -> Tensor:
-    """Two samples of seed 0 with one step a level, in float64, from the formulas alone."""
-    energy, initializer = (network.double() for network in networks)
-    low, high = math.atan(math.exp(-4.9)), math.atan(math.exp(2.55))
-    lam = [-2 * math.log(math.tan(low + (high - low) * t / 6)) for t in range(7)]
-    signal = [1 / (1 + math.exp(-x)) for x in lam]
-    noise = [1 / (1 + math.exp(x)) for x in lam]
-    kappa, h2 = (1e-3 if toy else 2e-4), 15.0
-
-    def draw(index: int) -> Tensor:
-        return normal((2, *shape), seed=0, draw=index, dtype=torch.float64)
-
-    def at(value: float) -> Tensor:
-        return torch.full((2,), value, dtype=torch.float64)
-
-    x = draw(0)
-    for t in range(6, 0, -1):
-        var = 1 - signal[t] / signal[t - 1]
-        m = 1.0 if t == 6 else math.sqrt(1 - var)
-        c = (1.0 if toy else math.sqrt(noise[t - 1])) / math.sqrt(noise[0])
-        with torch.no_grad():
-            y = initializer(x, at(lam[t]))
-        y = y + math.sqrt(noise[t - 1] / noise[t] * var) * m * draw((7 - t) * 65536)
-        drift = h2 / 2 * evaluated(energy, y, at(lam[t - 1]))[1]
-        recovery = 0.0 if t == 6 else h2 * kappa * c * (y - x)
-        y = y + drift - recovery + math.sqrt(2 * kappa * c * var * h2) * draw((7 - t) * 65536 + 1)
-        x = y / (m + 1e-8)
-    if toy:
-        return x
-    score = m * evaluated(energy, m * x, at(lam[0]))[1] / (2 * kappa * var)
-    return ((x + denoise_scale * noise[0] * score) / math.sqrt(signal[0])).clamp(-1, 1)
-
-
 @pytest.mark.parametrize(("name", "scale"), [("image", 1.0), ("image", 2.0), ("toy", 1.0)])
 def test_samples_follow_the_authors_networks(name: str, scale: float, tmp_path: Path) -> None:
     case = CASES[name]
@@ -225,11 +194,15 @@ def test_samples_follow_the_authors_networks(name: str, scale: float, tmp_path: 
     model = load(case, content, tmp_path / "a.pth.tar")
     sampler = Sampler(model, precision="fp64")
     samples = sampler.sample(2, seed=0, steps=1, denoise_scale=scale)
-    expected = plain_chain(networks, case.shape, case.size is None, scale)
+
+    def draw(index: int) -> Tensor:
+        return normal((2, *case.shape), seed=0, draw=index, dtype=torch.float64)
+
+    expected = plain_chain(networks, case.size is None, scale, draw)
     if case.size is not None:
         inside = expected.abs() < 1
         assert inside.double().mean() > 0.05  # else the clamp would hide what came before it
-        other = plain_chain(networks, case.shape, False, 3.0 - scale)
+        other = plain_chain(networks, False, 3.0 - scale, draw)
         assert (expected - other)[inside].abs().max() > 1e-3
     close(samples, expected, 1e-9)
 
