@@ -28,10 +28,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Measures samples of a model.
 
-    Images: the metrics of `metrics.evaluate_images` on unconditional samples, and of a conditional
-    model the share of ``samples`` recognised as the class asked for, at each guidance weight, by a
-    classifier trained on ``train``. Points of the checkerboard: the share inside the squares and
-    the smallest and largest square's share relative to 1/8.
+    Images: the metrics of `metrics.evaluate_images` on samples drawn without a label, and of a
+    conditional model, at each guidance weight, the share of ``samples`` recognised as the class
+    asked for by a classifier trained on ``train``, and their Fréchet distance, classes in turn.
+    Points of the checkerboard: the share inside the squares and the smallest and largest square's
+    share relative to 1/8.
 
     Args:
         train: what the model was trained on.
@@ -60,6 +61,7 @@ def evaluate(
         raise ValueError("evaluate: images need held-out data to compare with")
     classifier = metrics.train_classifier(train)
     everything, real_labels = held_out.batch(np.arange(len(held_out)))
+    real = train.batch(np.arange(len(train)))[0]
     figures: dict[str, float] = {}
     if model.num_classes and real_labels is not None:
         figures["classifier_accuracy"] = metrics.label_accuracy(everything, real_labels, classifier)
@@ -71,6 +73,7 @@ def evaluate(
             )
             seconds += time.perf_counter() - start
             figures[f"accuracy_w{weight:g}"] = metrics.label_accuracy(images, label, classifier)
-    real = train.batch(np.arange(len(train)))[0]
+            distance = metrics.frechet_distance(real, images, classifier)
+            figures[f"frechet_w{weight:g}"] = distance
     figures |= metrics.evaluate_images(drawn, real, everything, classifier)
     return {**figures, "seconds": seconds}

@@ -95,7 +95,7 @@ class Chain:
         with numerics("fp32"), static_weights(energy):
             exact = input_gradient(lambda v: energy(v, self.logsnr), few)
         error = (self.gradient(value, self.x)[:16].float() - exact).norm() / exact.norm()
-        # Even a small network of random weights flips some signs; a wrong gradient errs by 1 or more.
+        # Rounding flips signs of activations, in a tiny network many; a wrong gradient errs by 1.
         if not error < 0.9:
             raise AssertionError(f"relative error {float(error):.2e} of the input gradient")
         return float(error)

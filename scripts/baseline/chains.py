@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
 
 from baseline.bench import Bench, Figure
 from baseline.timing import SETTINGS, numerics, wall
@@ -111,7 +110,7 @@ def _training(bench: Bench, setting: str, batch: int) -> Figure:
     }
 
 
-def _with_steps(model: CDRL, steps: int) -> nn.Module:
+def _with_steps(model: CDRL, steps: int) -> CDRL:
     """The same networks under a schedule of ``steps`` steps a level, as training reads it there."""
     schedule = NoiseSchedule(**{**model.schedule.to_dict(), "steps": steps})
     return CDRL(model.energy, model.initializer, schedule)
