@@ -284,7 +284,7 @@ REFUSALS: list[tuple[Edit, str]] = [
     (rename(*SWAP, entry="pi"), "in ups.0 attention, block, block, .*; expected block, attention"),
     (rename(("ups.1.1.", "ups.1.2."), entry="pi"), r"keys \(ups.1.2.norm1.* ones \(ups.1.1.norm1"),
     (rename(("downs.1.", "downs.2."), entry="pi"), r"downs numbered \[0, 2\]; expected downs.0"),
-    (put("downs.0.0.conv1.weight", torch.ones(48, 32, 3, 3), "pi"), "48, 32.; .* multiples of"),
+    (put("downs.0.0.conv1.weight", torch.ones(48, 32, 3, 3), "pi"), "48, 32.; .* of 32, for Gr"),
     (transplant(replace(SMALL, classes=2), "p"), "energy of classes 2 and an .* of classes 0"),
     (transplant(replace(SMALL, channels=1), "pi"), "image_channels 3 and .* image_channels 1"),
     (transplant(TOY, "pi"), "an energy of dim None and an initializer of dim 2"),
