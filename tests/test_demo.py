@@ -32,6 +32,16 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert accuracy > 85
 
 
+def test_readme_example():
+    """The README's first example runs as it stands and says what is true."""
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace("64", "6").replace("32", "3"), names)
+    assert names["score"].shape == (8,)
+    tail = names["sampler"].sample(6, label="7")[3:]
+    assert (names["same"] - tail).abs().max() < 1e-3
+
+
 def test_checkerboard_example(tmp_path):
     script = [sys.executable, str(ROOT / "examples" / "checkerboard.py")]
     options = ["--recipe", "checkerboard-small", "--iterations", "20", "--samples", "200"]
