@@ -19,6 +19,7 @@ from cdrl_fast.report import (
     save_image_grid,
     scatter_figure,
     training_report,
+    versions,
 )
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.trainer import Trainer
@@ -46,6 +47,8 @@ def run_demo(out: Path, iterations: int = 2000, samples: int = 300) -> Path:
     _digits(page, out, samples)
     print("2/2  training a model of a 2-D checkerboard from scratch")
     _checkerboard(page, out, iterations)
+    page.section("Versions")
+    page.table([{"Software": k, "Version": v} for k, v in versions().items()])
     path = out / "index.html"
     page.write(path)
     print(
@@ -66,7 +69,7 @@ def _digits(page: Report, out: Path, count: int) -> None:
     save_image_grid(samples, out / "digits.png", columns=10)
     _, trace = sampler.sample(10, label=torch.arange(10) + 1, guidance=GUIDANCE, trace="levels")
     states = list(trace.states)
-    names = ["noise", *(f"after level {t}" for t in range(6, 0, -1))]
+    names = ["noise", *(f"level {t}" for t in range(6, 0, -1))]
     film_strip(states, labels=names).save(out / "digits-levels.png")
     start = time.perf_counter()
     figures = evaluate(model, train, held_out, samples=count, guidance=(0.0, GUIDANCE))
@@ -79,7 +82,7 @@ def _digits(page: Report, out: Path, count: int) -> None:
         metrics=figures,
         timings=timings,
         title="Digits: the shipped model",
-        subtitle=f"Ten samples of each class, guidance {GUIDANCE:g}, one row a class.",
+        subtitle=f"Ten samples of each class in turn, guidance {GUIDANCE:g}.",
         page=page,
     )
     accuracy = figures[f"accuracy_w{GUIDANCE:g}"]

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from cdrl_fast import (
+    CDRL,
     BackendUnavailable,
     ChainDiverged,
     MLPEnergy,
+    NoiseSchedule,
     Sampler,
     StepPlan,
     reference,
@@ -43,6 +45,15 @@ def test_batching_and_place_in_the_stream(model, precision):
     tail = sampler.sample(32, label=rest, first_sample=32)
     close(tail, whole[32:], precision)
     assert not torch.allclose(sampler.sample(N, seed=1, label=labels(model)), whole)
+
+
+def test_the_shipped_model_does_not_depend_on_batches():
+    sampler = Sampler(CDRL.from_pretrained("digits"))
+    label = torch.arange(N) % 10 + 1
+    whole = sampler.sample(N, label=label)
+    close(sampler.sample(N, label=label, batch_size=7), whole, "fp32")
+    close(sampler.sample(32, label=label[32:], first_sample=32), whole[32:], "fp32")
+    close(reference.sample(sampler.model, N, label=label), whole, "fp32")
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
@@ -117,8 +128,6 @@ def test_steps_are_counted():
         def forward(self, y, logsnr, label=None):
             calls.append(round(float(logsnr[0]), 3))
             return super().forward(y, logsnr, label)
-
-    from cdrl_fast import CDRL, NoiseSchedule
 
     model = CDRL(Counting(2, 8, (1,)), None, NoiseSchedule(levels=3, steps=4))
     schedule = model.schedule

@@ -14,7 +14,7 @@ from cdrl_fast.report.pictures import (
     save_image_grid,
     scatter_figure,
 )
-from cdrl_fast.report.training import training_report
+from cdrl_fast.report.training import training_report, versions
 
 __all__ = [
     "Report",
@@ -25,4 +25,5 @@ __all__ = [
     "save_image_grid",
     "scatter_figure",
     "training_report",
+    "versions",
 ]

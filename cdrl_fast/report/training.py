@@ -196,7 +196,8 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the library, Python, PyTorch and NumPy, the system and the device."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "cdrl-fast": cdrl_fast.__version__,
@@ -241,7 +242,8 @@ def training_report(
         metrics, timings: name → value, timings in seconds; or rows as ``Report.table`` has.
         config: settings, nested as they may be.
         title, subtitle: the heading of the page.
-        page: a page to continue; ``title`` and ``subtitle`` then head a new part of it.
+        page: a page to continue; ``title`` and ``subtitle`` then head a new part of it, and the
+            table of versions is left to the caller.
 
     Raises:
         TypeError, ValueError: samples or states of a wrong shape or dtype, NaN or infinity in them.
@@ -266,5 +268,6 @@ def training_report(
     _add_table(report, "Metrics", metrics, ("Metric", "Value"))
     _add_table(report, "Timings", timings, ("Work", "Time"))
     _add_table(report, "Configuration", _flat(config or {}), ("Setting", "Value"))
-    _add_table(report, "Versions", _versions(), ("Software", "Version"))
+    if page is None:
+        _add_table(report, "Versions", versions(), ("Software", "Version"))
     return report
