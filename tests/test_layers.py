@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 
 # Floor of each room; a room is a module or a folder directly in the package.
 FLOORS = {
-    "errors": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
+    "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
     "data": 2, "ops": 2, "model": 2, "run_folder": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "sampler": 4, "report": 4, "recipe": 4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import math
 import struct
 import zipfile
@@ -20,6 +19,7 @@ from cdrl_fast.data.dataset import Dataset, labelled, require
 from cdrl_fast.data.images import decoded, resized
 from cdrl_fast.data.points import checkerboard
 from cdrl_fast.errors import DataError
+from cdrl_fast.optional import optional_module
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 _CIFAR10_CLASSES: tuple[str, ...] = (
@@ -90,17 +90,8 @@ def load_data(spec: str, *, image_size: int | None = None, split: str = "train")
     return data if image_size is None else resized(data, image_size)
 
 
-def _module(name: str, package: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f'this data needs {package} ({error}): pip install "cdrl-fast[{extra}]"'
-        ) from error
-
-
 def _digits(request: _Request) -> Dataset:
-    digits = _module("sklearn.datasets", "scikit-learn", "demo").load_digits()
+    digits = optional_module("sklearn.datasets", "scikit-learn", "demo").load_digits()
     images = np.asarray(digits.images).astype(np.uint8)[:, None]
     labels = np.asarray(digits.target).astype(np.int64) + 1
     return Dataset(request.spec, images, labels, tuple("0123456789"), maximum=16)
@@ -263,7 +254,7 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _hub(request: _Request) -> Dataset:
-    spec, hub = request.spec, _module("datasets", "datasets", "datasets")
+    spec, hub = request.spec, optional_module("datasets", "datasets", "datasets")
     try:
         table = hub.load_dataset(request.where, split=request.split)
     except Exception as error:  # the package passes on errors of the network and of its own

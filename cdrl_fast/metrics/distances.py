@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from cdrl_fast.data import in_checkerboard
 from cdrl_fast.metrics.classifier import Classifier
+from cdrl_fast.optional import optional_module
 
 
 class FeatureExtractor(Protocol):
@@ -20,16 +20,6 @@ class FeatureExtractor(Protocol):
 
     def features(self, images: Tensor) -> Tensor:
         """One feature vector per image: (n, C, H, W) to floating point (n, d)."""
-
-
-def optional_module(module: str, package: str, extra: str) -> Any:
-    """The module, or an ImportError that says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'this metric needs {package} ({error}): pip install "cdrl-fast[{extra}]"'
-        ) from error
 
 
 def check_images(least: int = 1, **images: Tensor) -> None:

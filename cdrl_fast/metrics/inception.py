@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import CheckpointError
-from cdrl_fast.metrics.distances import check_images, extracted, frechet, optional_module
+from cdrl_fast.metrics.distances import check_images, extracted, frechet
+from cdrl_fast.optional import optional_module
 
 _INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
