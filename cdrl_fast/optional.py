@@ -5,7 +5,7 @@ from typing import Any
 
 
 def optional_module(module: str, package: str, extra: str) -> Any:
-    """The module ``module`` of ``package``; without it an ImportError names the extra to install."""
+    """The module, or an ImportError that names the package and the extra to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
