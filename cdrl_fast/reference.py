@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast.model import CDRL, Label
-from cdrl_fast.networks.layers import StreamDropout, fix_weights, static_weights
+from cdrl_fast.networks.layers import dropout_from, fix_weights, static_weights
 from cdrl_fast.ops import philox
 from cdrl_fast.ops.normal import reference as stream
 from cdrl_fast.ops.philox import Purpose
@@ -217,10 +217,8 @@ def training_iteration(
     proposal = x_t
     if initializer is not None:
         initializer.train()
-        layers = [m for m in initializer.modules() if isinstance(m, StreamDropout)]
-        for j, layer in enumerate(layers):
-            layer.uniform = lambda s, j=j: draws.uniform(tuple(s), 16 + j)
-        mean = initializer(x_t, constant("logsnr_noisy"), label)
+        with dropout_from(initializer, lambda s, j: draws.uniform(tuple(s), 16 + j)):
+            mean = initializer(x_t, constant("logsnr_noisy"), label)
         proposal = mean + spread("init_std") * draws.normal(shape, 2**16)
     energy.eval()
     y, pull, noise_std = proposal.detach(), spread("pull"), spread("noise_std")

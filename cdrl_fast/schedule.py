@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 
 StepScale = Literal["cumulative", "constant"]
 
+# The noise stream numbers draws by 2^16 a level within 2^24: more would share their noise.
+MOST_STEPS, MOST_LEVELS = 2**16 - 1, 2**8 - 2
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -44,6 +47,11 @@ class StepPlan:
             raise ValueError(
                 f"StepPlan: expected as many multipliers as counts, got {len(self.counts)} counts "
                 f"and {len(self.multipliers)} multipliers"
+            )
+        if max(self.counts, default=0) > MOST_STEPS:
+            raise ValueError(
+                f"StepPlan: at most {MOST_STEPS} steps a level have noise of their own, got "
+                f"{max(self.counts)}"
             )
         if not all(np.isfinite(h) and h > 0 for h in self.multipliers):
             raise ValueError(f"StepPlan: multipliers must be positive, got {self.multipliers}")
@@ -125,6 +133,11 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         _count(self.levels, "levels")
         _count(self.steps, "steps")
+        if self.levels > MOST_LEVELS or self.steps > MOST_STEPS:
+            raise ValueError(
+                f"NoiseSchedule: expected at most {MOST_LEVELS} levels of {MOST_STEPS} steps, got "
+                f"{self.levels} of {self.steps}"
+            )
         if not self.logsnr_max > self.logsnr_min:
             raise ValueError(
                 f"NoiseSchedule: expected logsnr_max > logsnr_min, got {self.logsnr_max} and "

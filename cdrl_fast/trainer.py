@@ -19,7 +19,7 @@ from cdrl_fast.data import Dataset
 from cdrl_fast.errors import ChainDiverged, CheckpointError
 from cdrl_fast.levels import LevelTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_checkpoint
-from cdrl_fast.networks.layers import StreamDropout, static_weights
+from cdrl_fast.networks.layers import dropout_from, static_weights
 from cdrl_fast.ops import langevin_step, normal, philox
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
@@ -88,7 +88,6 @@ class Trainer:
             device=self.device,
             dtype=self.dtype,
         )
-        _connect_dropout(model.initializer, self)
 
     def step(self) -> dict[str, float]:
         """One training iteration; returns losses, energy gap and gradient norms.
@@ -113,14 +112,15 @@ class Trainer:
         }
         if not math.isfinite(log["energy_loss"]):
             self._diverged("the energy's loss", step=self.model.schedule.steps)
-        log["energy_grad_norm"] = self._update(
-            self.energy_optimizer, energy_loss, energy, config.energy_lr * self._warmup(0)
-        )
+        log["energy_grad_norm"] = self._clipped_gradient(energy_loss, energy)
         if self.initializer_optimizer is not None and self.model.initializer is not None:
             loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
-            lr = config.initializer_lr * self._warmup(config.initializer_warmup_offset)
-            norm = self._update(self.initializer_optimizer, loss, self.model.initializer, lr)
+            norm = self._clipped_gradient(loss, self.model.initializer)
             log |= {"initializer_loss": float(loss.detach()), "initializer_grad_norm": norm}
+            lr = config.initializer_lr * self._warmup(config.initializer_warmup_offset)
+            _update(self.initializer_optimizer, lr)
+        # Nothing is updated before every gradient is known to be finite.
+        _update(self.energy_optimizer, config.energy_lr * self._warmup(0))
         self.iteration += 1
         self._average()
         return log
@@ -149,8 +149,13 @@ class Trainer:
         """y_0: the initializer's mean with its noise; x_t itself without an initializer."""
         if self.model.initializer is None:
             return x_noisy
-        self.model.initializer.train()
-        mean: Tensor = self.model.initializer(x_noisy, level.logsnr_noisy, label)
+        initializer = self.model.initializer.train()
+
+        def uniform(shape: torch.Size, j: int) -> Tensor:
+            return philox.uniform(shape, **self._rng(DROPOUT + j))
+
+        with dropout_from(initializer, uniform):
+            mean: Tensor = initializer(x_noisy, level.logsnr_noisy, label)
         return mean + per_sample(level.init_std, mean) * self._noise(mean, INITIALIZER)
 
     def _revise(self, y: Tensor, anchor: Tensor, level: LevelTable, label: Tensor | None) -> Tensor:
@@ -192,17 +197,13 @@ class Trainer:
             return 1.0
         return min(1.0, (self.iteration + offset) / self.config.warmup)
 
-    def _update(
-        self, optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module, lr: float
-    ) -> float:
-        optimizer.zero_grad(set_to_none=True)
+    def _clipped_gradient(self, loss: Tensor, network: nn.Module) -> float:
+        """Leaves the loss's gradient, clipped, in the parameters; returns its norm before."""
+        network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
         if not bool(torch.isfinite(norm)):
             self._diverged("a gradient", step=self.model.schedule.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
         return float(norm)
 
     @torch.no_grad()
@@ -357,6 +358,12 @@ class Trainer:
         return trainer
 
 
+def _update(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+
+
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -367,19 +374,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) 
         index, slot = key.split(".")
         state.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _connect_dropout(initializer: nn.Module | None, trainer: Trainer) -> None:
-    """Lets the dropout layers draw their masks from the noise stream."""
-    if initializer is None:
-        return
-    layers = [m for m in initializer.modules() if isinstance(m, StreamDropout)]
-    for index, layer in enumerate(layers):
-
-        def uniform(shape: torch.Size, index: int = index) -> Tensor:
-            return philox.uniform(shape, **trainer._rng(DROPOUT + index))
-
-        layer.uniform = uniform
 
 
 def _check_fit(model: CDRL, data: Dataset, config: TrainConfig) -> None:

@@ -86,6 +86,7 @@ def test_step_forms():
         (2.5, TypeError, "steps: expected an int"),
         (True, TypeError, "expected an int"),
         ("fast", TypeError, "one int for each of 6 levels or a StepPlan, got 'fast'"),
+        (65536, ValueError, "at most 65535 steps a level have noise of their own, got 65536"),
         ([5, 5], ValueError, "one entry for each of 6 levels, got 2"),
         ([5, 5, 0, 5, 5, 5], ValueError, "at least 1"),
     ],
@@ -99,6 +100,8 @@ def test_bad_steps(steps, error, message):
     ("options", "message"),
     [
         ({"levels": 0}, "levels: expected at least 1"),
+        ({"levels": 255}, "at most 254 levels of 65535 steps, got 255 of 15"),
+        ({"steps": 65536}, "at most 254 levels of 65535 steps, got 6 of 65536"),
         ({"logsnr_min": 10.0}, "logsnr_max > logsnr_min"),
         ({"kappa": 0.0}, "kappa > 0"),
         ({"step_scale": "linear"}, "step_scale must be"),

@@ -196,6 +196,25 @@ def test_non_finite_training_keeps_the_weights(image_model, images):
     assert trainer.iteration == 2
 
 
+def test_no_network_is_updated_when_one_gradient_is_not_finite(image_model, images):
+    trainer = Trainer(image_model, images, TrainConfig(batch_size=6, warmup=0))
+    parameters = [p.clone() for p in trainer.model.parameters()]
+    weight = trainer.model.initializer.head.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+    with pytest.raises(ChainDiverged, match="a gradient left the finite numbers"):
+        trainer.step()
+    after = trainer.model.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(parameters, after, strict=True))
+
+
+def test_dropout_is_given_back(image_model, images):
+    """After an iteration the caller's own loop draws fresh masks again."""
+    Trainer(image_model, images, CONFIG).step()
+    x, level = torch.ones(2, 1, 8, 8), torch.zeros(2)
+    image_model.initializer.train()
+    assert not torch.equal(image_model.initializer(x, level), image_model.initializer(x, level))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

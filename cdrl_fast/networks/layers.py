@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -143,6 +144,21 @@ class StreamDropout(nn.Module):
         if self.uniform is None:
             return F.dropout(x, self.p)
         return x * (self.uniform(x.shape) >= self.p) / (1.0 - self.p)
+
+
+@contextmanager
+def dropout_from(
+    network: nn.Module, uniform: Callable[[torch.Size, int], Tensor]
+) -> Iterator[None]:
+    """Within the block the j-th dropout layer draws its mask from ``uniform(shape, j)``."""
+    layers = [m for m in network.modules() if isinstance(m, StreamDropout)]
+    for j, layer in enumerate(layers):
+        layer.uniform = partial(lambda j, shape: uniform(shape, j), j)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.uniform = None
 
 
 def class_names(classes: Classes) -> tuple[str, ...] | int:
