@@ -1,0 +1,103 @@
+// The compiled module cdrl_fast._C: addresses, sizes and a stream in, nothing out. Arguments are
+// checked in Python (cdrl_fast/ops); tensors never cross this line.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "common/arguments.h"
+#include "cpu/kernels.h"
+#ifdef CDRL_WITH_CUDA
+#include "cuda/kernels.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+template <class T>
+T* address(uintptr_t value) {
+  return reinterpret_cast<T*>(value);
+}
+
+cdrl::StepArguments step_arguments(uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type,
+                                   uintptr_t anchor, int64_t batch, int64_t elements,
+                                   uintptr_t table, float drift, float pull, float noise_std,
+                                   float rescale, int64_t seed, int64_t draw, int64_t first_sample,
+                                   uintptr_t rng, uintptr_t first_bad) {
+  return {address<float>(out),
+          address<const float>(x),
+          address<const void>(grad),
+          address<const float>(anchor),
+          address<const float>(table),
+          address<int64_t>(first_bad),
+          batch,
+          elements,
+          {uint64_t(seed), uint64_t(first_sample), address<int64_t>(rng), uint32_t(draw)},
+          drift,
+          pull,
+          noise_std,
+          rescale,
+          static_cast<cdrl::GradType>(grad_type)};
+}
+
+cdrl::NormalArguments normal_arguments(uintptr_t out, int64_t batch, int64_t elements, int64_t seed,
+                                       int64_t draw, int64_t first_sample) {
+  return {address<float>(out), batch, elements,
+          {uint64_t(seed), uint64_t(first_sample), nullptr, uint32_t(draw)}};
+}
+
+std::vector<std::string> variant_names() {
+  std::vector<std::string> names;
+  for (const auto& variant : cdrl::cpu::variants()) names.emplace_back(variant.name);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels on plain addresses; see cdrl_fast/ops for what calls them.";
+  m.attr("interface") = CDRL_INTERFACE;
+  m.attr("openmp") = cdrl::cpu::has_openmp();
+
+  m.def("cpu_variants", variant_names, "Instruction sets that this machine can run, best first.");
+  m.def("cpu_variant", [] { return cdrl::cpu::kernels().name; });
+  m.def("use_cpu_variant", &cdrl::cpu::use_variant);
+  // No argument is copied and nothing of Python is touched while a kernel runs.
+  m.def("langevin_step_cpu",
+        [](uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type, uintptr_t anchor,
+           int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
+           float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
+           uintptr_t rng, uintptr_t first_bad, int threads) {
+          const auto arguments = step_arguments(out, x, grad, grad_type, anchor, batch, elements,
+                                                table, drift, pull, noise_std, rescale, seed, draw,
+                                                first_sample, rng, first_bad);
+          const py::gil_scoped_release release;
+          cdrl::cpu::langevin_step(arguments, threads);
+        });
+  m.def("normal_cpu", [](uintptr_t out, int64_t batch, int64_t elements, int64_t seed, int64_t draw,
+                         int64_t first_sample, int threads) {
+    const auto arguments = normal_arguments(out, batch, elements, seed, draw, first_sample);
+    const py::gil_scoped_release release;
+    cdrl::cpu::normal(arguments, threads);
+  });
+
+#ifdef CDRL_WITH_CUDA
+  m.attr("cuda_architectures") = CDRL_CUDA_ARCHITECTURES;
+  m.def("cuda_runtime_version", &cdrl::cuda::runtime_version);
+  m.def("cuda_driver_version", &cdrl::cuda::driver_version);
+  m.def("langevin_step_cuda",
+        [](uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type, uintptr_t anchor,
+           int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
+           float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
+           uintptr_t rng, uintptr_t first_bad, int device, uintptr_t stream) {
+          cdrl::cuda::langevin_step(
+              step_arguments(out, x, grad, grad_type, anchor, batch, elements, table, drift, pull,
+                             noise_std, rescale, seed, draw, first_sample, rng, first_bad),
+              device, stream);
+        });
+  m.def("normal_cuda", [](uintptr_t out, int64_t batch, int64_t elements, int64_t seed,
+                          int64_t draw, int64_t first_sample, int device, uintptr_t stream) {
+    cdrl::cuda::normal(normal_arguments(out, batch, elements, seed, draw, first_sample), device,
+                       stream);
+  });
+#endif
+}

@@ -1,0 +1,51 @@
+// The noise stream written to memory: a thread for each block of four elements.
+#include "common/philox.h"
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+
+namespace cdrl::cuda {
+namespace {
+
+// `whole`: elements is a multiple of 4 and the address allows 16-byte access.
+template <bool whole>
+__global__ void __launch_bounds__(kThreads) kernel(const NormalArguments a, unsigned chunks) {
+  const Place p = place(a.elements, chunks);
+  if (p.sample >= a.batch || 4 * p.block >= a.elements) return;
+  const uint64_t index = a.stream.first_sample + uint64_t(p.sample);
+  const Four z = normals(a.stream.seed, a.stream.draw, index, uint32_t(p.block));
+  float* out = a.out + p.sample * a.elements + 4 * p.block;
+  if constexpr (whole) {
+    *reinterpret_cast<float4*>(out) = {z.n[0], z.n[1], z.n[2], z.n[3]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (4 * p.block + i < a.elements) out[i] = z.n[i];
+    }
+  }
+}
+
+}  // namespace
+
+void normal(const NormalArguments& a, int device, uintptr_t stream) {
+  const Device current(device);
+  const Grid grid(a.batch, a.elements);
+  const auto queue = reinterpret_cast<cudaStream_t>(stream);
+  if (a.elements % 4 == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0) {
+    kernel<true><<<grid.count, kThreads, 0, queue>>>(a, grid.chunks);
+  } else {
+    kernel<false><<<grid.count, kThreads, 0, queue>>>(a, grid.chunks);
+  }
+  check(cudaGetLastError(), "normal");
+}
+
+int runtime_version() {
+  int version = 0;
+  return cudaRuntimeGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
+int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
+}  // namespace cdrl::cuda

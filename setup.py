@@ -1,0 +1,89 @@
+"""Builds the compiled module with CMake; everything else about the package is in pyproject.toml.
+
+Environment variables:
+    CDRL_NATIVE     AUTO (default): build where there is a compiler, else install pure Python and say
+                    why; ON: fail where it cannot be built; OFF: pure Python.
+    CDRL_CUDA       AUTO (default): CUDA kernels where nvcc is found; ON; OFF.
+    CDRL_CUDA_ARCHS architectures, "80;90;100" by default; a comma will do as well.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+MODULE = "cdrl_fast._C"
+
+
+def choice(name: str) -> str:
+    value = os.environ.get(name, "AUTO").upper()
+    if value not in ("AUTO", "ON", "OFF"):
+        raise SystemExit(f"{name}: expected AUTO, ON or OFF, got {value!r}")
+    return value
+
+
+def interface() -> str:
+    """The number that the loader expects of the module."""
+    text = (ROOT / "cdrl_fast" / "_native.py").read_text()
+    return re.search(r"^INTERFACE = (\d+)$", text, re.MULTILINE)[1]
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake and ninja; where that fails under AUTO, leaves a note of the reason instead."""
+
+    def run(self) -> None:
+        native, cuda = choice("CDRL_NATIVE"), choice("CDRL_CUDA")
+        module = Path(self.get_ext_fullpath(MODULE)).resolve()
+        module.parent.mkdir(parents=True, exist_ok=True)
+        reason = "switched off when it was installed (CDRL_NATIVE=OFF)" if native == "OFF" else None
+        if reason is None:
+            try:
+                self.build(module, cuda)
+            except (OSError, subprocess.CalledProcessError) as error:
+                if native == "ON":
+                    raise SystemExit(f"CDRL_NATIVE=ON: {error}") from error
+                reason = f"could not be built when this was installed: {error}"
+        if reason is not None:
+            print(f"cdrl_fast: pure Python; the compiled module {reason}", file=sys.stderr)
+            module.unlink(missing_ok=True)
+        note = Path(self.get_ext_fullpath("cdrl_fast._build")).parent / "_build.json"
+        note.write_text(json.dumps({"absent": reason}) + "\n")
+        if self.inplace:
+            return
+        # An editable install copies from the build folder into the tree.
+        self.notes = [str(note)]
+
+    def build(self, module: Path, cuda: str) -> None:
+        for tool in ("cmake", "ninja"):
+            if shutil.which(tool) is None:
+                raise OSError(f"{tool} was not found")
+        import pybind11
+
+        work = Path(self.build_temp).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        archs = os.environ.get("CDRL_CUDA_ARCHS", "80;90;100").replace(",", ";")
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCDRL_INTERFACE={interface()}",
+            f"-DCDRL_CUDA={cuda}",
+            f"-DCDRL_CUDA_ARCHS={archs}",
+        ]  # fmt: skip
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(work)], check=True)
+
+
+setup(
+    ext_modules=[Extension(MODULE, sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)
