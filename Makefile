@@ -4,14 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Threads that wait should sleep: with other work on the machine, spinning ones cost up to 40 times.
 export OMP_WAIT_POLICY ?= PASSIVE
+# The environments here are for machines without a GPU.
+export CDRL_CUDA ?= OFF
+NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint checkerboard gpu-baseline clean
+.PHONY: demo test test-native lint checkerboard gpu-baseline clean
 
 demo: $(VENV)/.demo ## Draw digits, train a model for about two minutes, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
 
 test: $(VENV)/.dev ## All tests that need no GPU
 	$(BIN)/python -m pytest
+
+test-native: ## The C++ kernels alone, under AddressSanitizer and UBSan
+	cmake -S . -B build/native -G Ninja -DCDRL_PYTHON=OFF -DCDRL_CUDA=OFF -DCDRL_TESTS=ON -DCDRL_SANITIZE=ON
+	cmake --build build/native
+	ctest --test-dir build/native --output-on-failure
 
 lint: $(VENV)/.dev ## Style and types
 	$(BIN)/ruff check .
@@ -24,12 +32,12 @@ checkerboard: $(VENV)/.demo ## Train on the 2-D checkerboard and plot its densit
 gpu-baseline: ## Ceilings and eager baselines of this machine's GPU; needs torch and numpy alone
 	$(PYTHON) scripts/gpu_baseline.py --out benchmarks/results/gpu-baseline.json
 
-$(VENV)/.demo: pyproject.toml
+$(VENV)/.demo: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e ".[demo]"
 	touch $@
 
-$(VENV)/.dev: pyproject.toml
+$(VENV)/.dev: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@

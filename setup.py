@@ -1,8 +1,8 @@
 """Builds the compiled module with CMake; everything else about the package is in pyproject.toml.
 
 Environment variables:
-    CDRL_NATIVE     AUTO (default): build where there is a compiler, else install pure Python and say
-                    why; ON: fail where it cannot be built; OFF: pure Python.
+    CDRL_NATIVE     AUTO (default): build where there is a compiler, else install pure Python and
+                    say why; ON: fail where it cannot be built; OFF: pure Python.
     CDRL_CUDA       AUTO (default): CUDA kernels where nvcc is found; ON; OFF.
     CDRL_CUDA_ARCHS architectures, "80;90;100" by default; a comma will do as well.
 """
@@ -53,12 +53,8 @@ class CMakeBuild(build_ext):
         if reason is not None:
             print(f"cdrl_fast: pure Python; the compiled module {reason}", file=sys.stderr)
             module.unlink(missing_ok=True)
-        note = Path(self.get_ext_fullpath("cdrl_fast._build")).parent / "_build.json"
-        note.write_text(json.dumps({"absent": reason}) + "\n")
-        if self.inplace:
-            return
-        # An editable install copies from the build folder into the tree.
-        self.notes = [str(note)]
+        # Kept beside the package, so that the library can say it later.
+        module.with_name("_build.json").write_text(json.dumps({"absent": reason}) + "\n")
 
     def build(self, module: Path, cuda: str) -> None:
         for tool in ("cmake", "ninja"):

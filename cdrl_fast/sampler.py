@@ -17,13 +17,14 @@ from cdrl_fast.ops import langevin_step, normal
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.normal import check_integer
 from cdrl_fast.ops.philox import Purpose, level_draw
+from cdrl_fast.ops.rooms import choose
 from cdrl_fast.schedule import Level, StepPlan, Steps
 
 TraceKind = Literal["levels", "steps"]
 
 _CHOICES = {
     "precision": (("auto", "fp32", "fp64"), ("tf32", "bf16", "fp16")),
-    "backend": (("auto", "reference"), ("native", "triton", "cuda")),
+    "backend": (("auto", "native", "reference"), ("triton", "cuda")),
     "graph": (("auto", "off"), ("chain", "step")),
 }
 
@@ -80,7 +81,7 @@ class Sampler:
         model: the model; its weights are read anew when they have changed, and never modified.
         device: where to sample; by default where the model's parameters are.
         precision: "fp32", "fp64" or "auto" (float32).
-        backend: "reference" or "auto".
+        backend: which room of the operations to use: "native" (C++), "reference" or "auto".
         graph: "off" or "auto".
 
     Raises:
@@ -109,6 +110,7 @@ class Sampler:
         self.model = model
         self.device = torch.device(device) if device is not None else parameter.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.backend = choose("Sampler", backend, self.device, self.dtype)
         self._frozen = FrozenModel(
             model.energy, model.initializer, device=self.device, dtype=self.dtype
         )
@@ -243,6 +245,7 @@ class Sampler:
                 first_sample=first_sample,
                 device=self.device,
                 dtype=self.dtype,
+                backend=self.backend,
             )
 
         x = noise(Purpose.SAMPLING.draw(0))
@@ -266,6 +269,7 @@ class Sampler:
                     rng=(seed, draw + step, first_sample),
                     rescale=level.rescale if last else 1.0,
                     first_bad=first_bad,
+                    backend=self.backend,
                 )
                 recorder.record("steps", y, level, rescaled=last)
                 advance()

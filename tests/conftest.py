@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from cdrl_fast import CDRL, MLPEnergy, MLPInitializer, NoiseSchedule, ResNetEnergy, UNetInitializer
+from cdrl_fast import (
+    CDRL,
+    MLPEnergy,
+    MLPInitializer,
+    NoiseSchedule,
+    ResNetEnergy,
+    UNetInitializer,
+    _native,
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -20,6 +28,20 @@ def randomize(model, seed=0, std=0.1):
         for parameter in model.parameters():
             parameter += std * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def cpu_variant(request):
+    """The compiled CPU kernels of each instruction set that this machine has."""
+    module = _native.load()
+    if module is None:
+        pytest.skip(_native.reason())
+    if request.param not in module.cpu_variants():
+        pytest.skip(f"this processor has no {request.param}")
+    before = module.cpu_variant()
+    module.use_cpu_variant(request.param)
+    yield request.param
+    module.use_cpu_variant(before)
 
 
 @pytest.fixture

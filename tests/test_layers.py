@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 # Floor of each room; a room is a module or a folder directly in the package.
 FLOORS = {
     "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
+    "_native": 1,
     "data": 2, "ops": 2, "model": 2, "run_folder": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "sampler": 4, "report": 4, "recipe": 4,
@@ -20,7 +21,7 @@ FLOORS = {
 SAME_FLOOR = {("checkpoint", "errors")}
 CLOSED = {
     "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": set(),
-    "ops": {"errors"},
+    "ops": {"errors", "_native"},
     "engine": {"ops", "networks", "schedule", "errors"},
     "reference": {"networks", "schedule", "ops", "model"},
     "sampler": {"model", "schedule", "engine", "ops", "errors"},
@@ -66,12 +67,12 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "ops").rglob("*.py")), ids=str)
 def test_operations_do_not_know_each_other(path):
-    """Two operations share code through ops/philox.py, and noise through normal's reference."""
+    """Two operations share ops/philox.py, ops/rooms.py and, for the noise, normal's reference."""
     parts = path.relative_to(PACKAGE / "ops").parts
     if len(parts) == 1:
         return
     for name in internal(path):
-        if name[:1] == ["ops"] and name[1] not in (parts[0], "philox"):
+        if name[:1] == ["ops"] and name[1] not in (parts[0], "philox", "rooms"):
             assert name[1:3] == ["normal", "reference"], f"{path} imports ops.{name[1]}"
 
 

@@ -31,7 +31,7 @@ SIGNATURES = {
     "Sampler": "(model, *, device, precision, backend, graph)",
     "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
     "denoise_scale, progress, trace)",
-    "normal": "(shape, *, seed, draw, first_sample, device, dtype)",
+    "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
     "Trainer": "(model, data, config)",
     "Trainer.fit": "(self, iterations, *, folder, progress, preview, evaluate)",
     "Trainer.save": "(self, path)",
@@ -39,7 +39,7 @@ SIGNATURES = {
     "reference.sample": "(model, n, *, seed, steps, label, guidance, first_sample, denoise_scale, "
     "dtype, noise)",
     "ops.langevin_step": "(x, grad, anchor, *, drift, pull, noise_std, rng, rescale, first_bad, "
-    "out)",
+    "out, backend)",
 }
 
 

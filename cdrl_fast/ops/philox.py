@@ -92,6 +92,11 @@ def box_muller(w: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=3).flatten(2)
 
 
+def signed(seed: int) -> int:
+    """The 64-bit integer with the same bits in [-2⁶³, 2⁶³)."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
 def uniform(
     shape: Sequence[int],
     *,

@@ -69,6 +69,67 @@ def test_first_bad_is_the_earliest_draw_and_sample():
     assert divmod(int(first_bad), 2**31) == (77, 2)
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (300, 2), (7, 31), (5, 3, 11), (4, 3, 32, 32)])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compiled_rooms_agree_with_the_reference(cpu_variant, shape, per_sample, grad_dtype):
+    x, grad, anchor = tensors(shape)
+    grad = grad.to(grad_dtype)
+    values = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rescale": 1.4}
+    if per_sample:
+        scale = torch.linspace(-1, 2, shape[0])
+        values = {name: value * scale for name, value in values.items()}
+    native = langevin_step(x, grad, anchor, rng=RNG, backend="native", **values)
+    reference = langevin_step(x, grad, anchor, rng=RNG, backend="reference", **values)
+    torch.testing.assert_close(native, reference, rtol=1e-6, atol=4e-6)
+
+
+def test_compiled_room_gives_a_sample_the_same_bits_in_any_batch(cpu_variant):
+    x, grad, anchor = tensors((9, 3, 13))
+    options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "backend": "native"}
+    whole = langevin_step(x, grad, anchor, rng=(1, 2, 0), **options)
+    for i in range(9):
+        one = [t[i : i + 1] for t in (x, grad, anchor)]
+        assert torch.equal(langevin_step(*one, rng=(1, 2, i), **options)[0], whole[i])
+
+
+def test_odd_views_and_outputs(cpu_variant):
+    """Misaligned, sliced and overlapping memory; nothing outside the output is touched."""
+    memory = torch.randn(4 * 67 + 9, generator=torch.Generator().manual_seed(1))
+    x = memory[1 : 1 + 4 * 67].view(4, 67)
+    _, grad, anchor = tensors((4, 67))
+    options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rng": RNG}
+    expected = langevin_step(x.clone(), grad, anchor, backend="reference", **options)
+    frame = torch.full((6, 71), 9.0)
+    langevin_step(x, grad, anchor, out=frame[1:5, 2:69], backend="native", **options)
+    torch.testing.assert_close(frame[1:5, 2:69], expected, rtol=1e-6, atol=4e-6)
+    frame[1:5, 2:69] = 9.0
+    assert (frame == 9.0).all()
+    shifted = memory[3 : 3 + 4 * 67].view(4, 67)
+    langevin_step(x, grad, anchor, out=shifted, backend="native", **options)
+    torch.testing.assert_close(shifted, expected, rtol=1e-6, atol=4e-6)
+
+
+def test_first_bad_of_the_compiled_room(cpu_variant):
+    x, grad, anchor = tensors((300, 3, 32))
+    first_bad = torch.full((), NEVER)
+    options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "first_bad": first_bad}
+    langevin_step(x, grad, anchor, rng=(5, 76, 0), backend="native", **options)
+    assert int(first_bad) == NEVER
+    grad[211, 1, 1], grad[298, 0, 0] = float("nan"), float("-inf")
+    for draw in (77, 78):
+        langevin_step(x, grad, anchor, rng=(5, draw, 0), backend="native", **options)
+    assert divmod(int(first_bad), 2**31) == (77, 211)
+
+
+def test_a_tracked_step_is_differentiable():
+    x, grad, anchor = tensors()
+    x.requires_grad_(True)
+    y = langevin_step(x, grad, anchor, drift=0.5, pull=0.1, noise_std=0.2, rng=RNG)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(slope, torch.full_like(x, 0.9))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.langevin_step import reference
+from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.langevin_step.reference import Coefficient
+from cdrl_fast.ops.rooms import choose
 
 NEVER = 2**63 - 1
 """Value of ``first_bad`` while all is finite."""
@@ -24,6 +25,7 @@ def langevin_step(
     rescale: Coefficient = 1.0,
     first_bad: Tensor | None = None,
     out: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """One Langevin step: rescale·(x + drift·grad - pull·(x - anchor) + noise_std·z).
 
@@ -37,16 +39,36 @@ def langevin_step(
             that left the finite numbers; start it at 2⁶³ - 1. Stays on the device: no
             synchronisation.
         out: where to write; may be ``x``.
+        backend: "native" (C++, float32 on CPUs, no autograd), "reference", or "auto": the first
+            that can.
 
     Returns:
         The new state, in ``out`` if given.
 
     Raises:
         ValueError: shapes or sizes that do not fit. TypeError: dtypes that do not.
+        BackendUnavailable: an explicit backend that cannot be had.
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
     """
     _check(x, grad, anchor, drift, pull, noise_std, rescale, out)
+    tracked = torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad
+        for t in (x, grad, anchor, drift, pull, noise_std, rescale)
+    )
+    room = choose("langevin_step", "reference" if tracked else backend, x.device, x.dtype)
+    if room == "native":
+        out = torch.empty_like(x) if out is None else out
+        native.langevin_step(
+            out,
+            x,
+            grad,
+            anchor,
+            coefficients=(drift, pull, noise_std, rescale),
+            rng=rng,
+            first_bad=first_bad,
+        )
+        return out
     seed, draw, first_sample = rng
     y = reference.langevin_step(
         x,

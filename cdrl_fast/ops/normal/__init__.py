@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.normal import reference
+from cdrl_fast.ops.normal import native, reference
+from cdrl_fast.ops.rooms import choose
 
 
 def normal(
@@ -18,6 +19,7 @@ def normal(
     first_sample: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
 ) -> Tensor:
     """Standard normal noise that depends on nothing but its arguments.
 
@@ -31,12 +33,14 @@ def normal(
         first_sample: index of the first sample, 0 to 2⁶³ - 1.
         device: where the result lives.
         dtype: float32 or float64.
+        backend: "native" (C++, float32 on CPUs), "reference", or "auto": the first that can.
 
     Returns:
         Tensor of ``shape`` and ``dtype``.
 
     Raises:
         ValueError: an argument out of range. TypeError: one of another type.
+        BackendUnavailable: an explicit backend that cannot be had.
 
     Example:
         >>> import cdrl_fast
@@ -55,6 +59,9 @@ def normal(
         check_integer("normal", name, value, low, high)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"normal: dtype must be float32 or float64, got {dtype}")
+    place = torch.get_default_device() if device is None else torch.device(device)
+    if choose("normal", backend, place, dtype) == "native":
+        return native.normal(shape, seed=seed, draw=draw, first_sample=first_sample)
     return reference.normal(
         shape, seed=seed, draw=draw, first_sample=first_sample, device=device, dtype=dtype
     )

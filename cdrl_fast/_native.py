@@ -1,0 +1,47 @@
+"""The compiled module: loaded on first use; where it is absent, the reason is kept."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+INTERFACE = 1
+"""Number of the calls between Python and the module; raised when they change."""
+
+
+@cache
+def _loaded() -> tuple[ModuleType | None, str | None]:
+    # torch brings the threads' runtime; with it loaded first, both use one pool of threads.
+    import torch  # noqa: F401
+
+    try:
+        module = importlib.import_module("cdrl_fast._C")
+    except ImportError as error:
+        return None, _why_absent() or f"the compiled module cannot be loaded: {error}"
+    if module.interface != INTERFACE:
+        return None, (
+            f"the compiled module has interface {module.interface} and {INTERFACE} is expected: "
+            "install again"
+        )
+    return module, None
+
+
+def _why_absent() -> str | None:
+    note = Path(__file__).with_name("_build.json")
+    if not note.exists():
+        return None
+    reason = json.loads(note.read_text())["absent"]
+    return None if reason is None else f"the compiled module {reason}"
+
+
+def load() -> ModuleType | None:
+    """The compiled module, or None."""
+    return _loaded()[0]
+
+
+def reason() -> str | None:
+    """Why `load` returns None."""
+    return _loaded()[1]
