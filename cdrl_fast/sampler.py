@@ -13,10 +13,9 @@ from torch import Tensor
 from cdrl_fast.engine import FrozenModel, Terms
 from cdrl_fast.errors import BackendUnavailable, ChainDiverged
 from cdrl_fast.model import CDRL, Label
-from cdrl_fast.ops import langevin_step, normal
+from cdrl_fast.ops import langevin_step_, normal
 from cdrl_fast.ops.langevin_step import NEVER
-from cdrl_fast.ops.normal import check_integer
-from cdrl_fast.ops.philox import Purpose, level_draw
+from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
 from cdrl_fast.ops.rooms import choose
 from cdrl_fast.schedule import Level, StepPlan, Steps
 
@@ -24,7 +23,6 @@ TraceKind = Literal["levels", "steps"]
 
 _CHOICES = {
     "precision": (("auto", "fp32", "fp64"), ("tf32", "bf16", "fp16")),
-    "backend": (("auto", "native", "reference"), ("triton", "cuda")),
     "graph": (("auto", "off"), ("chain", "step")),
 }
 
@@ -62,7 +60,8 @@ class _Recorder:
     def record(self, kind: TraceKind, y: Tensor, level: Level, *, rescaled: bool) -> None:
         if self.kind != kind:
             return
-        x = y if rescaled else y * level.rescale
+        # Copies: the chain goes on in place.
+        x = y.clone() if rescaled else y * level.rescale
         y = y * level.scale if rescaled else y
         value = self.model.value(y, level.logsnr, self.terms)
         self.states.append(x.float().cpu())
@@ -81,7 +80,8 @@ class Sampler:
         model: the model; its weights are read anew when they have changed, and never modified.
         device: where to sample; by default where the model's parameters are.
         precision: "fp32", "fp64" or "auto" (float32).
-        backend: which room of the operations to use: "native" (C++), "reference" or "auto".
+        backend: which room of the operations to use: "native" (C++, on CPUs), "cuda", "triton",
+            "reference", or "auto": the first that can.
         graph: "off" or "auto".
 
     Raises:
@@ -104,7 +104,7 @@ class Sampler:
     ) -> None:
         if not isinstance(model, CDRL):
             raise TypeError(f"Sampler: model must be a CDRL, got {type(model).__name__}")
-        for name, value in (("precision", precision), ("backend", backend), ("graph", graph)):
+        for name, value in (("precision", precision), ("graph", graph)):
             _check_choice(name, value)
         parameter = next(model.parameters(), torch.empty(0))
         self.model = model
@@ -254,12 +254,12 @@ class Sampler:
             level = schedule.level(t, plan)
             draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
             y = frozen.propose(x, level.logsnr_noisy, terms)
-            if frozen.initializer is not None:
-                y = y + level.init_std * noise(draw)
+            # Without an initializer y is x itself, which the recovery term still needs.
+            y = y.clone() if frozen.initializer is None else y + level.init_std * noise(draw)
             recorder.record("steps", y, level, rescaled=False)
             for step in range(1, level.steps + 1):
                 last = step == level.steps
-                y = langevin_step(
+                langevin_step_(
                     y,
                     frozen.gradient(y, level.logsnr, terms),
                     x if level.pull else None,

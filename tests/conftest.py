@@ -1,5 +1,11 @@
+import os
+
 import pytest
 import torch
+
+# Before anything imports triton: without a GPU its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from cdrl_fast import (
     CDRL,
@@ -10,6 +16,7 @@ from cdrl_fast import (
     UNetInitializer,
     _native,
 )
+from cdrl_fast.ops import rooms
 
 
 def pytest_collection_modifyitems(items):
@@ -30,17 +37,35 @@ def randomize(model, seed=0, std=0.1):
     return model.eval()
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def cpu_variant(request):
-    """The compiled CPU kernels of each instruction set that this machine has."""
+CPU_VARIANTS = ("avx512", "avx2", "portable")
+ROOMS = [
+    *(pytest.param(("native", variant), id=variant) for variant in CPU_VARIANTS),
+    pytest.param(("triton", "interpreted"), id="triton-interpreted"),
+    pytest.param(("triton", "cuda"), id="triton", marks=pytest.mark.gpu),
+    pytest.param(("cuda", "cuda"), id="cuda", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=ROOMS)
+def room(request):
+    """Every room with kernels: the backend's name and the device; the native one for each
+    instruction set, triton's on the CPU where its interpreter is on."""
+    backend, kind = request.param
+    device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
+    why = rooms.reason(backend, device)
+    if kind == "interpreted" and torch.cuda.is_available():
+        pytest.skip("triton compiles here")
+    if why is not None:
+        pytest.skip(why)
+    if backend != "native":
+        yield {"backend": backend, "device": device}
+        return
     module = _native.load()
-    if module is None:
-        pytest.skip(_native.reason())
-    if request.param not in module.cpu_variants():
-        pytest.skip(f"this processor has no {request.param}")
+    if kind not in module.cpu_variants():
+        pytest.skip(f"this processor has no {kind}")
     before = module.cpu_variant()
-    module.use_cpu_variant(request.param)
-    yield request.param
+    module.use_cpu_variant(kind)
+    yield {"backend": backend, "device": device}
     module.use_cpu_variant(before)
 
 

@@ -97,6 +97,42 @@ def signed(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
 
 
+def check_integer(where: str, name: str, value: object, low: int, high: int) -> None:
+    """Raises unless ``value`` is an integer in [low, high)."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{where}: {name} must be an integer, got {value!r}")
+    if not low <= value.__index__() < high:
+        raise ValueError(f"{where}: {name} must be in [{low}, {high}), got {value}")
+
+
+def check_place(where: str, seed: object, draw: object, first_sample: object, samples: int) -> None:
+    """Raises unless this is a place in the stream with ``samples`` to come."""
+    check_integer(where, "seed", seed, -(2**63), 2**64)
+    check_integer(where, "draw", draw, 0, 2**32)
+    check_integer(where, "first_sample", first_sample, 0, 2**63 - samples)
+
+
+def rng_state(
+    *, seed: int, draw: int, first_sample: int = 0, device: torch.device | str | None = None
+) -> Tensor:
+    """A place in the noise stream kept on a device, which kernels read and move on.
+
+    With it a captured CUDA graph draws new noise at each replay.
+
+    Args:
+        seed, draw, first_sample: as for `normal`.
+        device: where the kernels run that will use it.
+
+    Returns:
+        int64 (4,): seed, draw, first sample, and a count that kernels use among themselves (0).
+
+    Raises:
+        ValueError: an argument out of range. TypeError: one of another type.
+    """
+    check_place("rng_state", seed, draw, first_sample, 0)
+    return torch.tensor([signed(seed), draw, first_sample, 0], device=device)
+
+
 def uniform(
     shape: Sequence[int],
     *,

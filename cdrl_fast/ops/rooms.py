@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from functools import cache
 
 import torch
 
+from cdrl_fast._native import load
 from cdrl_fast._native import reason as why_not_native
 from cdrl_fast.errors import BackendUnavailable
 
-ROOMS = ("native", "reference")
-"""Rooms in order of preference."""
+ROOMS = ("native", "cuda", "triton", "reference")
+BACKENDS = ("auto", *ROOMS)
+# In order of preference. Of the two rooms for GPUs the one that needs no compiler at run time comes
+# first, until they have been measured against each other.
+_AUTO = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
+_OLDEST_CAPABILITY = 80
 
 
 @cache
-def reason(room: str, device_type: str) -> str | None:
-    """Why ``room`` cannot work on a device of this type; None where it can."""
+def reason(room: str, device: torch.device) -> str | None:
+    """Why ``room`` cannot work on ``device``; None where it can."""
     if room == "reference":
         return None
-    if device_type != "cpu":
-        return f"it works on CPUs, and the tensors are on {device_type}"
-    return why_not_native()
+    return {"native": _why_not_native, "cuda": _why_not_cuda, "triton": _why_not_triton}[room](
+        device
+    )
+
+
+def automatic(device: torch.device) -> str:
+    """The room that "auto" takes on ``device``."""
+    rooms = _AUTO.get(device.type, ("reference",))
+    return next(room for room in rooms if reason(room, device) is None)
 
 
 def choose(where: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -29,8 +42,8 @@ def choose(where: str, backend: str, device: torch.device, dtype: torch.dtype) -
     Raises:
         ValueError: an unknown backend. BackendUnavailable: an explicit one that cannot be had.
     """
-    if backend != "auto" and backend not in ROOMS:
-        raise ValueError(f"{where}: backend must be one of {('auto', *ROOMS)}, got {backend!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"{where}: backend must be one of {BACKENDS}, got {backend!r}")
     if dtype == torch.float64:
         if backend not in ("auto", "reference"):
             raise BackendUnavailable(
@@ -38,8 +51,71 @@ def choose(where: str, backend: str, device: torch.device, dtype: torch.dtype) -
             )
         return "reference"
     if backend == "auto":
-        return next(room for room in ROOMS if reason(room, device.type) is None)
-    why = reason(backend, device.type)
+        return automatic(device)
+    why = reason(backend, device)
     if why is not None:
         raise BackendUnavailable(f'{where}: backend="{backend}" is not available: {why}')
     return backend
+
+
+def _why_not_native(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"it works on CPUs, and the tensors are on {device.type}"
+    return why_not_native()
+
+
+def _why_not_cuda(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"it works on CUDA devices, and the tensors are on {device.type}"
+    module = load()
+    if module is None:
+        return why_not_native()
+    if not hasattr(module, "langevin_step_cuda"):
+        return "the compiled module was built without CUDA kernels (no nvcc, or CDRL_CUDA=OFF)"
+    needs, has = module.cuda_runtime_version() // 1000, module.cuda_driver_version() // 1000
+    if has < needs:
+        return (
+            f"its CUDA {needs} runtime needs a driver for CUDA {needs}, and this machine's is for "
+            f"CUDA {has}: update the driver (CUDA 13 needs 580 or later)"
+        )
+    capability = _capability(device)
+    if not serves(module.cuda_architectures, capability):
+        return (
+            f"it was built for architectures {module.cuda_architectures}, and {device} has "
+            f"{capability}: install again with CDRL_CUDA_ARCHS={capability}"
+        )
+    return None
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cuda":
+        capability = _capability(device)
+        if capability < _OLDEST_CAPABILITY:
+            return (
+                f"it needs capability {_OLDEST_CAPABILITY} or later, and {device} has {capability}"
+            )
+        return None
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return (
+        f"it works on CUDA devices, and the tensors are on {device.type} (TRITON_INTERPRET=1 runs "
+        "its kernels on CPUs, slowly)"
+    )
+
+
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def serves(architectures: str, capability: int) -> bool:
+    """Whether code built for ``architectures`` ("80,90") runs on a device of this capability.
+
+    Machine code serves its own major version from its own minor version on; the last architecture
+    is also there as PTX, which the driver compiles for any later one.
+    """
+    built = [int(name.rstrip("af")) for name in architectures.split(",")]
+    exact = any(a <= capability and a // 10 == capability // 10 for a in built)
+    return exact or built[-1] <= capability

@@ -3,15 +3,19 @@
 import pytest
 import torch
 
-from cdrl_fast.ops import langevin_step, langevin_step_, normal
+from cdrl_fast.ops import langevin_step, langevin_step_, normal, rng_state
 from cdrl_fast.ops.langevin_step import NEVER
 
 RNG = (5, 77, 1000)
 
 
-def tensors(shape=(4, 3, 5), dtype=torch.float32):
+def tensors(shape=(4, 3, 5), dtype=torch.float32, device="cpu"):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3)]
+    return [torch.randn(shape, generator=generator, dtype=dtype).to(device) for _ in range(3)]
+
+
+def close(got, expected):
+    torch.testing.assert_close(got.cpu(), expected.cpu(), rtol=1e-6, atol=4e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -69,57 +73,98 @@ def test_first_bad_is_the_earliest_draw_and_sample():
     assert divmod(int(first_bad), 2**31) == (77, 2)
 
 
-@pytest.mark.parametrize("shape", [(3, 1), (300, 2), (7, 31), (5, 3, 11), (4, 3, 32, 32)])
+@pytest.mark.parametrize(
+    "shape", [(3, 1), (300, 2), (7, 31), (5, 3, 11), (4, 3, 32, 32), (2, 1028), (2, 1025)]
+)
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_compiled_rooms_agree_with_the_reference(cpu_variant, shape, per_sample, grad_dtype):
-    x, grad, anchor = tensors(shape)
+def test_rooms_agree_with_the_reference(room, shape, per_sample, grad_dtype):
+    x, grad, anchor = tensors(shape, device=room["device"])
     grad = grad.to(grad_dtype)
     values = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rescale": 1.4}
     if per_sample:
-        scale = torch.linspace(-1, 2, shape[0])
+        scale = torch.linspace(-1, 2, shape[0], device=room["device"])
         values = {name: value * scale for name, value in values.items()}
-    native = langevin_step(x, grad, anchor, rng=RNG, backend="native", **values)
-    reference = langevin_step(x, grad, anchor, rng=RNG, backend="reference", **values)
-    torch.testing.assert_close(native, reference, rtol=1e-6, atol=4e-6)
+    fast = langevin_step(x, grad, anchor, rng=RNG, backend=room["backend"], **values)
+    close(fast, langevin_step(x, grad, anchor, rng=RNG, backend="reference", **values))
 
 
-def test_compiled_room_gives_a_sample_the_same_bits_in_any_batch(cpu_variant):
-    x, grad, anchor = tensors((9, 3, 13))
-    options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "backend": "native"}
+def test_without_recovery_term(room):
+    x, grad, _ = tensors((9, 3, 32), device=room["device"])
+    values = {"drift": 0.7, "pull": 0.0, "noise_std": 0.3, "rng": RNG}
+    fast = langevin_step(x, grad, None, backend=room["backend"], **values)
+    close(fast, langevin_step(x, grad, None, backend="reference", **values))
+
+
+def test_a_sample_has_the_same_bits_in_any_batch(room):
+    x, grad, anchor = tensors((9, 3, 13), device=room["device"])
+    options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "backend": room["backend"]}
     whole = langevin_step(x, grad, anchor, rng=(1, 2, 0), **options)
     for i in range(9):
         one = [t[i : i + 1] for t in (x, grad, anchor)]
         assert torch.equal(langevin_step(*one, rng=(1, 2, i), **options)[0], whole[i])
 
 
-def test_odd_views_and_outputs(cpu_variant):
+def test_odd_views_and_outputs(room):
     """Misaligned, sliced and overlapping memory; nothing outside the output is touched."""
-    memory = torch.randn(4 * 67 + 9, generator=torch.Generator().manual_seed(1))
+    device = room["device"]
+    memory = torch.randn(4 * 67 + 9, generator=torch.Generator().manual_seed(1)).to(device)
     x = memory[1 : 1 + 4 * 67].view(4, 67)
-    _, grad, anchor = tensors((4, 67))
+    _, grad, anchor = tensors((4, 67), device=device)
     options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rng": RNG}
     expected = langevin_step(x.clone(), grad, anchor, backend="reference", **options)
-    frame = torch.full((6, 71), 9.0)
-    langevin_step(x, grad, anchor, out=frame[1:5, 2:69], backend="native", **options)
-    torch.testing.assert_close(frame[1:5, 2:69], expected, rtol=1e-6, atol=4e-6)
+    options["backend"] = room["backend"]
+    frame = torch.full((6, 71), 9.0, device=device)
+    langevin_step(x, grad, anchor, out=frame[1:5, 2:69], **options)
+    close(frame[1:5, 2:69], expected)
     frame[1:5, 2:69] = 9.0
     assert (frame == 9.0).all()
     shifted = memory[3 : 3 + 4 * 67].view(4, 67)
-    langevin_step(x, grad, anchor, out=shifted, backend="native", **options)
-    torch.testing.assert_close(shifted, expected, rtol=1e-6, atol=4e-6)
+    langevin_step(x, grad, anchor, out=shifted, **options)
+    close(shifted, expected)
 
 
-def test_first_bad_of_the_compiled_room(cpu_variant):
-    x, grad, anchor = tensors((300, 3, 32))
-    first_bad = torch.full((), NEVER)
+@pytest.mark.parametrize("elements", [5, 8, 1024, 4099])
+@pytest.mark.parametrize("shift", [1, 2, 4])
+def test_borders_and_alignment(room, elements, shift):
+    """An output in the middle of a poisoned array, at any alignment, in place too."""
+    device, count = room["device"], 3 * elements
+    x, grad, anchor = tensors((3, elements), device=device)
+    options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rng": RNG}
+    expected = langevin_step(x, grad, anchor, backend="reference", **options)
+    memory = torch.full((count + 16,), float("nan"), device=device)
+    out = memory[shift : shift + count].view(3, elements)
+    langevin_step(x, grad, anchor, out=out, backend=room["backend"], **options)
+    close(out, expected)
+    out.copy_(x)
+    langevin_step_(out, grad, anchor, backend=room["backend"], **options)
+    close(out, expected)
+    assert memory[:shift].isnan().all()
+    assert memory[shift + count :].isnan().all()
+
+
+def test_first_bad(room):
+    x, grad, anchor = tensors((300, 3, 32), device=room["device"])
+    first_bad = torch.full((), NEVER, device=room["device"])
     options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "first_bad": first_bad}
-    langevin_step(x, grad, anchor, rng=(5, 76, 0), backend="native", **options)
+    langevin_step(x, grad, anchor, rng=(5, 76, 0), backend=room["backend"], **options)
     assert int(first_bad) == NEVER
     grad[211, 1, 1], grad[298, 0, 0] = float("nan"), float("-inf")
-    for draw in (77, 78):
-        langevin_step(x, grad, anchor, rng=(5, draw, 0), backend="native", **options)
-    assert divmod(int(first_bad), 2**31) == (77, 211)
+    for draw in (2**32 - 2, 2**32 - 1):
+        langevin_step(x, grad, anchor, rng=(5, draw, 0), backend=room["backend"], **options)
+    assert divmod(int(first_bad), 2**31) == (2**32 - 2, 211)
+
+
+@pytest.mark.parametrize("shape", [(40, 3, 7), (4, 4096), (0, 5)])
+def test_rng_state_is_read_and_moved_on(room, shape):
+    """Three steps from a state on the device are three steps with their numbers given."""
+    x, grad, anchor = tensors(shape, device=room["device"])
+    options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "backend": room["backend"]}
+    rng = rng_state(seed=2**64 - 3, draw=11, first_sample=2**40, device=room["device"])
+    for draw in (11, 12, 13):
+        expected = langevin_step(x, grad, anchor, rng=(2**64 - 3, draw, 2**40), **options)
+        assert torch.equal(langevin_step(x, grad, anchor, rng=rng, **options), expected)
+    assert rng.tolist() == [-3, 14, 2**40, 0]
 
 
 def test_a_tracked_step_is_differentiable():
@@ -140,12 +185,18 @@ def test_a_tracked_step_is_differentiable():
         ({"anchor": None}, ValueError, "without an anchor, pull must be 0.0"),
         ({"out": torch.zeros(4, 3, 4)}, ValueError, "out must have x's shape"),
         ({"x": torch.zeros(())}, ValueError, "batch dimension"),
+        ({"grad": torch.zeros(4, 3, 5).long()}, TypeError, "grad must be of a floating dtype"),
+        ({"rng": (1, 2)}, ValueError, "rng must be"),
+        ({"rng": (1, -2, 0)}, ValueError, "draw must be in"),
+        ({"rng": torch.zeros(4)}, TypeError, "rng must be int64"),
+        ({"rng": torch.zeros(3).long()}, ValueError, "rng must have 4 elements"),
+        ({"first_bad": torch.zeros(2).long()}, ValueError, "first_bad must have 1 elements"),
     ],
 )
 def test_bad_arguments(change, error, message):
     x, grad, anchor = tensors()
     values = {"x": x, "grad": grad, "anchor": anchor, **change}
     options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "rng": RNG}
-    options |= {k: values.pop(k) for k in ("drift", "out") if k in values}
+    options |= {k: values.pop(k) for k in ("drift", "out", "rng", "first_bad") if k in values}
     with pytest.raises(error, match=message):
         langevin_step(values["x"], values["grad"], values["anchor"], **options)

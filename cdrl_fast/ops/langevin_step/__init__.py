@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.langevin_step import native, reference
+from cdrl_fast.ops.langevin_step import reference
+from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
 from cdrl_fast.ops.langevin_step.reference import Coefficient
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.philox import check_place, signed
 
 NEVER = 2**63 - 1
 """Value of ``first_bad`` while all is finite."""
@@ -21,7 +22,7 @@ def langevin_step(
     drift: Coefficient,
     pull: Coefficient,
     noise_std: Coefficient,
-    rng: tuple[int, int, int],
+    rng: tuple[int, int, int] | Tensor,
     rescale: Coefficient = 1.0,
     first_bad: Tensor | None = None,
     out: Tensor | None = None,
@@ -34,13 +35,14 @@ def langevin_step(
         grad: gradient of the energy network's output, same shape, any floating dtype.
         anchor: x_t of the recovery term, same shape and dtype as ``x``; None where there is none.
         drift, pull, noise_std, rescale: a number, or a tensor (batch,) with one entry a sample.
-        rng: (seed, draw, first_sample) of the noise stream; see `normal`.
+        rng: (seed, draw, first_sample) of the noise stream, see `normal`; or an `rng_state` on x's
+            device, whose draw the step moves on by one.
         first_bad: int64 tensor of one element, lowered to draw·2³¹ + position of the first sample
             that left the finite numbers; start it at 2⁶³ - 1. Stays on the device: no
             synchronisation.
         out: where to write; may be ``x``.
-        backend: "native" (C++, float32 on CPUs, no autograd), "reference", or "auto": the first
-            that can.
+        backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto": the first that
+            can. float64 and a step that autograd follows are the reference's.
 
     Returns:
         The new state, in ``out`` if given.
@@ -51,40 +53,25 @@ def langevin_step(
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
     """
-    _check(x, grad, anchor, drift, pull, noise_std, rescale, out)
-    tracked = torch.is_grad_enabled() and any(
-        isinstance(t, Tensor) and t.requires_grad
-        for t in (x, grad, anchor, drift, pull, noise_std, rescale)
-    )
-    room = choose("langevin_step", "reference" if tracked else backend, x.device, x.dtype)
-    if room == "native":
-        out = torch.empty_like(x) if out is None else out
-        native.langevin_step(
-            out,
-            x,
-            grad,
-            anchor,
-            coefficients=(drift, pull, noise_std, rescale),
-            rng=rng,
-            first_bad=first_bad,
-        )
-        return out
-    seed, draw, first_sample = rng
-    y = reference.langevin_step(
-        x,
-        grad,
-        anchor,
-        drift=drift,
-        pull=pull,
-        noise_std=noise_std,
-        seed=seed,
-        draw=draw,
-        first_sample=first_sample,
-        rescale=rescale,
-    )
-    if first_bad is not None and x.shape[0]:
-        torch.minimum(first_bad, reference.first_non_finite(y, draw), out=first_bad)
-    return y if out is None else out.copy_(y)
+    coefficients = (drift, pull, noise_std, rescale)
+    _check(x, grad, anchor, coefficients, rng, first_bad, out)
+    tensors = (x, grad, anchor, *coefficients)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        y = reference.langevin_step(x, grad, anchor, coefficients, rng, first_bad)
+        return y if out is None else out.copy_(y)
+    table = _table(coefficients, x)
+    numbers = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
+    state = rng if isinstance(rng, Tensor) else None
+    seed, draw, first_sample = (0, 0, 0) if isinstance(rng, Tensor) else rng
+    place = (signed(seed), draw, first_sample)
+    rest = (grad, anchor, table, *numbers, *place, state, first_bad, backend)
+    if out is x:
+        langevin_step_onto(x, *rest)
+        return x
+    if out is None:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    langevin_step_into(out, x, *rest)
+    return out
 
 
 def langevin_step_(x: Tensor, grad: Tensor, anchor: Tensor | None, **kwargs: object) -> Tensor:
@@ -92,14 +79,21 @@ def langevin_step_(x: Tensor, grad: Tensor, anchor: Tensor | None, **kwargs: obj
     return langevin_step(x, grad, anchor, out=x, **kwargs)  # type: ignore[arg-type]
 
 
+def _table(coefficients: tuple[Coefficient, ...], x: Tensor) -> Tensor | None:
+    """(4, batch) in x's dtype where any coefficient is a tensor."""
+    if not any(isinstance(c, Tensor) for c in coefficients):
+        return None
+    rows = [torch.as_tensor(c, dtype=x.dtype, device=x.device) for c in coefficients]
+    return torch.stack([row.expand(x.shape[0]) for row in rows])
+
+
 def _check(
     x: Tensor,
     grad: Tensor,
     anchor: Tensor | None,
-    drift: Coefficient,
-    pull: Coefficient,
-    noise_std: Coefficient,
-    rescale: Coefficient,
+    coefficients: tuple[Coefficient, ...],
+    rng: tuple[int, int, int] | Tensor,
+    first_bad: Tensor | None,
     out: Tensor | None,
 ) -> None:
     if x.dtype not in (torch.float32, torch.float64):
@@ -107,7 +101,7 @@ def _check(
     if x.dim() < 1:
         raise ValueError("langevin_step: x must have a batch dimension, got a scalar")
     for name, tensor in (("grad", grad), ("anchor", anchor), ("out", out)):
-        if tensor is None:
+        if tensor is None or tensor is x:
             continue
         if tensor.shape != x.shape or tensor.device != x.device:
             raise ValueError(
@@ -116,16 +110,38 @@ def _check(
             )
         if name != "grad" and tensor.dtype != x.dtype:
             raise TypeError(f"langevin_step: {name} must be {x.dtype} like x, got {tensor.dtype}")
-    for name, value in (
-        ("drift", drift),
-        ("pull", pull),
-        ("noise_std", noise_std),
-        ("rescale", rescale),
-    ):
+    if not grad.is_floating_point():
+        raise TypeError(f"langevin_step: grad must be of a floating dtype, got {grad.dtype}")
+    names = ("drift", "pull", "noise_std", "rescale")
+    for name, value in zip(names, coefficients, strict=True):
         if isinstance(value, Tensor) and value.dim() and value.shape != (x.shape[0],):
             raise ValueError(
                 f"langevin_step: {name} must be a number or have shape ({x.shape[0]},), got "
                 f"{tuple(value.shape)}"
             )
+    pull = coefficients[1]
     if anchor is None and not (isinstance(pull, (int, float)) and pull == 0.0):
         raise ValueError("langevin_step: without an anchor, pull must be 0.0")
+    _check_words("first_bad", first_bad, 1, x)
+    if isinstance(rng, Tensor):
+        _check_words("rng", rng, 4, x)
+    elif not torch.compiler.is_compiling():
+        if len(rng) != 3:
+            raise ValueError(
+                "langevin_step: rng must be (seed, draw, first_sample) or an rng_state, got "
+                f"{rng!r}"
+            )
+        check_place("langevin_step", *rng, x.shape[0])
+
+
+def _check_words(name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
+    """Raises unless the tensor, if there is one, is ``count`` int64 side by side on x's device."""
+    if tensor is None:
+        return
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"langevin_step: {name} must be int64, got {tensor.dtype}")
+    if tensor.numel() != count or tensor.device != x.device or not tensor.is_contiguous():
+        raise ValueError(
+            f"langevin_step: {name} must have {count} elements side by side on {x.device}, got "
+            f"{tuple(tensor.shape)} on {tensor.device}"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,23 +16,30 @@ def langevin_step(
     x: Tensor,
     grad: Tensor,
     anchor: Tensor | None,
-    *,
-    drift: Coefficient,
-    pull: Coefficient,
-    noise_std: Coefficient,
-    seed: int,
-    draw: int,
-    first_sample: int,
-    rescale: Coefficient,
+    coefficients: Sequence[Coefficient],
+    rng: tuple[int, int, int] | Tensor,
+    first_bad: Tensor | None,
 ) -> Tensor:
-    """rescale·(x + drift·grad - pull·(x - anchor) + noise_std·z); a new tensor."""
-    noise = normal(
-        x.shape, seed=seed, draw=draw, first_sample=first_sample, device=x.device, dtype=x.dtype
-    )
-    y = x + _per_sample(drift, x) * grad.to(x.dtype)
+    """rescale·(x + drift·grad - pull·(x - anchor) + noise_std·z); a new tensor.
+
+    Args:
+        coefficients: drift, pull, noise_std, rescale.
+        rng: (seed, draw, first_sample), or an `rng_state`, which is moved on.
+        first_bad: lowered where the result is not finite.
+    """
+    drift, pull, noise_std, rescale = (_per_sample(c, x) for c in coefficients)
+    seed, draw, first_sample = rng[:3].tolist() if isinstance(rng, Tensor) else rng
+    place = {"seed": seed, "draw": draw, "first_sample": first_sample}
+    z = normal(x.shape, device=x.device, dtype=x.dtype, **place)
+    y = x + drift * grad.to(x.dtype)
     if anchor is not None:
-        y = y - _per_sample(pull, x) * (x - anchor)
-    return _per_sample(rescale, x) * (y + _per_sample(noise_std, x) * noise)
+        y = y - pull * (x - anchor)
+    y = rescale * (y + noise_std * z)
+    if first_bad is not None and x.shape[0]:
+        first_bad.copy_(torch.minimum(first_bad, first_non_finite(y.detach(), draw)))
+    if isinstance(rng, Tensor):
+        rng[1] += 1
+    return y
 
 
 def first_non_finite(y: Tensor, draw: int) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.normal import native, reference
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.normal.operator import normal_
+from cdrl_fast.ops.philox import check_place, signed
 
 
 def normal(
@@ -33,7 +33,8 @@ def normal(
         first_sample: index of the first sample, 0 to 2⁶³ - 1.
         device: where the result lives.
         dtype: float32 or float64.
-        backend: "native" (C++, float32 on CPUs), "reference", or "auto": the first that can.
+        backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto": the first that
+            can. float64 comes from the reference.
 
     Returns:
         Tensor of ``shape`` and ``dtype``.
@@ -49,27 +50,12 @@ def normal(
         True
     """
     shape = tuple(shape)
-    if not shape or any(not isinstance(n, int) or n < 0 for n in shape):
-        raise ValueError(f"normal: shape must be (samples, …) of integers >= 0, got {shape}")
-    for name, value, low, high in (
-        ("seed", seed, -(2**63), 2**64),
-        ("draw", draw, 0, 2**32),
-        ("first_sample", first_sample, 0, 2**63 - shape[0]),
-    ):
-        check_integer("normal", name, value, low, high)
+    if not torch.compiler.is_compiling():
+        if not shape or any(not isinstance(n, int) or n < 0 for n in shape):
+            raise ValueError(f"normal: shape must be (samples, …) of integers >= 0, got {shape}")
+        check_place("normal", seed, draw, first_sample, shape[0])
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"normal: dtype must be float32 or float64, got {dtype}")
-    place = torch.get_default_device() if device is None else torch.device(device)
-    if choose("normal", backend, place, dtype) == "native":
-        return native.normal(shape, seed=seed, draw=draw, first_sample=first_sample)
-    return reference.normal(
-        shape, seed=seed, draw=draw, first_sample=first_sample, device=device, dtype=dtype
-    )
-
-
-def check_integer(where: str, name: str, value: object, low: int, high: int) -> None:
-    """Raises unless ``value`` is an integer in [low, high)."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{where}: {name} must be an integer, got {value!r}")
-    if not low <= value.__index__() < high:
-        raise ValueError(f"{where}: {name} must be in [{low}, {high}), got {value}")
+    out = torch.empty(shape, device=device, dtype=dtype)
+    normal_(out, signed(seed), draw, first_sample, backend)
+    return out

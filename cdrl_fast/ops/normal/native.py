@@ -1,4 +1,4 @@
-"""`normal` in C++ (csrc/cpu/normal.cpp)."""
+"""`normal` in C++ (csrc/cpu/normal.cpp) and CUDA C++ (csrc/cuda/normal.cu)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import torch
 from torch import Tensor
 
 from cdrl_fast._native import load
-from cdrl_fast.ops.philox import signed
 
 
-def normal(shape: tuple[int, ...], *, seed: int, draw: int, first_sample: int) -> Tensor:
-    """Float32 on the CPU."""
+def normal(out: Tensor, seed: int, draw: int, first_sample: int) -> None:
+    """Fills ``out``, float32, dense and not empty, on the CPU or on a CUDA device."""
     module = load()
     assert module is not None
-    out = torch.empty(shape, dtype=torch.float32)
-    if out.numel():
-        module.normal_cpu(
-            out.data_ptr(),
-            shape[0],
-            out.numel() // shape[0],
-            signed(seed),
-            draw,
-            first_sample,
-            torch.get_num_threads(),
-        )
-    return out
+    batch = out.shape[0]
+    arguments = (out.data_ptr(), batch, out.numel() // batch, seed, draw, first_sample)
+    if out.is_cuda:
+        stream = torch.cuda.current_stream(out.device).cuda_stream
+        module.normal_cuda(*arguments, out.device.index, stream)
+    else:
+        module.normal_cpu(*arguments, torch.get_num_threads())

@@ -1,0 +1,31 @@
+"""`torch.ops.cdrl_fast.normal_`: the registered operation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cdrl_fast.ops.library import register
+from cdrl_fast.ops.normal import native, reference
+from cdrl_fast.ops.rooms import choose
+
+
+def _run(out: Tensor, seed: int, draw: int, first_sample: int, backend: str) -> None:
+    room = choose("normal", backend, out.device, out.dtype)
+    if not out.numel():
+        return
+    if room == "reference":
+        place = {"seed": seed, "draw": draw, "first_sample": first_sample}
+        out.copy_(reference.normal(out.shape, device=out.device, dtype=out.dtype, **place))
+    elif room == "triton":
+        from cdrl_fast.ops.normal import triton
+
+        triton.normal(out, seed, draw, first_sample)
+    else:
+        native.normal(out, seed, draw, first_sample)
+
+
+normal_ = register(
+    "normal_(Tensor(a!) out, SymInt seed, SymInt draw, SymInt first_sample, str backend) -> ()",
+    _run,
+)
+"""Fills a dense tensor (samples, …); ``seed`` is signed."""
