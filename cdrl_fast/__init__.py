@@ -8,6 +8,8 @@ Example:
 """
 
 from cdrl_fast import ops, reference
+from cdrl_fast.dynamics import langevin
+from cdrl_fast.environment import About, about
 from cdrl_fast.errors import (
     BackendUnavailable,
     CDRLError,
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CDRL",
+    "About",
     "BackendUnavailable",
     "CDRLError",
     "ChainDiverged",
@@ -43,6 +46,8 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "UNetInitializer",
+    "about",
+    "langevin",
     "load_released_checkpoint",
     "normal",
     "ops",

@@ -1,4 +1,4 @@
-"""The command line: ``cdrl-fast train | sample | evaluate | import | demo``."""
+"""The command line: ``cdrl-fast train | sample | evaluate | import | about | demo``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cdrl_fast import report
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.demo import run_demo
+from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import CDRL, newest_checkpoint
@@ -189,6 +190,14 @@ class Import:
 
 
 @dataclass(frozen=True)
+class About:
+    """Versions, devices, and the backend of each operation with the reason for it."""
+
+    def run(self) -> None:
+        print(about())
+
+
+@dataclass(frozen=True)
 class Demo:
     """Draw digits from the shipped model, train a second model, write a report."""
 
@@ -210,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Import, tyro.conf.subcommand("import")]
+            | Annotated[About, tyro.conf.subcommand("about")]
             | Annotated[Demo, tyro.conf.subcommand("demo")],
             prog="cdrl-fast",
             description="Energy-based models by cooperative diffusion recovery likelihood.",

@@ -19,8 +19,8 @@ class ChainDiverged(CDRLError, ArithmeticError):
 
     Attributes:
         level: the noise level ``t`` at which it happened, or None outside a diffusion model.
-        step: the Langevin step within the level, from 1.
-        sample: the index of the first sample concerned.
+        step: the Langevin step within the level, from 1; in `langevin` counted from 0.
+        sample: the index of the first sample concerned in the seed's stream.
     """
 
     def __init__(self, message: str, *, level: int | None, step: int, sample: int) -> None:

@@ -13,7 +13,8 @@ FLOORS = {
     "_native": 1,
     "data": 2, "ops": 2, "model": 2, "run_folder": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
-    "sampler": 4, "report": 4, "recipe": 4,
+    "environment": 3,
+    "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
     "evaluation": 5, "trainer": 5,
     "demo": 6, "cli": 7,
 }  # fmt: skip
@@ -24,6 +25,7 @@ CLOSED = {
     "ops": {"errors", "_native"},
     "engine": {"ops", "networks", "schedule", "errors"},
     "reference": {"networks", "schedule", "ops", "model"},
+    "dynamics": {"ops", "errors"},
     "sampler": {"model", "schedule", "engine", "ops", "errors"},
 }  # fmt: skip
 

@@ -11,10 +11,11 @@ import pytest
 import cdrl_fast
 
 NAMES = {
-    "CDRL", "BackendUnavailable", "CDRLError", "ChainDiverged", "CheckpointError", "DataError",
+    "About", "CDRL", "BackendUnavailable", "CDRLError", "ChainDiverged", "CheckpointError",
+    "DataError",
     "MLPEnergy", "MLPInitializer", "NoiseSchedule", "ResNetEnergy", "Sampler", "StepPlan", "Trace",
-    "TrainConfig", "Trainer", "UNetInitializer", "load_released_checkpoint", "normal", "ops",
-    "reference",
+    "TrainConfig", "Trainer", "UNetInitializer", "about", "langevin",
+    "load_released_checkpoint", "normal", "ops", "reference",
 }  # fmt: skip
 
 SIGNATURES = {
@@ -32,6 +33,9 @@ SIGNATURES = {
     "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
     "denoise_scale, progress, trace)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
+    "about": "()",
+    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, trace, backend)",
+    "ops.rng_state": "(*, seed, draw, first_sample, device)",
     "Trainer": "(model, data, config)",
     "Trainer.fit": "(self, iterations, *, folder, progress, preview, evaluate)",
     "Trainer.save": "(self, path)",
@@ -87,6 +91,7 @@ print(tuple(cdrl_fast.Sampler(model).sample(3, steps=1).shape), cdrl_fast.Traine
 
 
 @pytest.mark.parametrize("name", ["cdrl_fast", "cdrl_fast.schedule", "cdrl_fast.sampler",
+                                  "cdrl_fast.dynamics", "cdrl_fast.environment",
                                   "cdrl_fast.ops.normal"])  # fmt: skip
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(name))

@@ -228,7 +228,7 @@ def test_unconditional_models_take_neither_label_nor_guidance(point_model):
         ({"precision": "bf16"}, BackendUnavailable, "precision='bf16' is not available here"),
         ({"backend": "cuda"}, BackendUnavailable, 'backend="cuda" is not available'),
         ({"graph": "chain"}, BackendUnavailable, "graph='chain' is not available here"),
-        ({"backend": "numpy"}, ValueError, "backend: expected one of"),
+        ({"backend": "numpy"}, ValueError, "backend must be one of"),
     ],
 )
 def test_bad_choices(image_model, options, error, message):

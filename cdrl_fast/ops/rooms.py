@@ -60,13 +60,13 @@ def choose(where: str, backend: str, device: torch.device, dtype: torch.dtype) -
 
 def _why_not_native(device: torch.device) -> str | None:
     if device.type != "cpu":
-        return f"it works on CPUs, and the tensors are on {device.type}"
+        return f"it works on CPUs, not on {device.type}"
     return why_not_native()
 
 
 def _why_not_cuda(device: torch.device) -> str | None:
     if device.type != "cuda":
-        return f"it works on CUDA devices, and the tensors are on {device.type}"
+        return f"it works on CUDA devices, not on {device.type}"
     module = load()
     if module is None:
         return why_not_native()
@@ -100,8 +100,8 @@ def _why_not_triton(device: torch.device) -> str | None:
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return (
-        f"it works on CUDA devices, and the tensors are on {device.type} (TRITON_INTERPRET=1 runs "
-        "its kernels on CPUs, slowly)"
+        f"it works on CUDA devices, not on {device.type} (TRITON_INTERPRET=1 runs its kernels on "
+        "CPUs, slowly)"
     )
 
 

@@ -87,7 +87,7 @@ def clocks(bench: Bench, limits: bool = False) -> dict[str, Any]:
         return {"unavailable": "nvidia-ml-py is not installed"}
     try:
         nvml.nvmlInit()
-        handle = _handle(nvml, bench.device)
+        handle = handle_of(nvml, bench.device)
     except nvml.NVMLError as error:
         return {"unavailable": str(error)}
     reads = {
@@ -107,7 +107,7 @@ def clocks(bench: Bench, limits: bool = False) -> dict[str, Any]:
     return {name: _read(nvml, read) for name, read in reads.items()}
 
 
-def _handle(nvml: Any, device: torch.device) -> Any:
+def handle_of(nvml: Any, device: torch.device) -> Any:
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     try:
         return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")

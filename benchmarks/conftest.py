@@ -1,0 +1,110 @@
+"""Options and results of the benchmarks: `pytest benchmarks/ --benchmark-only`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "scripts")]
+
+from baseline.hardware import commit, handle_of  # noqa: E402
+
+from cdrl_fast import about  # noqa: E402
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("cdrl_fast")
+    group.addoption("--paper", action="store_true", help="the paper's sizes as well")
+    group.addoption("--rounds", type=int, default=15, help="timed rounds of each contender")
+    group.addoption(
+        "--results",
+        type=Path,
+        default=HERE / "results" / "benchmarks.jsonl",
+        help="file that results are appended to",
+    )
+    group.addoption("--commit", help="recorded as the commit; by default git is asked")
+
+
+@pytest.fixture(scope="session")
+def device():
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture
+def rounds(request):
+    return request.config.getoption("--rounds")
+
+
+@pytest.fixture(scope="session")
+def joules(device):
+    """Reads the energy that the GPU has used so far; None where it cannot be read."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml as nvml
+
+        nvml.nvmlInit()
+        handle = handle_of(nvml, device)
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:
+        return None
+    return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--paper"):
+        return
+    skip = pytest.mark.skip(reason="the paper's sizes: --paper")
+    for item in items:
+        if "paper" in item.keywords:
+            item.add_marker(skip)
+
+
+def pytest_sessionfinish(session):
+    """Appends one line a run: where it ran, and each contender's figures."""
+    benches = getattr(session.config, "_benchmarksession", None)
+    timed = [b for b in getattr(benches, "benchmarks", []) if b.stats.data]
+    if not timed:
+        return
+    found = about()
+    line = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(session.config.getoption("--commit")),
+        "versions": found.versions,
+        "devices": found.devices,
+        "processor": _processor(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "rows": [
+            {
+                "group": bench.group,
+                "median": bench.stats.median,
+                "iqr": bench.stats.iqr,
+                "least": bench.stats.min,
+                "rounds": bench.stats.rounds,
+                **bench.extra_info,
+            }
+            for bench in timed
+        ],
+    }
+    path = session.config.getoption("--results")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _processor():
+    """Name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

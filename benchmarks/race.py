@@ -1,0 +1,66 @@
+"""Contenders that are timed in turn, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+WARMUP = 3
+
+
+@dataclass
+class Race:
+    """Some ways to do the same work.
+
+    Attributes:
+        group: name of the work, under which results are compared.
+        contenders: each does the work once when called.
+        work: how many units one call does, such as {"steps": 100}.
+    """
+
+    group: str
+    device: torch.device
+    work: dict[str, float]
+    contenders: dict[str, Callable[[], object]] = field(default_factory=dict)
+
+    def time(self, benchmark: Any, name: str, rounds: int) -> None:
+        """Times one contender; before each of its rounds every other runs, timed as well.
+
+        ``extra_info["ratios"]`` is, by other contender, the median over rounds of its time divided
+        by this one's in the same round.
+        """
+        before: list[dict[str, float]] = []
+
+        def others() -> None:
+            before.append({n: self._seconds(n) for n in self.contenders if n != name})
+
+        def run() -> None:
+            self.contenders[name]()
+            self._wait()
+
+        benchmark.group = self.group
+        benchmark.pedantic(run, setup=others, rounds=rounds, warmup_rounds=WARMUP)
+        benchmark.extra_info.update(contender=name, device=str(self.device), **self.work)
+        if benchmark.disabled:
+            return
+        mine = benchmark.stats.stats.data
+        paired = list(zip(before[-len(mine) :], mine, strict=True))
+        benchmark.extra_info["ratios"] = {
+            other: statistics.median(theirs[other] / seconds for theirs, seconds in paired)
+            for other in paired[0][0]
+        }
+
+    def _seconds(self, name: str) -> float:
+        start = time.perf_counter()
+        self.contenders[name]()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

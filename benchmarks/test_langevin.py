@@ -1,0 +1,134 @@
+"""Whole chains of Langevin dynamics on 2-D densities, against the neighbouring libraries.
+
+`pip install torchebm==0.8.9 ebmkit==0.16.0` brings the neighbours in; they are skipped without.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from functools import cache
+
+import pytest
+import torch
+from race import Race
+from torch import nn
+
+from cdrl_fast import langevin
+
+STEPS = 200
+STEP_SIZE = 0.02
+NAMES = ("eager", "compiled", "torchebm", "ebmkit", "ours")
+PACKAGES = {"torchebm": "torchebm", "ebmkit": "ebm"}
+
+
+class Gaussian(nn.Module):
+    """Energy (negative log-density) of N(0, diag(1, 4))."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("precision", torch.tensor([1.0, 0.25]))
+
+    def forward(self, x):
+        return 0.5 * (x * x * self.precision).sum(1)
+
+
+class Network(nn.Module):
+    """A two-layer network's energy inside a wide Gaussian."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 1))
+
+    def forward(self, x):
+        return self.net(x).squeeze(1) + 0.5 * (x * x).sum(1)
+
+
+def gradient(energy, x):
+    x = x.detach().requires_grad_(True)
+    return torch.autograd.grad(energy(x).sum(), x)[0]
+
+
+def eager(energy, x):
+    """The loop of a tutorial."""
+    for _ in range(STEPS):
+        noise = math.sqrt(STEP_SIZE) * torch.randn_like(x)
+        x = x - 0.5 * STEP_SIZE * gradient(energy, x) + noise
+    return x
+
+
+def compiled(energy, x):
+    """The same with the energy compiled, its parameters frozen, and the update in place."""
+    fast, x = torch.compile(energy.requires_grad_(False)), x.clone()
+
+    def chain():
+        for _ in range(STEPS):
+            x.add_(gradient(fast, x), alpha=-0.5 * STEP_SIZE)
+            x.add_(torch.randn_like(x), alpha=math.sqrt(STEP_SIZE))
+        return x
+
+    return chain
+
+
+def with_torchebm(energy, x):
+    from torchebm.core import BaseModel
+    from torchebm.samplers import LangevinDynamics
+
+    class Model(BaseModel):
+        def __init__(self):
+            super().__init__(device=x.device)
+            self.energy = energy
+
+        def forward(self, x):
+            return self.energy(x)
+
+    sampler = LangevinDynamics(Model(), step_size=0.5 * STEP_SIZE, device=x.device)
+    return lambda: sampler.sample(x=x, n_steps=STEPS)
+
+
+def with_ebmkit(energy, x):
+    from ebm.samplers import LangevinDynamics
+
+    sampler = LangevinDynamics(step_size=0.5 * STEP_SIZE, steps=STEPS)
+    return lambda: sampler.sample(energy, x)
+
+
+@cache
+def race(kind, batch, device):
+    """The contenders; each is checked by the moments it reaches from a common beginning."""
+    x = 2.0 * torch.randn(batch, 2, generator=torch.Generator().manual_seed(0)).to(device)
+    make = {"gaussian": Gaussian, "network": Network}[kind]
+    energy = make().to(device)
+    found = {
+        "eager": lambda: eager(energy, x),
+        "compiled": compiled(make().to(device), x),
+        "ours": lambda: langevin(lambda v: -energy(v), x, steps=STEPS, step_size=STEP_SIZE, seed=1),
+    }
+    for name, build in (("torchebm", with_torchebm), ("ebmkit", with_ebmkit)):
+        if importlib.util.find_spec(PACKAGES[name]):
+            found[name] = build(make().to(device), x)
+    _check(found, batch)
+    return Race(f"langevin {kind}, batch {batch}", device, {"steps": STEPS, "batch": batch}, found)
+
+
+def _check(found, batch):
+    """Means and variances of all agree within five standard errors of the two."""
+    expected = found["eager"]()
+    for name, run in found.items():
+        got = run().detach()
+        assert got.shape == expected.shape
+        spread = expected.var(0)
+        assert ((got.mean(0) - expected.mean(0)).abs() < 5 * (2 * spread / batch).sqrt()).all(), (
+            name
+        )
+        assert ((got.var(0) / spread).log().abs() < 5 * math.sqrt(4 / batch)).all(), name
+
+
+@pytest.mark.parametrize("batch", [64, 2500])
+@pytest.mark.parametrize("kind", ["gaussian", "network"])
+@pytest.mark.parametrize("name", NAMES)
+def test_langevin(benchmark, name, kind, batch, device, rounds):
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
+    race(kind, batch, device).time(benchmark, name, rounds)

@@ -1,0 +1,39 @@
+"""The noise stream against PyTorch's own generator."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from race import Race
+
+from cdrl_fast.ops import normal, rooms
+
+SHAPE = (256, 3, 32, 32)
+NAMES = ("eager", "reference", "native", "cuda", "triton", "fill")
+
+
+@cache
+def race(device):
+    expected = normal(SHAPE, seed=1, draw=2, device=device, backend="reference")
+    inner = 20 if device.type == "cuda" else 1
+    made = Race("normal 256×3×32×32", device, {"draws": inner, "elements": expected.numel()})
+    out = torch.empty(SHAPE, device=device)
+    made.contenders["eager"] = lambda: [torch.randn(SHAPE, device=device) for _ in range(inner)]
+    made.contenders["fill"] = lambda: [out.zero_() for _ in range(inner)]
+    for room in rooms.ROOMS:
+        if rooms.reason(room, device) is None:
+            options = {"seed": 1, "draw": 2, "device": device, "backend": room}
+            assert (normal(SHAPE, **options) - expected).abs().max() < 2e-6
+            made.contenders[room] = lambda options=options: [
+                normal(SHAPE, **options) for _ in range(inner)
+            ]
+    return made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_normal(benchmark, name, device, rounds):
+    if name in rooms.ROOMS and (why := rooms.reason(name, device)):
+        pytest.skip(why)
+    race(device).time(benchmark, name, rounds)

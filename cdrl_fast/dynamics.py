@@ -1,0 +1,157 @@
+"""Langevin dynamics on any density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.errors import ChainDiverged
+from cdrl_fast.ops import langevin_step_
+from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.philox import check_integer
+
+LogDensity = Callable[[Tensor], Tensor]
+
+FIRST_DRAW = 2**31
+"""Draw of step 0: the lower half of the draws belongs to models with levels."""
+
+
+@overload
+def langevin(
+    energy: LogDensity,
+    x: Tensor,
+    *,
+    steps: int,
+    step_size: float,
+    seed: int = 0,
+    first_sample: int = 0,
+    first_step: int = 0,
+    trace: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def langevin(
+    energy: LogDensity,
+    x: Tensor,
+    *,
+    steps: int,
+    step_size: float,
+    seed: int = 0,
+    first_sample: int = 0,
+    first_step: int = 0,
+    trace: Literal[True],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+def langevin(
+    energy: LogDensity,
+    x: Tensor,
+    *,
+    steps: int,
+    step_size: float,
+    seed: int = 0,
+    first_sample: int = 0,
+    first_step: int = 0,
+    trace: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Unadjusted Langevin dynamics: each step x ← x + (step_size/2) ∇ log p(x) + √step_size z.
+
+    Args:
+        energy: any differentiable callable (batch, …) → (batch,) whose value is log p up to a
+            constant: larger is more probable. Its parameters get no gradients.
+        x: where the chains begin, float32 or float64, (batch, …); left as it is.
+        steps: how many, 0 to 2³¹ together with ``first_step``.
+        step_size: positive; the square of a step's noise.
+        seed: 64-bit integer; the same seed gives the same noise.
+        first_sample: index of the first chain in the seed's stream: chains 32 to 63 are
+            ``langevin(energy, x[32:], first_sample=32, …)``.
+        first_step: steps taken before; with it a chain goes on without repeating noise.
+        trace: return the states as well.
+        backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto": the first that
+            can.
+
+    Returns:
+        The last state, like ``x``. With ``trace`` a pair (last state, states), the states being
+        (steps + 1, batch, …) from the beginning on.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, or an energy that does not give one
+            differentiable number a chain.
+        ChainDiverged: a state left the finite numbers; names step and chain.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import langevin
+        >>> x = langevin(lambda x: -0.5 * (x**2).sum(1), torch.zeros(1000, 2), steps=200,
+        ...              step_size=0.1)
+        >>> bool((x.var() - 1).abs() < 0.15)
+        True
+
+    Source: Roberts and Tweedie, "Exponential convergence of Langevin distributions", 1996.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1:
+        raise TypeError("langevin: x must be a floating-point tensor with a batch dimension")
+    check_integer("langevin", "first_step", first_step, 0, 2**31)
+    check_integer("langevin", "steps", steps, 0, 2**31 - first_step + 1)
+    if not (math.isfinite(step_size) and step_size > 0):
+        raise ValueError(f"langevin: step_size must be positive and finite, got {step_size}")
+    y = x.detach().clone(memory_format=torch.contiguous_format)
+    states = y.new_empty((steps + 1, *y.shape)) if trace else None
+    first_bad = torch.full((), NEVER, dtype=torch.int64, device=x.device)
+    noise_std = math.sqrt(step_size)
+    for step in range(steps):
+        if states is not None:
+            states[step] = y
+        langevin_step_(
+            y,
+            _gradient(energy, y),
+            None,
+            drift=0.5 * step_size,
+            pull=0.0,
+            noise_std=noise_std,
+            rng=(seed, FIRST_DRAW + first_step + step, first_sample),
+            first_bad=first_bad,
+            backend=backend,
+        )
+    _raise_if_diverged(int(first_bad), first_sample)
+    if states is None:
+        return y
+    states[steps] = y
+    return y, states
+
+
+def _gradient(energy: LogDensity, y: Tensor) -> Tensor:
+    """∇ energy at y, one value a chain."""
+    with torch.enable_grad():
+        y = y.detach().requires_grad_(True)
+        value = energy(y)
+        if value.shape != y.shape[:1]:
+            raise ValueError(
+                f"langevin: energy must return one number a chain, shape ({y.shape[0]},), got "
+                f"{tuple(value.shape)}"
+            )
+        if not value.requires_grad:
+            raise ValueError("langevin: energy's value does not depend on x differentiably")
+        (gradient,) = torch.autograd.grad(value.sum(), y)
+    return gradient
+
+
+def _raise_if_diverged(code: int, first_sample: int) -> None:
+    if code == NEVER:
+        return
+    step, sample = (code >> 31) - FIRST_DRAW, first_sample + (code & (2**31 - 1))
+    raise ChainDiverged(
+        f"chain {sample} left the finite numbers at step {step}; use a smaller step_size, or check "
+        "the energy's gradient",
+        level=None,
+        step=step,
+        sample=sample,
+    )

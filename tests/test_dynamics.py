@@ -1,0 +1,102 @@
+"""`langevin` on densities whose moments are known exactly."""
+
+import math
+
+import pytest
+import torch
+
+from cdrl_fast import ChainDiverged, MLPEnergy, langevin, normal
+
+
+def gaussian(variance, mean=0.0):
+    return lambda x: -0.5 * ((x - mean) ** 2).flatten(1).sum(1) / variance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_follow_the_formula(dtype):
+    energy = MLPEnergy(2, 16, (1, 2)).to(dtype).eval()
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    logsnr = torch.zeros(1, dtype=dtype)
+    y, begin = x.clone(), x.clone()
+    for step in range(4):
+        y = y.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(energy(y, logsnr).sum(), y)
+        z = normal((5, 2), seed=3, draw=2**31 + 7 + step, first_sample=11, dtype=dtype)
+        y = y.detach() + 0.5 * 0.01 * gradient + math.sqrt(0.01) * z
+    options = {"step_size": 0.01, "seed": 3, "first_sample": 11}
+    got = langevin(lambda v: energy(v, logsnr), x, steps=4, first_step=7, **options)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert (got - y).abs().max() < tolerance
+    assert torch.equal(x, begin)
+    assert all(p.grad is None for p in energy.parameters())
+
+
+@pytest.mark.parametrize("variance", [0.3, 2.5])
+def test_stationary_variance_of_a_gaussian(variance):
+    """For N(0, v) the chain is autoregressive: its variance is v / (1 - h / 4v) exactly."""
+    h, n = 0.5 * variance, 20_000
+    x = langevin(gaussian(variance, mean=1.0), torch.zeros(n, 2), steps=60, step_size=h, seed=5)
+    expected = variance / (1 - h / (4 * variance))
+    assert abs(x.mean() - 1.0) < 4 * math.sqrt(expected / (2 * n))
+    assert abs(x.var() / expected - 1) < 4 * math.sqrt(2 / (2 * n))
+
+
+def test_chains_split_and_go_on():
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    options = {"step_size": 0.1, "seed": 2**63}
+    whole, states = langevin(gaussian(1.5), x, steps=6, trace=True, **options)
+    halves = [
+        langevin(gaussian(1.5), x[a:b], steps=6, first_sample=a, **options)
+        for a, b in ((0, 4), (4, 10))
+    ]
+    assert torch.equal(torch.cat(halves), whole)
+    first = langevin(gaussian(1.5), x, steps=2, **options)
+    assert torch.equal(langevin(gaussian(1.5), first, steps=4, first_step=2, **options), whole)
+    assert states.shape == (7, 10, 3)
+    assert torch.equal(states[0], x)
+    assert torch.equal(states[2], first)
+    assert torch.equal(states[6], whole)
+
+
+def test_empty_batches_no_steps_and_views():
+    assert langevin(gaussian(1.0), torch.zeros(0, 2), steps=3, step_size=0.1).shape == (0, 2)
+    x = torch.randn(3, 8)[:, ::2]
+    assert torch.equal(langevin(gaussian(1.0), x, steps=0, step_size=0.1), x)
+    moved = langevin(gaussian(1.0), x, steps=1, step_size=0.1)
+    assert torch.equal(moved, langevin(gaussian(1.0), x.contiguous(), steps=1, step_size=0.1))
+
+
+def test_works_inside_no_grad_and_leaves_no_graph():
+    with torch.no_grad():
+        x = langevin(gaussian(1.0), torch.ones(2, 2, requires_grad=True), steps=2, step_size=0.1)
+    assert not x.requires_grad
+
+
+def test_divergence_names_step_and_chain():
+    x = torch.tensor([[1.0], [1e30], [1.0]])
+    with pytest.raises(ChainDiverged, match="chain 41 left the finite numbers at step 9") as caught:
+        langevin(lambda v: -(v**4).sum(1), x, steps=3, step_size=0.1, first_step=9, first_sample=40)
+    assert (caught.value.step, caught.value.sample) == (9, 41)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"step_size": 0.0}, ValueError, "step_size must be positive"),
+        ({"step_size": float("nan")}, ValueError, "step_size must be positive"),
+        ({"steps": -1}, ValueError, "steps must be in"),
+        ({"steps": 1.5}, TypeError, "steps must be an integer"),
+        ({"first_step": 2**31 - 1, "steps": 2}, ValueError, "steps must be in"),
+        ({"seed": 2**64}, ValueError, "seed must be in"),
+        ({"x": torch.zeros(2, 2).long()}, TypeError, "floating-point"),
+        ({"x": torch.zeros(2, 2).half()}, TypeError, "float32 or float64"),
+        ({"energy": lambda x: x.sum()}, ValueError, "one number a chain"),
+        ({"energy": lambda x: torch.zeros(2)}, ValueError, "does not depend on x"),
+        ({"backend": "cuda"}, Exception, "works on CUDA devices"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    values = {"x": torch.zeros(2, 2), "energy": gaussian(1.0), "steps": 1, "step_size": 0.1}
+    values |= change
+    with pytest.raises(error, match=message):
+        langevin(values.pop("energy"), values.pop("x"), **values)

@@ -1,0 +1,126 @@
+"""What the library says about where it runs, and what importing it costs."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import cdrl_fast
+from cdrl_fast import _native, about
+from cdrl_fast.ops import rooms
+
+
+def python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, *code], capture_output=True, text=True, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_every_room_is_used_or_has_a_reason():
+    found = about()
+    cpu = found.rooms["cpu"]
+    assert set(cpu) == {"normal", "langevin_step"}
+    for operation, by_room in cpu.items():
+        assert set(by_room) == set(rooms.ROOMS)
+        assert found.used["cpu"][operation] == ("native" if _native.load() else "reference")
+        assert by_room["reference"] is None
+        assert "works on CUDA devices" in by_room["cuda"]
+    assert found.versions["torch"] == torch.__version__
+
+
+def test_it_prints_as_a_module_and_as_a_command():
+    shown = python(["-m", "cdrl_fast.about"], TRITON_INTERPRET="0")
+    assert "langevin_step: " in shown
+    assert "not triton: it works on CUDA devices" in shown
+    assert "TRITON_INTERPRET=1" in shown
+    command = python(["-m", "cdrl_fast.cli", "about"], TRITON_INTERPRET="0")
+    assert command == shown
+
+
+@pytest.fixture
+def cuda_module(monkeypatch):
+    """A compiled module and a device such as a machine with a GPU would show."""
+    module = types.SimpleNamespace(
+        langevin_step_cuda=None,
+        cuda_architectures="80,90,100",
+        cuda_runtime_version=lambda: 13000,
+        cuda_driver_version=lambda: 13000,
+    )
+    monkeypatch.setattr(rooms, "load", lambda: module)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    rooms.reason.cache_clear()
+    yield module
+    rooms.reason.cache_clear()
+
+
+def why(room):
+    return rooms.reason(room, torch.device("cuda", 0))
+
+
+def test_reasons_on_gpus(cuda_module):
+    assert why("cuda") is None
+    assert rooms.automatic(torch.device("cuda", 0)) == "cuda"
+    assert "works on CPUs" in why("native")
+
+
+def test_an_old_driver(cuda_module):
+    cuda_module.cuda_driver_version = lambda: 12040
+    assert "CUDA 13 runtime needs a driver for CUDA 13" in why("cuda")
+    assert "580" in why("cuda")
+    assert rooms.automatic(torch.device("cuda", 0)) != "cuda"
+
+
+def test_a_module_without_cuda(cuda_module):
+    del cuda_module.langevin_step_cuda
+    assert "built without CUDA kernels" in why("cuda")
+
+
+def test_a_device_it_was_not_built_for(cuda_module):
+    cuda_module.cuda_architectures = "100"
+    assert "CDRL_CUDA_ARCHS=90" in why("cuda")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "expected"),
+    [
+        ("80,90,100", 80, True),
+        ("80,90,100", 89, True),
+        ("80,90,100", 75, False),
+        ("80,90,100", 103, True),
+        ("80,90,100", 120, True),
+        ("90", 80, False),
+        ("80", 90, True),
+        ("90a", 90, True),
+    ],
+)
+def test_which_code_serves_which_device(architectures, capability, expected):
+    assert rooms.serves(architectures, capability) is expected
+
+
+def test_without_the_compiled_module_the_reason_is_kept(monkeypatch):
+    monkeypatch.setattr(rooms, "why_not_native", lambda: "switched off")
+    rooms.reason.cache_clear()
+    assert rooms.automatic(torch.device("cpu")) == "reference"
+    with pytest.raises(cdrl_fast.BackendUnavailable, match="not available: switched off"):
+        cdrl_fast.normal((2, 2), seed=0, draw=0, backend="native")
+    rooms.reason.cache_clear()
+
+
+def test_import_costs_less_than_a_second_and_no_driver():
+    """Beyond torch; nothing of CUDA or triton is touched, and no libcuda is mapped."""
+    code = """
+import time, torch
+start = time.perf_counter()
+import cdrl_fast
+taken = time.perf_counter() - start
+import sys
+print(taken < 1.0, "triton" in sys.modules, torch.cuda.is_initialized())
+print("libcuda.so" in open("/proc/self/maps").read())
+"""
+    assert python(["-c", code]).split() == ["True", "False", "False", "False"]
