@@ -23,26 +23,31 @@ PACKAGES = {"torchebm": "torchebm", "ebmkit": "ebm"}
 
 
 class Gaussian(nn.Module):
-    """Energy (negative log-density) of N(0, diag(1, 4))."""
+    """sign · energy of N(0, diag(1, 4)); sign -1 makes it the log-density."""
 
-    def __init__(self):
+    def __init__(self, sign=1):
         super().__init__()
+        self.factor = 0.5 * sign
         self.register_buffer("precision", torch.tensor([1.0, 0.25]))
 
     def forward(self, x):
-        return 0.5 * (x * x * self.precision).sum(1)
+        return self.factor * (x * x * self.precision).sum(1)
 
 
 class Network(nn.Module):
-    """A two-layer network's energy inside a wide Gaussian."""
+    """sign · energy of a two-layer network inside a wide Gaussian."""
 
-    def __init__(self):
+    def __init__(self, sign=1):
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 1))
+        self.factor = 0.5 * sign
+        with torch.no_grad():
+            self.net[2].weight *= sign
+            self.net[2].bias *= sign
 
     def forward(self, x):
-        return self.net(x).squeeze(1) + 0.5 * (x * x).sum(1)
+        return self.net(x).squeeze(1) + self.factor * (x * x).sum(1)
 
 
 def gradient(energy, x):
@@ -99,11 +104,11 @@ def race(kind, batch, device):
     """The contenders; each is checked by the moments it reaches from a common beginning."""
     x = 2.0 * torch.randn(batch, 2, generator=torch.Generator().manual_seed(0)).to(device)
     make = {"gaussian": Gaussian, "network": Network}[kind]
-    energy = make().to(device)
+    energy, log_density = make().to(device), make(sign=-1).to(device)
     found = {
         "eager": lambda: eager(energy, x),
         "compiled": compiled(make().to(device), x),
-        "ours": lambda: langevin(lambda v: -energy(v), x, steps=STEPS, step_size=STEP_SIZE, seed=1),
+        "ours": lambda: langevin(log_density, x, steps=STEPS, step_size=STEP_SIZE, seed=1),
     }
     for name, build in (("torchebm", with_torchebm), ("ebmkit", with_ebmkit)):
         if importlib.util.find_spec(PACKAGES[name]):

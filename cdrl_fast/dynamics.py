@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdrl_fast.errors import ChainDiverged
-from cdrl_fast.ops import langevin_step_
-from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.langevin_step import NEVER, bound_step
 from cdrl_fast.ops.philox import check_integer
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -66,7 +66,8 @@ def langevin(
 
     Args:
         energy: any differentiable callable (batch, …) → (batch,) whose value is log p up to a
-            constant: larger is more probable. Its parameters get no gradients.
+            constant: larger is more probable. Its parameters get no gradients; those of a
+            ``torch.nn.Module`` are frozen meanwhile (``requires_grad``), which is faster.
         x: where the chains begin, float32 or float64, (batch, …); left as it is.
         steps: how many, 0 to 2³¹ together with ``first_step``.
         step_size: positive; the square of a step's noise.
@@ -103,24 +104,33 @@ def langevin(
     check_integer("langevin", "steps", steps, 0, 2**31 - first_step + 1)
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"langevin: step_size must be positive and finite, got {step_size}")
-    y = x.detach().clone(memory_format=torch.contiguous_format)
-    states = y.new_empty((steps + 1, *y.shape)) if trace else None
-    first_bad = torch.full((), NEVER, dtype=torch.int64, device=x.device)
-    noise_std = math.sqrt(step_size)
-    for step in range(steps):
-        if states is not None:
-            states[step] = y
-        langevin_step_(
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(energy):
+        y = x.detach().clone(memory_format=torch.contiguous_format)
+        states = y.new_empty((steps + 1, *y.shape)) if trace else None
+        first_bad = torch.full((), NEVER, dtype=torch.int64, device=x.device)
+        update = bound_step(
             y,
-            _gradient(energy, y),
-            None,
             drift=0.5 * step_size,
-            pull=0.0,
-            noise_std=noise_std,
-            rng=(seed, FIRST_DRAW + first_step + step, first_sample),
+            noise_std=math.sqrt(step_size),
+            seed=seed,
+            first_sample=first_sample,
             first_bad=first_bad,
             backend=backend,
         )
+        # One leaf on y's memory serves all steps: a step's graph is gone before y changes.
+        leaf = y.detach().requires_grad_(True)
+        ones = None
+        for step in range(steps):
+            if states is not None:
+                states[step] = y
+            value = energy(leaf)
+            if ones is None or value.shape != ones.shape or value.dtype != ones.dtype:
+                _check_value(value, y.shape[0])
+                ones = torch.ones_like(value)
+            if not value.requires_grad:
+                raise ValueError("langevin: energy's value does not depend on x differentiably")
+            (gradient,) = torch.autograd.grad(value, leaf, ones)
+            update(gradient, FIRST_DRAW + first_step + step)
     _raise_if_diverged(int(first_bad), first_sample)
     if states is None:
         return y
@@ -128,20 +138,26 @@ def langevin(
     return y, states
 
 
-def _gradient(energy: LogDensity, y: Tensor) -> Tensor:
-    """∇ energy at y, one value a chain."""
-    with torch.enable_grad():
-        y = y.detach().requires_grad_(True)
-        value = energy(y)
-        if value.shape != y.shape[:1]:
-            raise ValueError(
-                f"langevin: energy must return one number a chain, shape ({y.shape[0]},), got "
-                f"{tuple(value.shape)}"
-            )
-        if not value.requires_grad:
-            raise ValueError("langevin: energy's value does not depend on x differentiably")
-        (gradient,) = torch.autograd.grad(value.sum(), y)
-    return gradient
+@contextmanager
+def _frozen(energy: LogDensity) -> Iterator[None]:
+    """Freezes a module's parameters, so that no graph keeps what only they would need."""
+    parameters = energy.parameters() if isinstance(energy, nn.Module) else ()
+    frozen = [p for p in parameters if p.requires_grad and p.is_leaf]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _check_value(value: object, chains: int) -> None:
+    if not isinstance(value, Tensor) or value.shape != (chains,):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"langevin: energy must return one number a chain, shape ({chains},), got {got}"
+        )
 
 
 def _raise_if_diverged(code: int, first_sample: int) -> None:

@@ -66,10 +66,63 @@ def test_empty_batches_no_steps_and_views():
     assert torch.equal(moved, langevin(gaussian(1.0), x.contiguous(), steps=1, step_size=0.1))
 
 
-def test_works_inside_no_grad_and_leaves_no_graph():
-    with torch.no_grad():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_without_grad_mode_and_leaves_no_graph(mode):
+    expected = langevin(gaussian(1.0), torch.ones(2, 2), steps=2, step_size=0.1)
+    with mode():
         x = langevin(gaussian(1.0), torch.ones(2, 2, requires_grad=True), steps=2, step_size=0.1)
     assert not x.requires_grad
+    assert torch.equal(x, expected)
+
+
+def test_a_module_is_frozen_meanwhile_and_given_back():
+    class Quadratic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.free = torch.nn.Parameter(torch.ones(2))
+            self.fixed = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+        def forward(self, x):
+            assert not self.free.requires_grad
+            if x.abs().max() > 100:
+                raise RuntimeError("too far")
+            return -(self.free * self.fixed * x * x).sum(1)
+
+    energy = Quadratic()
+    langevin(energy, torch.ones(3, 2), steps=2, step_size=0.1)
+    assert (energy.free.requires_grad, energy.fixed.requires_grad) == (True, False)
+    with pytest.raises(RuntimeError, match="too far"):
+        langevin(energy, torch.full((3, 2), 1e6), steps=2, step_size=0.1)
+    assert energy.free.requires_grad
+
+
+def test_a_graph_kept_over_a_step_is_not_followed_with_later_values():
+    kept = []
+
+    def energy(x):
+        kept.append((x**3).sum(1))
+        return -(x**2).sum(1)
+
+    langevin(energy, torch.ones(3, 2), steps=2, step_size=0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept[0].sum().backward()
+
+
+def test_values_may_have_another_dtype_and_gradients_other_strides():
+    weights = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+
+    def turned(x):
+        return -(x.transpose(1, 2) ** 2 * weights.transpose(1, 2)).flatten(1).sum(1)
+
+    def plain(x):
+        return -(x**2 * weights).flatten(1).sum(1)
+
+    x = torch.ones(4, 3, 2)
+    options = {"steps": 3, "step_size": 0.1}
+    expected = langevin(plain, x, **options)
+    assert torch.equal(langevin(turned, x, **options), expected)
+    got = langevin(lambda v: plain(v).double(), x, **options)
+    assert (got - expected).abs().max() < 1e-6
 
 
 def test_divergence_names_step_and_chain():
@@ -91,6 +144,7 @@ def test_divergence_names_step_and_chain():
         ({"x": torch.zeros(2, 2).long()}, TypeError, "floating-point"),
         ({"x": torch.zeros(2, 2).half()}, TypeError, "float32 or float64"),
         ({"energy": lambda x: x.sum()}, ValueError, "one number a chain"),
+        ({"energy": lambda x: 0.5}, ValueError, "one number a chain, .* got float"),
         ({"energy": lambda x: torch.zeros(2)}, ValueError, "does not depend on x"),
         ({"backend": "cuda"}, Exception, "works on CUDA devices"),
     ],

@@ -7,16 +7,26 @@ namespace {
 using V = Vector;
 
 struct Coefficients {
-  float drift, pull, noise_std, rescale;
+  V::Float drift, pull, noise_std, rescale;
 
-  Coefficients(const cdrl::StepArguments& a, int64_t sample)
-      : drift(a.drift), pull(a.pull), noise_std(a.noise_std), rescale(a.rescale) {
-    if (a.table == nullptr) return;
-    drift = a.table[sample];
-    pull = a.table[a.batch + sample];
-    noise_std = a.table[2 * a.batch + sample];
-    rescale = a.table[3 * a.batch + sample];
+  Coefficients(float drift, float pull, float noise_std, float rescale)
+      : drift(V::number(drift)),
+        pull(V::number(pull)),
+        noise_std(V::number(noise_std)),
+        rescale(V::number(rescale)) {}
+
+  static Coefficients of(const cdrl::StepArguments& a, int64_t sample) {
+    if (a.table == nullptr) return {a.drift, a.pull, a.noise_std, a.rescale};
+    const float* c = a.table + sample;
+    return {c[0], c[a.batch], c[2 * a.batch], c[3 * a.batch]};
   }
+
+  // Four rows of numbers, one for each element.
+  Coefficients(const float* rows, int64_t stride)
+      : drift(V::load(rows)),
+        pull(V::load(rows + stride)),
+        noise_std(V::load(rows + 2 * stride)),
+        rescale(V::load(rows + 3 * stride)) {}
 };
 
 template <cdrl::GradType type>
@@ -35,9 +45,9 @@ struct Grad<cdrl::GradType::kFloat32> {
 // One register of new state. `wrong` turns to NaN where the state is not finite: 0 y is 0 else.
 inline V::Float update(V::Float x, V::Float grad, const V::Float* anchor, V::Float noise,
                        const Coefficients& c, V::Float& wrong) {
-  V::Float y = V::fma(V::number(c.drift), grad, x);
-  if (anchor != nullptr) y = V::fnma(V::number(c.pull), V::minus(x, *anchor), y);
-  y = V::times(V::fma(V::number(c.noise_std), noise, y), V::number(c.rescale));
+  V::Float y = V::fma(c.drift, grad, x);
+  if (anchor != nullptr) y = V::fnma(c.pull, V::minus(x, *anchor), y);
+  y = V::times(V::fma(c.noise_std, noise, y), c.rescale);
   wrong = V::fma(y, V::number(0.0f), wrong);
   return y;
 }
@@ -64,7 +74,7 @@ class Step {
 
   // Blocks [begin, end) of one sample with at least a group of blocks; false if it went wrong.
   bool sample(int64_t sample, int64_t begin, int64_t end) const {
-    const Coefficients c(a_, sample);
+    const Coefficients c = Coefficients::of(a_, sample);
     const uint64_t index = a_.stream.first_sample + uint64_t(sample);
     const int64_t stop = 4 * end < a_.elements ? 4 * end : a_.elements;
     V::Float wrong = V::number(0.0f), noise[2 * kUnroll];
@@ -86,19 +96,20 @@ class Step {
     return !any_nan(wrong);
   }
 
-  // Samples smaller than a group: its lanes are blocks of several. Returns the first that went wrong.
+  // Samples smaller than a group, many at a time. Returns the first that went wrong.
   int64_t small_samples(int64_t begin, int64_t end) const {
-    const int64_t blocks = cdrl::blocks_of(a_.elements), total = (end - begin) * blocks;
-    SmallSamples noise(a_.stream, blocks, begin);
-    int64_t bad = cdrl::cpu::kNone, sample = begin, block = 0;
-    float z[kGroup];
-    for (int64_t i = 0; i < total; ++i) {
-      if (i % kLanes == 0) noise.next(z);
-      if (!few(sample, block, z + 4 * (i % kLanes)) && sample < bad) bad = sample;
-      if (++block == blocks) {
-        block = 0;
-        ++sample;
+    SmallSamples noise(a_.stream, a_.elements, begin);
+    float z[SmallSamples::kRoom], rows[4 * SmallSamples::kRoom] = {};
+    int64_t bad = cdrl::cpu::kNone, at = begin * a_.elements;
+    for (int64_t left = (end - begin) * a_.elements; left > 0;) {
+      const int64_t made = noise.next(z), count = made < left ? made : left;
+      if (a_.table != nullptr) expand(at, count, rows);
+      const bool fine = run(at, count, z, a_.table != nullptr ? rows : nullptr);
+      for (int64_t i = at; !fine && bad == cdrl::cpu::kNone && i < at + count; ++i) {
+        if (a_.out[i] - a_.out[i] != 0.0f) bad = i / a_.elements;
       }
+      at += count;
+      left -= count;
     }
     return bad;
   }
@@ -135,24 +146,36 @@ class Step {
     std::memcpy(a_.out + at, y, size_t(count) * sizeof(float));
   }
 
-  // Up to four elements: one block of one sample.
-  bool few(int64_t sample, int64_t block, const float* z) const {
-    const int64_t left = a_.elements - 4 * block, count = left < 4 ? left : 4;
-    const int64_t at = sample * a_.elements + 4 * block;
-    const Coefficients c(a_, sample);
-    bool fine = true;
-    for (int64_t i = 0; i < count; ++i) {
-      Element grad[kHalf] = {grad_[at + i]};
-      float g[kHalf];
-      V::store(g, G::load(grad));
-      const float x = a_.x[at + i];
-      float y = x + c.drift * g[0] + c.noise_std * z[i];
-      if (a_.anchor != nullptr) y -= c.pull * (x - a_.anchor[at + i]);
-      y *= c.rescale;
-      fine &= y - y == 0.0f;
-      a_.out[at + i] = y;
+  // Elements of several samples; `rows`, if given, are their coefficients. False if one went wrong.
+  bool run(int64_t at, int64_t count, const float* z, const float* rows) const {
+    Coefficients c = Coefficients::of(a_, 0);
+    V::Float wrong = V::number(0.0f);
+    for (int64_t i = 0; i < count; i += kHalf) {
+      if (rows != nullptr) c = Coefficients(rows + i, SmallSamples::kRoom);
+      const V::Float noise[2] = {V::load(z + i), V::number(0.0f)};
+      if (i + kHalf <= count) {
+        store(at + i, noise[0], c, wrong);
+      } else {
+        tail(at + i, count - i, noise, c, wrong);
+      }
     }
-    return fine;
+    return !any_nan(wrong);
+  }
+
+  // The table's four rows, a number for each of `count` elements.
+  void expand(int64_t at, int64_t count, float* rows) const {
+    for (int row = 0; row < 4; ++row) {
+      const float* table = a_.table + row * a_.batch;
+      float* to = rows + row * SmallSamples::kRoom;
+      int64_t sample = at / a_.elements, left = a_.elements - at % a_.elements;
+      for (int64_t i = 0; i < count; ++i) {
+        to[i] = table[sample];
+        if (--left == 0) {
+          left = a_.elements;
+          ++sample;
+        }
+      }
+    }
   }
 
   const cdrl::StepArguments& a_;

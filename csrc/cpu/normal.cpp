@@ -20,17 +20,14 @@ inline void store(float* out, const V::Float* noise, int64_t count) {
 }
 
 void small_samples(const cdrl::NormalArguments& a, int64_t begin, int64_t end) {
-  const int64_t blocks = cdrl::blocks_of(a.elements), total = (end - begin) * blocks;
-  SmallSamples noise(a.stream, blocks, begin);
-  float z[kGroup];
-  float* out = a.out + begin * a.elements;
-  int64_t block = 0;
-  for (int64_t i = 0; i < total; ++i) {
-    if (i % kLanes == 0) noise.next(z);
-    const int64_t left = a.elements - 4 * block, count = left < 4 ? left : 4;
-    std::memcpy(out, z + 4 * (i % kLanes), size_t(count) * sizeof(float));
-    out += count;
-    if (++block == blocks) block = 0;
+  SmallSamples noise(a.stream, a.elements, begin);
+  float z[SmallSamples::kRoom];
+  int64_t at = begin * a.elements;
+  for (int64_t left = (end - begin) * a.elements; left > 0;) {
+    const int64_t made = noise.next(z), count = made < left ? made : left;
+    std::memcpy(a.out + at, z, size_t(count) * sizeof(float));
+    at += count;
+    left -= count;
   }
 }
 

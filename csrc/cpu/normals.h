@@ -138,37 +138,64 @@ inline void sample_normals(uint64_t sample, int64_t block, uint32_t draw, const 
 // Blocks of samples that are smaller than a group, one after another over the samples.
 class SmallSamples {
  public:
-  SmallSamples(const cdrl::Stream& stream, int64_t blocks, int64_t first_sample)
+  static constexpr int kRoom = kUnroll * kGroup + kHalf;  // a register may be read past the last
+
+  SmallSamples(const cdrl::Stream& stream, int64_t elements, int64_t first_sample)
       : stream_(stream),
         keys_(stream.seed),
-        blocks_(uint64_t(blocks)),
+        blocks_(uint64_t(cdrl::blocks_of(elements))),
+        last_(int(elements - 4 * (cdrl::blocks_of(elements) - 1))),
         sample_(uint64_t(first_sample)) {}
 
-  // The next `kLanes` blocks' elements, four for each block.
-  void next(float z[kGroup]) {
+  // The next blocks' elements without those that no sample has, and how many they are.
+  int64_t next(float z[kRoom]) {
+    Counters counters[kUnroll];
+    int kept[kUnroll * kLanes];
+    for (int g = 0; g < kUnroll; ++g) counters[g] = next_group(kept + g * kLanes);
+    Vector::Float noise[2 * kUnroll];
+    group_normals<kUnroll>(counters, stream_.draw, keys_, noise);
+    float all[kUnroll * kGroup];
+    for (int i = 0; i < 2 * kUnroll; ++i) Vector::store(all + i * kHalf, noise[i]);
+    int64_t count = 0;
+    for (int i = 0; i < kUnroll * kLanes; ++i) {
+      std::memcpy(z + count, all + 4 * i, 4 * sizeof(float));
+      count += kept[i];
+    }
+    return count;
+  }
+
+ private:
+  // Counters of a group of blocks, and how many elements of each block there are.
+  Counters next_group(int* kept) {
+    if (blocks_ == 1) {
+      for (int i = 0; i < kLanes; ++i) kept[i] = last_;
+      const auto first = Vector::wide(stream_.first_sample + sample_);
+      const auto index = Vector::add_wide(first, lanes_.offsets);
+      sample_ += kLanes;
+      return {Vector::wide(0), index, Vector::high(index)};
+    }
     uint64_t block[kLanes], low[kLanes], high[kLanes];
     for (int i = 0; i < kLanes; ++i) {
       const uint64_t index = stream_.first_sample + sample_;
       block[lane_of(i)] = block_;
       low[lane_of(i)] = index;
       high[lane_of(i)] = index >> 32;
-      if (++block_ == blocks_) {
+      const bool last = ++block_ == blocks_;
+      kept[i] = last ? last_ : 4;
+      if (last) {
         block_ = 0;
         ++sample_;
       }
     }
-    const Counters counters = {Vector::load_wide(block), Vector::load_wide(low),
-                               Vector::load_wide(high)};
-    Vector::Float noise[2];
-    group_normals<1>(&counters, stream_.draw, keys_, noise);
-    Vector::store(z, noise[0]);
-    Vector::store(z + kHalf, noise[1]);
+    return {Vector::load_wide(block), Vector::load_wide(low), Vector::load_wide(high)};
   }
 
- private:
   const cdrl::Stream& stream_;
   const Keys keys_;
-  uint64_t blocks_, sample_, block_ = 0;
+  const Lanes lanes_;
+  const uint64_t blocks_;
+  const int last_;  // elements of a sample's last block
+  uint64_t sample_, block_ = 0;
 };
 
 }  // namespace

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.langevin_step import reference
+from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
 from cdrl_fast.ops.langevin_step.reference import Coefficient
 from cdrl_fast.ops.philox import check_place, signed
+from cdrl_fast.ops.rooms import choose
 
 NEVER = 2**63 - 1
 """Value of ``first_bad`` while all is finite."""
@@ -77,6 +80,34 @@ def langevin_step(
 def langevin_step_(x: Tensor, grad: Tensor, anchor: Tensor | None, **kwargs: object) -> Tensor:
     """`langevin_step` in place: writes ``x`` and returns it."""
     return langevin_step(x, grad, anchor, out=x, **kwargs)  # type: ignore[arg-type]
+
+
+def bound_step(
+    x: Tensor,
+    *,
+    drift: float,
+    noise_std: float,
+    seed: int,
+    first_sample: int,
+    first_bad: Tensor,
+    backend: str = "auto",
+) -> Callable[[Tensor, int], None]:
+    """`langevin_step_` without recovery term, bound to one state: a function of (grad, draw).
+
+    What does not change along a chain is checked and looked up once. ``x`` is dense and each grad
+    is like it; the chain stays on the stream that is current now.
+    """
+    coefficients = (drift, 0.0, noise_std, 1.0)
+    _check(x, x, None, coefficients, (seed, 0, first_sample), first_bad, x)
+    room, seed = choose("langevin_step", backend, x.device, x.dtype), signed(seed)
+    if room in ("native", "cuda") and x.numel():
+        return native.bound(x, coefficients, seed, first_sample, first_bad)
+
+    def step(grad: Tensor, draw: int) -> None:
+        place = (seed, draw, first_sample)
+        langevin_step_onto(x, grad, None, None, *coefficients, *place, None, first_bad, room)
+
+    return step
 
 
 def _table(coefficients: tuple[Coefficient, ...], x: Tensor) -> Tensor | None:

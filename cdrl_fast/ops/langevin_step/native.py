@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,33 @@ def langevin_step(
         module.langevin_step_cuda(*arguments, x.device.index, stream)
     else:
         module.langevin_step_cpu(*arguments, torch.get_num_threads())
+
+
+def bound(
+    x: Tensor,
+    coefficients: tuple[float, float, float, float],
+    seed: int,
+    first_sample: int,
+    first_bad: Tensor,
+) -> Callable[[Tensor, int], None]:
+    """`langevin_step` in place on ``x``, as a function of (grad, draw): 2 µs a call, not 20."""
+    module = load()
+    assert module is not None
+    batch, address, bad = x.shape[0], x.data_ptr(), first_bad.data_ptr()
+    sizes = (0, batch, x.numel() // batch, 0, *coefficients, seed)
+    if x.is_cuda:
+        kernel = module.langevin_step_cuda
+        where = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
+    else:
+        kernel = module.langevin_step_cpu
+        where = (torch.get_num_threads(),)
+    code, written = GRAD_TYPES[x.dtype], torch.autograd.graph.increment_version
+
+    def step(grad: Tensor, draw: int) -> None:
+        grad = grad.contiguous()
+        kernel(
+            address, address, grad.data_ptr(), code, *sizes, draw, first_sample, 0, bad, *where
+        )
+        written(x)
+
+    return step
