@@ -64,7 +64,7 @@ def race(shape, per_sample, device):
         start.x, start.grad, start.anchor, rng=RNG, backend="reference", **values
     )
     compiled = torch.compile(plain)
-    inner = 20 if device.type == "cuda" else 1
+    inner = 20 if device.type == "cuda" else 10
     elements = start.x.numel()
     group = f"langevin_step {shape[0]}×3×32×32{', a coefficient a sample' if per_sample else ''}"
     made = Race(group, device, {"updates": inner, "elements": elements})
@@ -103,4 +103,4 @@ def race(shape, per_sample, device):
 def test_langevin_step(benchmark, name, shape, per_sample, device, rounds):
     if name in rooms.ROOMS and (why := rooms.reason(name, device)):
         pytest.skip(why)
-    race(shape, per_sample, device).time(benchmark, name, 3 * rounds)
+    race(shape, per_sample, device).time(benchmark, name, rounds)

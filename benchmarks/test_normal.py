@@ -17,7 +17,7 @@ NAMES = ("eager", "reference", "native", "cuda", "triton", "fill")
 @cache
 def race(device):
     expected = normal(SHAPE, seed=1, draw=2, device=device, backend="reference")
-    inner = 20 if device.type == "cuda" else 1
+    inner = 20 if device.type == "cuda" else 10
     made = Race("normal 256×3×32×32", device, {"draws": inner, "elements": expected.numel()})
     out = torch.empty(SHAPE, device=device)
     made.contenders["eager"] = lambda: [torch.randn(SHAPE, device=device) for _ in range(inner)]

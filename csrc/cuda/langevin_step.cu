@@ -62,7 +62,8 @@ __device__ __forceinline__ float update(float x, float g, float anchor, float z,
 
 // `whole`: elements is a multiple of 4 and all addresses allow 16-byte access.
 template <GradType type, bool has_anchor, bool whole>
-__global__ void __launch_bounds__(kThreads) kernel(const StepArguments a, unsigned chunks) {
+__global__ void __launch_bounds__(kThreads)
+cdrl_langevin_step(const StepArguments a, unsigned chunks) {
   using G = Grad<type>;
   const auto* grad = static_cast<const typename G::Element*>(a.grad);
   const Stream stream = resolved(a.stream);
@@ -117,9 +118,11 @@ void launch(const StepArguments& a, const Grid& grid, cudaStream_t stream) {
                      aligned(a.anchor, 16) &&
                      aligned(a.grad, 4 * sizeof(typename Grad<type>::Element));
   if (whole) {
-    kernel<type, has_anchor, true><<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
+    cdrl_langevin_step<type, has_anchor, true>
+        <<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
   } else {
-    kernel<type, has_anchor, false><<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
+    cdrl_langevin_step<type, has_anchor, false>
+        <<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
   }
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 // `whole`: elements is a multiple of 4 and the address allows 16-byte access.
 template <bool whole>
-__global__ void __launch_bounds__(kThreads) kernel(const NormalArguments a, unsigned chunks) {
+__global__ void __launch_bounds__(kThreads) cdrl_normal(const NormalArguments a, unsigned chunks) {
   const Place p = place(a.elements, chunks);
   if (p.sample >= a.batch || 4 * p.block >= a.elements) return;
   const uint64_t index = a.stream.first_sample + uint64_t(p.sample);
@@ -31,9 +31,9 @@ void normal(const NormalArguments& a, int device, uintptr_t stream) {
   const Grid grid(a.batch, a.elements);
   const auto queue = reinterpret_cast<cudaStream_t>(stream);
   if (a.elements % 4 == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0) {
-    kernel<true><<<grid.count, kThreads, 0, queue>>>(a, grid.chunks);
+    cdrl_normal<true><<<grid.count, kThreads, 0, queue>>>(a, grid.chunks);
   } else {
-    kernel<false><<<grid.count, kThreads, 0, queue>>>(a, grid.chunks);
+    cdrl_normal<false><<<grid.count, kThreads, 0, queue>>>(a, grid.chunks);
   }
   check(cudaGetLastError(), "normal");
 }

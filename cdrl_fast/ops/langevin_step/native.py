@@ -62,7 +62,7 @@ def bound(
     sizes = (0, batch, x.numel() // batch, 0, *coefficients, seed)
     if x.is_cuda:
         kernel = module.langevin_step_cuda
-        where = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
+        where: tuple[int, ...] = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
     else:
         kernel = module.langevin_step_cpu
         where = (torch.get_num_threads(),)
@@ -70,9 +70,7 @@ def bound(
 
     def step(grad: Tensor, draw: int) -> None:
         grad = grad.contiguous()
-        kernel(
-            address, address, grad.data_ptr(), code, *sizes, draw, first_sample, 0, bad, *where
-        )
+        kernel(address, address, grad.data_ptr(), code, *sizes, draw, first_sample, 0, bad, *where)
         written(x)
 
     return step

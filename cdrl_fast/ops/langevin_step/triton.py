@@ -10,7 +10,7 @@ from cdrl_fast.ops.device import BLOCK, Launch, launch, layout, noise, place
 
 
 @triton.jit(do_not_specialize=["seed", "draw", "first_sample"])
-def kernel(
+def cdrl_langevin_step(
     out,
     x,
     grad,
@@ -105,7 +105,7 @@ def arguments(
         "SMALL": small,
         "BLOCK": BLOCK,
     }
-    return Launch(kernel, programs, values)
+    return Launch(cdrl_langevin_step, programs, values)
 
 
 def langevin_step(out: Tensor, x: Tensor, *rest: Any) -> None:

@@ -10,7 +10,7 @@ from cdrl_fast.ops.device import BLOCK, Launch, launch, layout, noise, place
 
 
 @triton.jit(do_not_specialize=["seed", "draw", "first_sample"])
-def kernel(
+def cdrl_normal(
     out,
     batch: tl.int64,
     elements: tl.int64,
@@ -43,7 +43,7 @@ def arguments(out: Tensor, seed: int, draw: int, first_sample: int) -> Launch:
         "SMALL": small,
         "BLOCK": BLOCK,
     }
-    return Launch(kernel, programs, values)
+    return Launch(cdrl_normal, programs, values)
 
 
 def normal(out: Tensor, seed: int, draw: int, first_sample: int) -> None:
