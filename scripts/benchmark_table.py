@@ -1,0 +1,107 @@
+"""Turns the latest benchmark results into the README's tables.
+
+    python scripts/benchmark_table.py            # prints them
+    python scripts/benchmark_table.py --write    # puts them into README.md
+
+For CPUs and GPUs apart, the last line of benchmarks/results/benchmarks.jsonl that has one. Every
+cell is a rate, more is better: updates, draws, Langevin steps of the whole batch or samples a
+second, from the median of the rounds. The last column is the median over rounds of ours against
+the fastest other that does the same work, each pair measured within one round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "benchmarks.jsonl"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- benchmarks: scripts/benchmark_table.py --write -->", "<!-- end of benchmarks -->"
+UNITS = ("updates", "draws", "steps", "samples")
+OTHERS = ("eager", "eager in place", "compiled", "torchebm", "ebmkit")
+OURS = ("ours", "native", "cuda", "triton")
+KINDS = {"cpu": "CPU", "cuda": "GPU"}
+
+Row = dict[str, Any]
+
+
+def latest(path: Path) -> dict[str, Row | None]:
+    """By kind of device, the last line of results that was measured on one."""
+    found: dict[str, Row | None] = dict.fromkeys(KINDS)
+    for text in path.read_text().splitlines() if path.exists() else []:
+        line = json.loads(text)
+        for kind in {row["device"].split(":")[0] for row in line["rows"]}:
+            found[kind] = line
+    return found
+
+
+def tables(lines: dict[str, Row | None]) -> str:
+    """All tables as Markdown; a kind of device without results says so."""
+    parts = []
+    for kind, title in KINDS.items():
+        line = lines[kind]
+        parts.append(f"{title}: not measured yet." if line is None else _table(kind, title, line))
+    return "\n\n".join(parts)
+
+
+def _table(kind: str, title: str, line: Row) -> str:
+    groups: dict[str, dict[str, Row]] = {}
+    for row in line["rows"]:
+        if row["device"].startswith(kind):
+            groups.setdefault(row["group"], {})[row["contender"]] = row
+    others = [name for name in OTHERS if any(name in group for group in groups.values())]
+    head = ["a second", *others, "ours", "ours / best other"]
+    rows = [_cells(name, group, others) for name, group in groups.items()]
+    where = line["processor"] if kind == "cpu" else line["devices"]["cuda:0"]
+    threads = f", {line['threads']} threads" if kind == "cpu" else ""
+    versions = f"torch {line['versions']['torch']}"
+    made = f"{line['date'][:10]}, commit {(line['commit'] or 'unknown')[:7]}"
+    body = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(
+        [f"{title}: {where}{threads}, {versions}; {made}.", "", *(_line(cells) for cells in body)]
+    )
+
+
+def _cells(name: str, group: dict[str, Row], others: list[str]) -> list[str]:
+    best = min((n for n in OURS if n in group), key=lambda n: group[n]["median"])
+    unit = next(u for u in UNITS if u in group[best])
+    shown = [_rate(group.get(other), unit) for other in others]
+    ratio = min(r for n, r in group[best]["ratios"].items() if n in others)
+    return [f"{name}, {unit}", *shown, _rate(group[best], unit), f"{ratio:.2f}"]
+
+
+def _rate(row: Row | None, unit: str) -> str:
+    if row is None:
+        return ""
+    rate = row[unit] / row["median"]
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def inserted(readme: str, shown: str) -> str:
+    """The README with what stands between the markers replaced."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{shown}\n{END}{rest.split(END)[1]}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", action="store_true", help="into README.md")
+    options = parser.parse_args(arguments)
+    shown = tables(latest(options.results))
+    print(shown)
+    if options.write:
+        README.write_text(inserted(README.read_text(), shown))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
