@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 # The environments here are for machines without a GPU.
 export CDRL_CUDA ?= OFF
+GPU_OUT ?= benchmarks/results/gpu
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-native lint checkerboard gpu-baseline clean
+.PHONY: demo test test-native lint bench kernels install-matrix checkerboard gpu-baseline gpu clean
 
 demo: $(VENV)/.demo ## Draw digits, train a model for about two minutes, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
@@ -26,11 +28,26 @@ lint: $(VENV)/.dev ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/.dev ## The benchmarks, about five minutes on two cores; the README's tables from them
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+	$(BIN)/python scripts/benchmark_table.py --write
+
+kernels: $(VENV)/.dev ## Every GPU kernel compiled and read, by the newest triton and the oldest
+	$(BIN)/python scripts/compile_kernels.py
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton-oldest triton==3.6.0
+	PYTHONPATH=build/triton-oldest $(BIN)/python scripts/compile_kernels.py
+
+install-matrix: $(VENV)/.dev ## Wheels with and without compiler, CUDA and triton, used outside the tree
+	env -u CDRL_CUDA $(BIN)/python scripts/install_matrix.py
+
 checkerboard: $(VENV)/.demo ## Train on the 2-D checkerboard and plot its density by level
 	$(BIN)/python examples/checkerboard.py --out runs/checkerboard
 
 gpu-baseline: ## Ceilings and eager baselines of this machine's GPU; needs torch and numpy alone
 	$(PYTHON) scripts/gpu_baseline.py --out benchmarks/results/gpu-baseline.json
+
+gpu: ## Build, tests, sanitizer and benchmarks on this machine's GPU, in under nine minutes
+	$(PYTHON) scripts/gpu_check.py --out $(GPU_OUT) --commit "$(COMMIT)"
 
 $(VENV)/.demo: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

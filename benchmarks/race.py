@@ -31,8 +31,8 @@ class Race:
     def time(self, benchmark: Any, name: str, rounds: int) -> None:
         """Times one contender; before each of its rounds every other runs, timed as well.
 
-        ``extra_info["ratios"]`` is, by other contender, the median over rounds of its time divided
-        by this one's in the same round.
+        ``extra_info["others"]`` is, by other contender, the median of its times between this one's
+        rounds, and ``extra_info["ratios"]`` the median of its time divided by this one's next.
         """
         before: list[dict[str, float]] = []
 
@@ -50,9 +50,12 @@ class Race:
             return
         mine = benchmark.stats.stats.data
         paired = list(zip(before[-len(mine) :], mine, strict=True))
+        others = paired[0][0]
+        benchmark.extra_info["others"] = {
+            name: statistics.median(theirs[name] for theirs, _ in paired) for name in others
+        }
         benchmark.extra_info["ratios"] = {
-            other: statistics.median(theirs[other] / seconds for theirs, seconds in paired)
-            for other in paired[0][0]
+            name: statistics.median(theirs[name] / own for theirs, own in paired) for name in others
         }
 
     def _seconds(self, name: str) -> float:

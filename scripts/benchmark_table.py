@@ -5,8 +5,8 @@
 
 For CPUs and GPUs apart, the last line of benchmarks/results/benchmarks.jsonl that has one. Every
 cell is a rate, more is better: updates, draws, Langevin steps of the whole batch or samples a
-second, from the median of the rounds. The last column is the median over rounds of ours against
-the fastest other that does the same work, each pair measured within one round.
+second, from the median of the rounds. All of a row is measured in turn: the others between rounds
+of ours. The last column is the median over these rounds of ours against the fastest other.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ KINDS = {"cpu": "CPU", "cuda": "GPU"}
 Row = dict[str, Any]
 
 
-def latest(path: Path) -> dict[str, Row | None]:
+def lines(path: Path) -> list[Row]:
+    """All results, the oldest first."""
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
+def latest(results: list[Row]) -> dict[str, Row | None]:
     """By kind of device, the last line of results that was measured on one."""
     found: dict[str, Row | None] = dict.fromkeys(KINDS)
-    for text in path.read_text().splitlines() if path.exists() else []:
-        line = json.loads(text)
+    for line in results:
         for kind in {row["device"].split(":")[0] for row in line["rows"]}:
             found[kind] = line
     return found
 
 
-def tables(lines: dict[str, Row | None]) -> str:
+def tables(found: dict[str, Row | None]) -> str:
     """All tables as Markdown; a kind of device without results says so."""
     parts = []
     for kind, title in KINDS.items():
-        line = lines[kind]
+        line = found[kind]
         parts.append(f"{title}: not measured yet." if line is None else _table(kind, title, line))
     return "\n\n".join(parts)
 
@@ -68,16 +72,17 @@ def _table(kind: str, title: str, line: Row) -> str:
 
 def _cells(name: str, group: dict[str, Row], others: list[str]) -> list[str]:
     best = min((n for n in OURS if n in group), key=lambda n: group[n]["median"])
-    unit = next(u for u in UNITS if u in group[best])
-    shown = [_rate(group.get(other), unit) for other in others]
-    ratio = min(r for n, r in group[best]["ratios"].items() if n in others)
-    return [f"{name}, {unit}", *shown, _rate(group[best], unit), f"{ratio:.2f}"]
+    row = group[best]
+    unit = next(u for u in UNITS if u in row)
+    seconds = [*(row["others"].get(other) for other in others), row["median"]]
+    ratio = min(r for n, r in row["ratios"].items() if n in others)
+    return [f"{name}, {unit}", *(_rate(row[unit], s) for s in seconds), f"{ratio:.2f}"]
 
 
-def _rate(row: Row | None, unit: str) -> str:
-    if row is None:
+def _rate(work: float, seconds: float | None) -> str:
+    if seconds is None:
         return ""
-    rate = row[unit] / row["median"]
+    rate = work / seconds
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
@@ -96,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--write", action="store_true", help="into README.md")
     options = parser.parse_args(arguments)
-    shown = tables(latest(options.results))
+    shown = tables(latest(lines(options.results)))
     print(shown)
     if options.write:
         README.write_text(inserted(README.read_text(), shown))
