@@ -46,7 +46,7 @@ class CMakeBuild(build_ext):
         if reason is None:
             try:
                 self.build(module, cuda)
-            except (OSError, subprocess.CalledProcessError) as error:
+            except OSError as error:
                 if native == "ON":
                     raise SystemExit(f"CDRL_NATIVE=ON: {error}") from error
                 reason = f"could not be built when this was installed: {error}"
@@ -75,8 +75,12 @@ class CMakeBuild(build_ext):
             f"-DCDRL_CUDA={cuda}",
             f"-DCDRL_CUDA_ARCHS={archs}",
         ]  # fmt: skip
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(work)], check=True)
+        for what, command in (
+            ("configure (is there a C++ compiler?)", configure),
+            ("compile", ["cmake", "--build", str(work)]),
+        ):
+            if subprocess.run(command).returncode:
+                raise OSError(f"cmake could not {what}; the install's output says more")
 
 
 setup(

@@ -21,12 +21,14 @@ class Race:
         group: name of the work, under which results are compared.
         contenders: each does the work once when called.
         work: how many units one call does, such as {"steps": 100}.
+        notes: by contender, what else its results should hold.
     """
 
     group: str
     device: torch.device
     work: dict[str, float]
     contenders: dict[str, Callable[[], object]] = field(default_factory=dict)
+    notes: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def time(self, benchmark: Any, name: str, rounds: int) -> None:
         """Times one contender; before each of its rounds every other runs, timed as well.
@@ -45,7 +47,8 @@ class Race:
 
         benchmark.group = self.group
         benchmark.pedantic(run, setup=others, rounds=rounds, warmup_rounds=WARMUP)
-        benchmark.extra_info.update(contender=name, device=str(self.device), **self.work)
+        notes = self.notes.get(name, {})
+        benchmark.extra_info.update(contender=name, device=str(self.device), **self.work, **notes)
         if benchmark.disabled:
             return
         mine = benchmark.stats.stats.data

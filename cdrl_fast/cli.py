@@ -1,4 +1,4 @@
-"""The command line: ``cdrl-fast train | sample | evaluate | import | about | demo``."""
+"""The command line: ``cdrl-fast train | sample | evaluate | import | bench | about | demo``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import tyro
 
 from cdrl_fast import report
+from cdrl_fast.bench import bench
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.demo import run_demo
@@ -190,6 +191,33 @@ class Import:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Time a model's sampling here: plain eager, an afternoon's work, and this library."""
+
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    batch: int = 64
+    steps: int | None = None
+    """Langevin steps a level; as trained by default."""
+    rounds: int = 5
+    compiled: bool = False
+    """Compile the afternoon's network; takes a while before it starts."""
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        print(
+            bench(
+                model,
+                batch=self.batch,
+                steps=self.steps,
+                rounds=self.rounds,
+                compiled=self.compiled,
+            )
+        )
+
+
+@dataclass(frozen=True)
 class About:
     """Versions, devices, and the backend of each operation with the reason for it."""
 
@@ -219,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Import, tyro.conf.subcommand("import")]
+            | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[About, tyro.conf.subcommand("about")]
             | Annotated[Demo, tyro.conf.subcommand("demo")],
             prog="cdrl-fast",

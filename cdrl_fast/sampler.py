@@ -10,21 +10,19 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import FrozenModel, Terms
+from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, has_plan
 from cdrl_fast.errors import BackendUnavailable, ChainDiverged
 from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops import langevin_step_, normal
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.rooms import automatic, choose
+from cdrl_fast.precision import resolve
 from cdrl_fast.schedule import Level, StepPlan, Steps
 
 TraceKind = Literal["levels", "steps"]
 
-_CHOICES = {
-    "precision": (("auto", "fp32", "fp64"), ("tf32", "bf16", "fp16")),
-    "graph": (("auto", "off"), ("chain", "step")),
-}
+_GRAPHS, _PLANNED_GRAPHS = ("auto", "off"), ("chain", "step")
 
 
 @dataclass
@@ -49,21 +47,21 @@ class Trace:
 class _Recorder:
     """Collects a trace of one batch."""
 
-    model: FrozenModel
-    terms: Terms
     kind: TraceKind | None
     states: list[Tensor] = field(default_factory=list)
     energies: list[Tensor] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
 
     @torch.no_grad()
-    def record(self, kind: TraceKind, y: Tensor, level: Level, *, rescaled: bool) -> None:
+    def record(
+        self, kind: TraceKind, y: Tensor, level: Level, energy: LevelEnergy, *, rescaled: bool
+    ) -> None:
         if self.kind != kind:
             return
         # Copies: the chain goes on in place.
         x = y.clone() if rescaled else y * level.rescale
         y = y * level.scale if rescaled else y
-        value = self.model.value(y, level.logsnr, self.terms)
+        value = energy.value(y)
         self.states.append(x.float().cpu())
         self.energies.append((value / level.energy_variance).float().cpu())
         self.levels.append(level.t)
@@ -79,7 +77,9 @@ class Sampler:
     Args:
         model: the model; its weights are read anew when they have changed, and never modified.
         device: where to sample; by default where the model's parameters are.
-        precision: "fp32", "fp64" or "auto" (float32).
+        precision: of the networks: "bf16", "fp32", "fp64" (the state, too), or "auto": bfloat16
+            for the library's own energies where the processor multiplies it, else float32. The
+            chain's state and all sums are float32 at least.
         backend: which room of the operations to use: "native" (C++, on CPUs), "cuda", "triton",
             "reference", or "auto": the first that can.
         graph: "off" or "auto".
@@ -104,15 +104,20 @@ class Sampler:
     ) -> None:
         if not isinstance(model, CDRL):
             raise TypeError(f"Sampler: model must be a CDRL, got {type(model).__name__}")
-        for name, value in (("precision", precision), ("graph", graph)):
-            _check_choice(name, value)
+        _check_graph(graph)
         parameter = next(model.parameters(), torch.empty(0))
         self.model = model
         self.device = torch.device(device) if device is not None else parameter.device
-        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        native = backend in ("auto", "native") and automatic(self.device) == "native"
+        self.precision = resolve(precision, self.device, planned=native and has_plan(model.energy))
+        self.dtype = self.precision.state
         self.backend = choose("Sampler", backend, self.device, self.dtype)
         self._frozen = FrozenModel(
-            model.energy, model.initializer, device=self.device, dtype=self.dtype
+            model.energy,
+            model.initializer,
+            device=self.device,
+            precision=self.precision,
+            backend="reference" if backend == "reference" else "auto",
         )
 
     @overload
@@ -203,13 +208,20 @@ class Sampler:
         with _Advance(progress, -(-n // size) * sum(plan.counts)) as advance:
             for start in range(0, max(n, 1), size):
                 stop = min(start + size, n)
-                recorder = _Recorder(self._frozen, terms.slice(start, stop), trace)
-                rng = (seed, first_sample + start)
-                chain = self._chain(stop - start, rng, plan, recorder, advance)
-                parts.append(self._finish(chain, recorder.terms, denoise_scale))
+                recorder = _Recorder(trace)
+                rng, part = (seed, first_sample + start), terms.slice(start, stop)
+                chain = self._chain(stop - start, rng, plan, part, recorder, advance)
+                parts.append(self._finish(chain, part, denoise_scale))
                 recorders.append(recorder)
         samples = torch.cat(parts)
         return samples if trace is None else (samples, _joined(recorders))
+
+    def working_memory(self, batch: int) -> int | None:
+        """Bytes that one energy gradient of a batch takes, besides weights, state and gradient.
+
+        None where it is left to autograd.
+        """
+        return self._frozen.working_memory(batch, self.model.sample_shape)
 
     def _terms(self, n: int, label: Label, guidance: float) -> Terms:
         if not math.isfinite(guidance):
@@ -228,12 +240,13 @@ class Sampler:
         n: int,
         rng: tuple[int, int],
         plan: StepPlan,
+        terms: Terms,
         recorder: _Recorder,
         advance: _Advance,
     ) -> Tensor:
         """All levels, from x_T to x_0."""
         seed, first_sample = rng
-        schedule, frozen, terms = self.model.schedule, self._frozen, recorder.terms
+        schedule, frozen = self.model.schedule, self._frozen
         shape = (n, *self.model.sample_shape)
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
 
@@ -249,19 +262,23 @@ class Sampler:
             )
 
         x = noise(Purpose.SAMPLING.draw(0))
-        recorder.record("levels", x, schedule.level(schedule.levels), rescaled=True)
+        if recorder.kind == "levels":
+            level = schedule.level(schedule.levels)
+            energy = frozen.at(level.logsnr, terms)
+            recorder.record("levels", x, level, energy, rescaled=True)
         for t in range(schedule.levels, 0, -1):
             level = schedule.level(t, plan)
             draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
-            y = frozen.propose(x, level.logsnr_noisy, terms)
+            energy = frozen.at(level.logsnr, terms)
+            mean = frozen.propose(x, level.logsnr_noisy, terms)
             # Without an initializer y is x itself, which the recovery term still needs.
-            y = y.clone() if frozen.initializer is None else y + level.init_std * noise(draw)
-            recorder.record("steps", y, level, rescaled=False)
+            y = x.clone() if mean is None else mean + level.init_std * noise(draw)
+            recorder.record("steps", y, level, energy, rescaled=False)
             for step in range(1, level.steps + 1):
                 last = step == level.steps
                 langevin_step_(
                     y,
-                    frozen.gradient(y, level.logsnr, terms),
+                    energy.gradient(y),
                     x if level.pull else None,
                     drift=level.drift,
                     pull=level.pull,
@@ -271,10 +288,10 @@ class Sampler:
                     first_bad=first_bad,
                     backend=self.backend,
                 )
-                recorder.record("steps", y, level, rescaled=last)
+                recorder.record("steps", y, level, energy, rescaled=last)
                 advance()
             x = y
-            recorder.record("levels", x, level, rescaled=True)
+            recorder.record("levels", x, level, energy, rescaled=True)
         self._raise_if_diverged(first_bad, first_sample)
         return x
 
@@ -283,7 +300,7 @@ class Sampler:
         if not self.model.is_image:
             return x
         schedule, level = self.model.schedule, self.model.schedule.level(1)
-        gradient = self._frozen.gradient(level.scale * x, level.logsnr, terms)
+        gradient = self._frozen.at(level.logsnr, terms).gradient(level.scale * x)
         score = (denoise_scale * level.scale / level.energy_variance) * gradient
         clean = (x + float(schedule.noise_variance[0]) * score) / math.sqrt(schedule.alpha_bar[0])
         return clean.clamp(-1.0, 1.0)
@@ -336,9 +353,8 @@ def _joined(recorders: list[_Recorder]) -> Trace:
     )
 
 
-def _check_choice(name: str, value: str) -> None:
-    available, planned = _CHOICES[name]
-    if value in planned:
-        raise BackendUnavailable(f"{name}={value!r} is not available here; use one of {available}")
-    if value not in available:
-        raise ValueError(f"{name}: expected one of {available + planned}, got {value!r}")
+def _check_graph(graph: str) -> None:
+    if graph in _PLANNED_GRAPHS:
+        raise BackendUnavailable(f"graph={graph!r} is not available here; use one of {_GRAPHS}")
+    if graph not in _GRAPHS:
+        raise ValueError(f"graph: expected one of {_GRAPHS + _PLANNED_GRAPHS}, got {graph!r}")

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from cdrl_fast import checkpoint
 from cdrl_fast.batches import Batches
 from cdrl_fast.data import Dataset
+from cdrl_fast.engine import energy_plan
 from cdrl_fast.errors import ChainDiverged, CheckpointError
 from cdrl_fast.levels import LevelTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_checkpoint
-from cdrl_fast.networks.layers import dropout_from, static_weights
-from cdrl_fast.ops import langevin_step, normal, philox
+from cdrl_fast.networks.layers import dropout_from
+from cdrl_fast.ops import langevin_step_, normal, philox
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
+from cdrl_fast.precision import resolve
 from cdrl_fast.run_folder import (
     Interrupt,
     append_log,
@@ -81,6 +83,12 @@ class Trainer:
             else None
         )
         self._levels = LevelTable.of(model, self.device, self.dtype)
+        precision = "fp64" if self.dtype == torch.float64 else "fp32"
+        self._chain = energy_plan(
+            model.energy,
+            device=self.device,
+            precision=resolve(precision, self.device, planned=True),
+        )
         self.batches = Batches(
             data,
             self.config,
@@ -102,8 +110,7 @@ class Trainer:
         positive = energy(per_sample(level.scale, x_clean) * x_clean, level.logsnr, label)
         proposal = self._propose(x_noisy, level, label)
         energy.eval()
-        with static_weights(energy):
-            revised = self._revise(proposal.detach(), x_noisy, level, label)
+        revised = self._revise(proposal.detach(), x_noisy, level, label)
         negative = energy(revised, level.logsnr, label)
         energy_loss = (level.loss_weight * (negative - positive)).mean()
         log = {
@@ -161,21 +168,22 @@ class Trainer:
     def _revise(self, y: Tensor, anchor: Tensor, level: LevelTable, label: Tensor | None) -> Tensor:
         """y_K: K Langevin steps from y_0, without gradients to parameters."""
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
-        for k in range(1, self.model.schedule.steps + 1):
-            y.requires_grad_(True)
-            energy = self.model.energy(y, level.logsnr, label)
-            (gradient,) = torch.autograd.grad(energy.sum(), y)
-            rng = self._rng(INITIALIZER + k)
-            y = langevin_step(
-                y.detach(),
-                gradient,
-                anchor,
-                drift=0.5,
-                pull=level.pull,
-                noise_std=level.noise_std,
-                rng=(rng["seed"], rng["draw"], rng["first_sample"]),
-                first_bad=first_bad,
-            )
+        y = y.clone()
+        with torch.no_grad():
+            self._chain.refresh()
+            energy = self._chain.at(level.logsnr, label)
+            for k in range(1, self.model.schedule.steps + 1):
+                rng = self._rng(INITIALIZER + k)
+                langevin_step_(
+                    y,
+                    energy.gradient(y),
+                    anchor,
+                    drift=0.5,
+                    pull=level.pull,
+                    noise_std=level.noise_std,
+                    rng=(rng["seed"], rng["draw"], rng["first_sample"]),
+                    first_bad=first_bad,
+                )
         code = int(first_bad)
         if code != NEVER:
             step = (code >> 31) - Purpose.TRAINING.draw(INITIALIZER)

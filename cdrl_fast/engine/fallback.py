@@ -3,113 +3,73 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cdrl_fast.networks.layers import fix_weights
+from cdrl_fast.precision import Precision
 
 
-@dataclass(frozen=True)
-class Terms:
-    """A linear combination of one network's conditions: Σ weight_i f(y, λ, label_i).
-
-    Attributes:
-        weights: one number a term.
-        labels: one int64 tensor a term, (batch,) or (1,), or None for an unconditional network.
-    """
-
-    weights: tuple[float, ...] = (1.0,)
-    labels: tuple[Tensor | None, ...] = (None,)
-
-    @classmethod
-    def guided(cls, label: Tensor | None, guidance: float) -> Terms:
-        """(1 + w) f(·|c) - w f(·|∅); the plain condition at w = 0."""
-        if guidance == 0.0 or label is None:
-            return cls((1.0,), (label,))
-        return cls((1.0 + guidance, -guidance), (label, torch.zeros_like(label[:1])))
-
-    def slice(self, start: int, stop: int) -> Terms:
-        """The terms of samples start … stop - 1."""
-        labels = tuple(
-            label if label is None or len(label) == 1 else label[start:stop]
-            for label in self.labels
-        )
-        return Terms(self.weights, labels)
-
-
-class FrozenModel:
-    """A private copy of a model's networks for sampling: eval mode, no gradients to parameters.
-
-    The copy follows the original: `refresh` copies again when a parameter or buffer has changed.
-    Level embeddings are computed once for the whole batch.
+class FrozenNetwork:
+    """A private copy of a network: eval mode, no gradients to parameters, spectral norms fixed.
 
     Args:
-        energy, initializer: the networks; never modified.
-        device, dtype: where and in what precision the copy computes.
+        network: never modified.
+        device, precision: where and how the copy computes; half precision is autocast.
     """
 
-    def __init__(
-        self,
-        energy: nn.Module,
-        initializer: nn.Module | None,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.device, self.dtype = device, dtype
-        self._sources = [n for n in (energy, initializer) if n is not None]
-        self._copies = [
-            copy.deepcopy(n).to(device, dtype).eval().requires_grad_(False) for n in self._sources
-        ]
-        self.energy = self._copies[0]
-        self.initializer = self._copies[1] if initializer is not None else None
-        self._versions: list[tuple[int, int]] = []
+    def __init__(self, network: nn.Module, *, device: torch.device, precision: Precision) -> None:
+        self._source, self._precision, self._device = network, precision, device
+        twin = copy.deepcopy(network).to(device, precision.state)
+        self.network = twin.eval().requires_grad_(False)
         self.refresh()
 
-    def refresh(self) -> bool:
-        """Copies the weights again if they have changed; returns whether they had."""
-        tensors = [t for n in self._sources for t in (*n.parameters(), *n.buffers())]
-        versions = [(t.data_ptr(), t._version) for t in tensors]
-        if versions == self._versions:
-            return False
-        for source, twin in zip(self._sources, self._copies, strict=True):
-            twin.load_state_dict(source.state_dict())
-            fix_weights(twin)
-        self._versions = versions
-        return True
+    def refresh(self) -> None:
+        """Takes the network's weights as they are now."""
+        self.network.load_state_dict(self._source.state_dict())
+        fix_weights(self.network)
 
-    def _logsnr(self, value: float) -> Tensor:
-        return torch.full((1,), value, device=self.device, dtype=self.dtype)
+    def __call__(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
+        with self._autocast():
+            result: Tensor = self.network(x, logsnr, label)
+        return result.to(x.dtype)
 
-    @torch.no_grad()
-    def propose(self, x: Tensor, logsnr: float, terms: Terms) -> Tensor:
-        """Σ weight_i initializer(x, λ_t, label_i), the mean of a level's start; x without one."""
-        if self.initializer is None:
-            return x
-        network, level = self.initializer, self._logsnr(logsnr)
-        means = (network(x, level, label) for label in terms.labels)
-        return _combined(terms.weights, means)
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self._precision.half:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._precision.network)
 
-    def value(self, y: Tensor, logsnr: float, terms: Terms) -> Tensor:
-        """Σ weight_i f(y, λ_{t-1}, label_i): (batch,)."""
-        level = self._logsnr(logsnr)
-        values = (self.energy(y, level, label) for label in terms.labels)
-        return _combined(terms.weights, values)
 
-    def gradient(self, y: Tensor, logsnr: float, terms: Terms) -> Tensor:
-        """∇_y Σ weight_i f(y, λ_{t-1}, label_i): the shape of y."""
+@dataclass
+class AutogradEnergy:
+    """An energy at given levels and labels."""
+
+    network: FrozenNetwork
+    logsnr: Tensor
+    label: Tensor | None
+
+    def value(self, y: Tensor) -> Tensor:
+        """f(y): (batch,)."""
+        return self.network(y, self.logsnr, self.label)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """∇f(y)."""
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
-            (grad,) = torch.autograd.grad(self.value(y, logsnr, terms).sum(), y)
-        return grad
+            (gradient,) = torch.autograd.grad(self.value(y).sum(), y)
+        return gradient
 
 
-def _combined(weights: tuple[float, ...], parts: object) -> Tensor:
-    total: Tensor | None = None
-    for weight, part in zip(weights, parts, strict=True):  # type: ignore[call-overload]
-        scaled = part if weight == 1.0 else weight * part
-        total = scaled if total is None else total + scaled
-    assert total is not None
-    return total
+class AutogradPlan(FrozenNetwork):
+    """The plan of an energy network that the library does not know."""
+
+    def at(self, logsnr: Tensor, label: Tensor | None) -> AutogradEnergy:
+        """The energy at levels (1,) or (batch,), and labels likewise."""
+        return AutogradEnergy(self, logsnr, label)
+
+    def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
+        """None: what autograd keeps is known only when it runs."""
+        return None

@@ -22,39 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from baseline.bench import QUICK, Bench, Figure
 from baseline.chains import chain_flops
 from baseline.timing import DTYPES, measure, numerics
-from cdrl_fast.networks.layers import SpectralConv2d, SpectralLinear, static_weights
+from cdrl_fast.bench import folded
+from cdrl_fast.networks.layers import static_weights
 from cdrl_fast.reference import input_gradient
 
 KINDS = ("bf16", "fp16")
 SCRIPT = Path(__file__).resolve().parents[1] / "gpu_baseline.py"
 Value = Callable[[Tensor, Tensor], Tensor]
-
-
-def folded(network: nn.Module) -> nn.Module:
-    """A copy in eval mode whose spectrally normalised layers are plain ones with W / σ."""
-    network = copy.deepcopy(network).eval().requires_grad_(False)
-    for parent in list(network.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, (SpectralConv2d, SpectralLinear)):
-                setattr(parent, name, _plain(layer))
-    return network.requires_grad_(False)
-
-
-@torch.no_grad()
-def _plain(layer: SpectralConv2d | SpectralLinear) -> nn.Module:
-    device, plain = layer.weight.device, nn.Module()
-    if isinstance(layer, SpectralConv2d):
-        plain = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, device=device)
-    else:
-        plain = nn.Linear(layer.in_features, layer.out_features, device=device)
-    plain.weight.copy_(layer.normalized_weight())
-    plain.bias.copy_(layer.bias)
-    return plain
 
 
 class Chain:

@@ -1,0 +1,83 @@
+"""An energy network's input gradient: autograd in float32, an afternoon's work, and ours."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import pytest
+import torch
+from race import Race
+
+from cdrl_fast import CDRL, ResNetEnergy
+from cdrl_fast.bench import folded
+from cdrl_fast.engine import energy_plan
+from cdrl_fast.networks.layers import fix_weights
+from cdrl_fast.precision import resolve
+
+# Network, image size, batch.
+CASES = {
+    "paper's network, 32×32, batch 8": (lambda: ResNetEnergy(), 32, 8),
+    "width 32, 28×28, batch 64": (lambda: ResNetEnergy(1, 32, (1, 2, 2), 2), 28, 64),
+    "digits, 8×8, batch 64": (lambda: CDRL.from_pretrained("digits").energy, 8, 64),
+}
+NAMES = ("eager", "afternoon", "ours, fp32", "ours, bf16")
+
+
+def autograd(network, y, logsnr, label):
+    y = y.detach().requires_grad_(True)
+    value = network(y, logsnr, label)
+    return torch.autograd.grad(value, y, torch.ones_like(value))[0]
+
+
+def half_autograd(network, y, logsnr, label):
+    with torch.autocast(y.device.type, torch.bfloat16):
+        return autograd(network, y, logsnr, label)
+
+
+@cache
+def race(name, device):
+    """Each contender's gradient is checked against float64's before it is timed."""
+    build, size, batch = CASES[name]
+    torch.manual_seed(0)
+    energy = build().to(device).eval().requires_grad_(False)
+    y = torch.randn(batch, energy.stem.in_channels, size, size, device=device)
+    logsnr = torch.full((1,), 1.0, device=device)
+    label = torch.ones(1, dtype=torch.long, device=device) if energy.num_classes else None
+    exact = autograd(energy.double(), y[:2].double(), logsnr.double(), label)
+    energy = energy.float()
+    fix_weights(energy)
+    half = folded(energy).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    turned = y.to(memory_format=torch.channels_last)
+    found = {
+        "eager": lambda: autograd(energy, y, logsnr, label),
+        "afternoon": lambda: half_autograd(half, turned, logsnr, label),
+    }
+    for precision in ("fp32", "bf16"):
+        plan = energy_plan(
+            energy, device=device, precision=resolve(precision, device, planned=True)
+        )
+        found[f"ours, {precision}"] = partial(plan.at(logsnr, label).gradient, y)
+    work = {"gradients": batch, "gflop": batch * gigaflops(energy, size)}
+    made = Race(f"energy gradient, {name}", device, work, found)
+    for contender, run in found.items():
+        error = (run()[:2] - exact).norm() / exact.norm()
+        made.notes[contender] = {"gradient_relative_error": float(error)}
+        # Half precision flips the signs of small activations; a wrong gradient errs by 1.
+        assert error < (1e-3 if contender in ("eager", "ours, fp32") else 0.3), (contender, error)
+    return made
+
+
+def gigaflops(energy, size):
+    """Of one sample's convolutions, there and back."""
+    products = energy.stem.in_channels * energy.stem.out_channels * size**2
+    for i, stage in enumerate(energy.stages):
+        for block in stage:
+            layers = [block.conv1, block.conv2, *([block.shortcut] if block.shortcut else [])]
+            products += sum(c.in_channels * c.out_channels for c in layers) * (size >> i) ** 2
+    return 2 * 2 * 9 * products / 1e9
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda name: name.split(",")[0])
+@pytest.mark.parametrize("name", NAMES)
+def test_energy_gradient(benchmark, name, case, device, rounds):
+    race(case, device).time(benchmark, name, max(3, rounds // 3) if "paper" in case else rounds)

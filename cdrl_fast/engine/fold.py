@@ -1,0 +1,146 @@
+"""Folding: a network's weights with all that is constant along a chain multiplied in.
+
+Spectral norms and gains go into the weights. What depends on level and label alone becomes one bias
+row a block: f(y, λ, label) turns into f(y; rows, head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cdrl_fast.networks import ResNetEnergy
+from cdrl_fast.networks.layers import SpectralConv2d, SpectralLinear, leaky, level_embedding
+from cdrl_fast.networks.resnet import EnergyEmbedding, ResNetBlock
+from cdrl_fast.ops.energy_gradient import Block, ResNetWeights
+
+Cast = Callable[[Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """From level and label to what the energy's blocks and head need of them.
+
+    Attributes:
+        maps: weight and bias of the embedding's two linear maps.
+        label: weight (4·width, classes + 1) and bias of the label's, or None.
+        level: weight (R, 4·width) and bias (R,) of all blocks' maps, one below the other.
+        bias: (R,), of the blocks' first convolutions.
+    """
+
+    maps: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+    label: tuple[Tensor, Tensor] | None
+    level: tuple[Tensor, Tensor]
+    bias: Tensor
+
+    def __call__(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows (n, R) and the activated embedding (n, 4·width), n being the longer argument's.
+
+        Args:
+            logsnr: λ_{t-1}, (1,) or (batch,), of the weights' dtype.
+            label: int64 (1,) or (batch,), 0 being "no label"; None is that too.
+        """
+        (w1, b1), (w2, b2) = self.maps
+        e = leaky(level_embedding(logsnr, w1.shape[1]) @ w1.mT + b1) @ w2.mT + b2
+        if self.label is not None:
+            weight, bias = self.label
+            index = torch.zeros(1, dtype=torch.long, device=e.device) if label is None else label
+            e = e + weight.mT[index.long()] + bias
+        e = leaky(e)
+        weight, bias = self.level
+        return self.bias + leaky(e @ weight.mT + bias), e
+
+
+@dataclass(frozen=True)
+class FoldedResNet:
+    """A `ResNetEnergy` as static weights.
+
+    Attributes:
+        head: (channels, 4·width), of the embedding.
+    """
+
+    weights: ResNetWeights
+    conditions: Conditions
+    head: Tensor
+
+    def at(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows (n, R) and head (n, channels) of `EnergyGradient`; see `Conditions`."""
+        rows, e = self.conditions(logsnr, label)
+        return rows, e @ self.head.mT
+
+
+@torch.no_grad()
+def fold_resnet(network: ResNetEnergy, device: torch.device, dtype: torch.dtype) -> FoldedResNet:
+    """Static weights of the network as it is in eval mode; tensors of their own.
+
+    Exact: in float64 the folded network equals the module to rounding.
+    """
+    cast = caster(device, dtype)
+    stages = [[b for b in stage if isinstance(b, ResNetBlock)] for stage in _modules(network)]
+    blocks = [block for stage in stages for block in stage]
+    weights = ResNetWeights(
+        cast(spectral(network.stem)),
+        cast(network.stem.bias),
+        tuple(tuple(_block(block, cast) for block in stage) for stage in stages),
+    )
+    folded = fold_conditions(
+        network.embedding,
+        [block.level for block in blocks],
+        [block.conv1.bias for block in blocks],
+        cast,
+    )
+    return FoldedResNet(weights, folded, cast(network.head.weight))
+
+
+def fold_conditions(
+    embedding: EnergyEmbedding,
+    levels: list[SpectralLinear],
+    biases: list[Tensor | None],
+    cast: Cast,
+) -> Conditions:
+    """`Conditions` of an energy network with these maps from the embedding to its blocks."""
+
+    def linear(layer: SpectralLinear) -> tuple[Tensor, Tensor]:
+        return cast(spectral(layer)), cast(layer.bias)
+
+    parts = [linear(layer) for layer in levels]
+    return Conditions(
+        maps=(linear(embedding.linear1), linear(embedding.linear2)),
+        label=None if embedding.label is None else linear(embedding.label),
+        level=(torch.cat([w for w, _ in parts]), torch.cat([b for _, b in parts])),
+        bias=torch.cat([cast(bias) for bias in biases]),
+    )
+
+
+def _modules(network: ResNetEnergy) -> list[Iterable[nn.Module]]:
+    return list(network.stages)  # type: ignore[arg-type]
+
+
+def _block(block: ResNetBlock, cast: Cast) -> Block:
+    gain, skip = block.gain.flatten(), block.shortcut
+    bias = cast(block.conv2.bias) * cast(gain)
+    return Block(
+        conv1=cast(spectral(block.conv1)),
+        conv2=cast(spectral(block.conv2) * gain[:, None, None, None]),
+        bias=bias,
+        shortcut=None if skip is None else cast(spectral(skip)),
+        shortcut_bias=None if skip is None else cast(skip.bias),
+    )
+
+
+def spectral(layer: SpectralConv2d | SpectralLinear) -> Tensor:
+    """W / σ of a spectrally normalised layer, with u and v as they are."""
+    return layer.weight / torch.dot(layer.u, layer.weight.flatten(1) @ layer.v)
+
+
+def caster(device: torch.device, dtype: torch.dtype) -> Cast:
+    """A function that makes a dense copy on a device, in a dtype."""
+
+    def cast(tensor: Tensor | None) -> Tensor:
+        assert tensor is not None
+        return tensor.detach().to(device, dtype, copy=True).contiguous()
+
+    return cast

@@ -1,0 +1,239 @@
+"""`energy_gradient` in C++ against its meaning and against autograd."""
+
+import pytest
+import torch
+
+from cdrl_fast import CDRL, BackendUnavailable, ResNetEnergy, _native
+from cdrl_fast.engine.fold import fold_resnet
+from cdrl_fast.ops.energy_gradient import EnergyGradient, native, reference
+from tests.conftest import randomize
+
+CPU = torch.device("cpu")
+# Image channels, width, multipliers and blocks of a network; height, width and batch.
+CASES = {
+    "small": ((1, 12, (1,), 1), 9, 13, 3),
+    "two stages": ((2, 8, (1, 2), 2), 10, 14, 7),
+    "three stages": ((3, 32, (1, 2, 2), 1), 28, 28, 4),
+    "narrowing": ((3, 10, (2, 1), 2), 8, 8, 5),
+    "four pixels": ((3, 16, (1, 2, 2, 2), 1), 32, 32, 9),
+    "large": ((1, 16, (1, 1), 1), 64, 64, 2),
+    "digits": (None, 8, 8, 70),
+}
+
+
+def made(name, seed=0):
+    """A network in eval mode, states, and (rows, head) of mixed levels and labels, in float32."""
+    options, height, width, batch = CASES[name]
+    torch.manual_seed(seed)
+    if options is None:
+        energy = CDRL.from_pretrained("digits").energy
+    else:
+        energy = randomize(ResNetEnergy(*options), std=0.02)
+    y = torch.randn(batch, energy.stem.in_channels, height, width)
+    logsnr = torch.linspace(-5, 9.8, batch)
+    label = torch.arange(batch) % (energy.num_classes + 1) if energy.num_classes else None
+    return energy, y, logsnr, label
+
+
+@pytest.fixture(params=("avx512bf16", "avx512", "avx2", "portable"))
+def variant(request):
+    """The native room with each instruction set of this machine."""
+    module = _native.load()
+    if module is None or request.param not in module.cpu_variants():
+        pytest.skip("not on this machine")
+    module.use_cpu_variant(request.param)
+    yield request.param
+    module.use_cpu_variant(module.cpu_variants()[0])
+
+
+def folded_of(energy, dtype=torch.float32):
+    return fold_resnet(energy, CPU, dtype)
+
+
+def autograd(energy, y, logsnr, label):
+    y = y.detach().requires_grad_(True)
+    value = energy(y, logsnr, label)
+    return value.detach(), torch.autograd.grad(value.sum(), y)[0]
+
+
+def unpacked(signs, weights, height, width):
+    """Booleans of each activation in order, from (batch, activations) bytes."""
+    shapes = []
+    for i, stage in enumerate(weights.stages):
+        size = (height >> i, width >> i)
+        for block in stage:
+            shapes += [(block.conv1.shape[1], *size), (block.conv1.shape[0], *size)]
+    shapes.append((len(weights.blocks[-1].bias), *size))
+    parts = torch.split(signs.bool(), [c * h * w for c, h, w in shapes], dim=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def run(weights, y, rows, head, *, bfloat16=False):
+    """Energies, gradients and signs by the native room, in poisoned memory."""
+    height, width = y.shape[-2:]
+    kernel = native.ResNetGradient(weights, height, width, bfloat16=bfloat16)
+    energy = torch.full((len(y),), float("nan"))
+    gradient = torch.full_like(y, float("nan"))
+    count = sum(
+        (block.conv1.shape[0] + block.conv1.shape[1]) * (height >> i) * (width >> i)
+        for i, stage in enumerate(weights.stages)
+        for block in stage
+    )
+    last = len(weights.stages) - 1
+    count += len(weights.blocks[-1].bias) * (height >> last) * (width >> last)
+    signs = torch.full((len(y), count), 7, dtype=torch.uint8)
+    kernel.run(y, rows, head, energy, gradient, signs)
+    assert signs.max() <= 1
+    return energy, gradient, unpacked(signs, weights, height, width)
+
+
+def errors(got, exact):
+    """Largest error of each sample, relative to the largest entry of the exact result."""
+    return (got - exact).abs().flatten(1).amax(1) / exact.abs().flatten(1).amax(1)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("shared", [False, True], ids=["mixed", "one level"])
+def test_float32(variant, name, shared):
+    energy, y, logsnr, label = made(name)
+    if shared:
+        logsnr, label = logsnr[:1], None if label is None else label[3:4]
+    folded, exact = folded_of(energy), folded_of(energy.double(), torch.float64)
+    value, gradient, signs = run(folded.weights, y, *folded.at(logsnr, label))
+    given = reference.Signs(signs)
+    rows, head = exact.at(logsnr.double(), label)
+    expected, slope = reference.value_and_gradient(exact.weights, y.double(), rows, head, given)
+    assert ((value - expected).abs() <= 1e-5 * expected.abs().max()).all()
+    assert (errors(gradient, slope) <= 1e-5).all()
+    # With its own signs: nearly all of these are the exact network's.
+    free = reference.Signs()
+    _, slope = reference.value_and_gradient(exact.weights, y.double(), rows, head, free)
+    differ = sum((a != b).sum().item() for a, b in zip(signs, free.kept, strict=True))
+    assert differ <= 1e-4 * sum(s.numel() for s in signs) + 1
+
+
+@pytest.mark.parametrize("name", ["digits", "three stages", "four pixels"])
+def test_float32_errs_no_more_than_autograd(name):
+    """Running free, median gradient error; against float64 at most twice autograd's."""
+    energy, y, logsnr, label = made(name)
+    folded = folded_of(energy)
+    _, gradient = EnergyGradient(folded.weights, *y.shape[-2:]).value_and_gradient(
+        y, *folded.at(logsnr, label)
+    )
+    _, autograds = autograd(energy, y, logsnr, label)
+    _, exact = autograd(energy.double(), y.double(), logsnr.double(), label)
+    assert errors(gradient, exact).median() <= 1e-5
+    assert errors(gradient, exact).median() <= 2 * errors(autograds, exact).median()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16(variant, name):
+    """Rounding of 2⁻⁹ in every product; given its signs, errors stay near that."""
+    energy, y, logsnr, label = made(name)
+    folded, exact = folded_of(energy), folded_of(energy.double(), torch.float64)
+    rows, head = exact.at(logsnr.double(), label)
+    value, gradient, signs = run(folded.weights, y, *folded.at(logsnr, label), bfloat16=True)
+    expected, slope = reference.value_and_gradient(
+        exact.weights, y.double(), rows, head, reference.Signs(signs)
+    )
+    assert ((value - expected).abs() <= 0.02 * expected.abs().max()).all()
+    assert (errors(gradient, slope) <= 0.03).all()
+    assert (errors(gradient, slope) > 1e-5).any()  # or it was not bfloat16
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("name", ["digits", "two stages", "four pixels"])
+def test_a_sample_does_not_depend_on_its_batch(variant, name, bfloat16):
+    energy, y, logsnr, label = made(name)
+    folded = folded_of(energy)
+    rows, head = folded.at(logsnr, label)
+    operation = EnergyGradient(folded.weights, *y.shape[-2:], bfloat16=bfloat16)
+    value, gradient = operation.value_and_gradient(y, rows, head)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for part in (slice(0, 1), slice(1, 3), slice(2, len(y))):
+                v, g = operation.value_and_gradient(y[part].clone(), rows[part], head[part])
+                assert torch.equal(v, value[part])
+                assert torch.equal(g, gradient[part])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(operation.value(y, rows, head), value)
+
+
+def test_views_out_and_empty_batches(variant):
+    energy, y, logsnr, label = made("two stages")
+    folded = folded_of(energy)
+    rows, head = folded.at(logsnr[:1], label)
+    operation = EnergyGradient(folded.weights, 10, 14)
+    value, gradient = operation.value_and_gradient(y, rows, head)
+    turned = y.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    out = torch.full_like(y, float("nan"))
+    v, g = operation.value_and_gradient(turned, rows, head, out=out)
+    assert g is out
+    assert torch.equal(v, value)
+    assert torch.equal(g, gradient)
+    v, g = operation.value_and_gradient(y[:0], rows, head)
+    assert v.shape == (0,)
+    assert g.shape == (0, 2, 10, 14)
+
+
+def test_other_weights_are_taken(variant):
+    energy, y, logsnr, label = made("two stages")
+    other = made("two stages", seed=1)[0]
+    folded, changed = folded_of(energy), folded_of(other)
+    operation = EnergyGradient(folded.weights, 10, 14)
+    operation.load(changed.weights)
+    rows, head = changed.at(logsnr, label)
+    value, gradient = operation.value_and_gradient(y, rows, head)
+    fresh = EnergyGradient(changed.weights, 10, 14).value_and_gradient(y, rows, head)
+    assert torch.equal(value, fresh[0])
+    assert torch.equal(gradient, fresh[1])
+
+
+def test_working_memory_is_a_twentieth_of_autograds():
+    """What autograd keeps of one gradient, counted, against the kernel's workspace."""
+    energy, y, logsnr, label = made("digits")
+    energy.requires_grad_(False)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    y = torch.randn(512, 1, 8, 8)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        autograd(energy, y, logsnr[:1], label[:1])
+    folded = folded_of(energy)
+    for bfloat16 in (False, True):
+        operation = EnergyGradient(folded.weights, 8, 8, bfloat16=bfloat16)
+        assert operation.working_memory(512) <= sum(kept.values()) / 20
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"y": torch.zeros(7, 3, 10, 14)}, ValueError, r"y must have shape \(batch, 2, 10, 14\)"),
+        ({"rows": torch.zeros(2, 48)}, ValueError, r"rows must have shape \(1 or 7, 48\)"),
+        ({"head": torch.zeros(1, 15)}, ValueError, r"head must have shape \(1 or 7, 16\)"),
+        ({"y": torch.zeros(7, 2, 10, 14).double()}, TypeError, "y must be torch.float32"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    energy, y, logsnr, label = made("two stages")
+    folded = folded_of(energy)
+    rows, head = folded.at(logsnr, label)
+    operation = EnergyGradient(folded.weights, 10, 14)
+    with pytest.raises(error, match=message):
+        operation.value_and_gradient(**{"y": y, "rows": rows, "head": head, **change})
+
+
+def test_what_cannot_be_had():
+    weights = folded_of(made("two stages")[0]).weights
+    with pytest.raises(ValueError, match="multiples of 2, got 9 and 14"):
+        EnergyGradient(weights, 9, 14)
+    with pytest.raises(BackendUnavailable, match="works on CUDA devices"):
+        EnergyGradient(weights, 10, 14, backend="cuda")
+    with pytest.raises(BackendUnavailable, match="bfloat16 needs the native room"):
+        EnergyGradient(weights, 10, 14, bfloat16=True, backend="reference")
