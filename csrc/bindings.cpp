@@ -5,6 +5,7 @@
 
 #include "common/arguments.h"
 #include "cpu/kernels.h"
+#include "cpu/resnet_gradient.h"
 #ifdef CDRL_WITH_CUDA
 #include "cuda/kernels.h"
 #endif
@@ -45,6 +46,15 @@ cdrl::NormalArguments normal_arguments(uintptr_t out, int64_t batch, int64_t ele
           {uint64_t(seed), uint64_t(first_sample), nullptr, uint32_t(draw)}};
 }
 
+cdrl::cpu::ResNetArguments resnet_arguments(uintptr_t y, uintptr_t rows, bool rows_per_sample,
+                                            uintptr_t head, bool head_per_sample,
+                                            uintptr_t energies, uintptr_t gradient,
+                                            uintptr_t signs, int64_t batch) {
+  return {address<const float>(y),    address<const float>(rows), rows_per_sample,
+          address<const float>(head), head_per_sample,            address<float>(energies),
+          address<float>(gradient),   address<uint8_t>(signs),    batch};
+}
+
 std::vector<std::string> variant_names() {
   std::vector<std::string> names;
   for (const auto& variant : cdrl::cpu::variants()) names.emplace_back(variant.name);
@@ -79,6 +89,36 @@ PYBIND11_MODULE(_C, m) {
     const py::gil_scoped_release release;
     cdrl::cpu::normal(arguments, threads);
   });
+
+  using cdrl::cpu::ResNetGradient;
+  py::class_<ResNetGradient>(m, "ResNetGradient")
+      .def(py::init<int, int, const std::vector<int>&, int, int, int, bool>(),
+           py::arg("image_channels"), py::arg("width"), py::arg("multipliers"), py::arg("blocks"),
+           py::arg("height"), py::arg("width_pixels"), py::arg("bfloat16"))
+      .def("load",
+           [](ResNetGradient& self, const std::vector<uintptr_t>& addresses) {
+             std::vector<const float*> tensors;
+             for (uintptr_t value : addresses) tensors.push_back(address<const float>(value));
+             const py::gil_scoped_release release;
+             self.load(tensors);
+           },
+           py::arg("addresses"))
+      .def("run",
+           [](ResNetGradient& self, uintptr_t y, uintptr_t rows, bool rows_per_sample,
+              uintptr_t head, bool head_per_sample, uintptr_t energies, uintptr_t gradient,
+              uintptr_t signs, int64_t batch, int threads) {
+             const auto arguments = resnet_arguments(y, rows, rows_per_sample, head,
+                                                     head_per_sample, energies, gradient, signs,
+                                                     batch);
+             const py::gil_scoped_release release;
+             self.run(arguments, threads);
+           },
+           py::arg("y"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("head"),
+           py::arg("head_per_sample"), py::arg("energies"), py::arg("gradient"), py::arg("signs"),
+           py::arg("batch"), py::arg("threads"))
+      .def("workspace_bytes", &ResNetGradient::workspace_bytes, py::arg("batch"),
+           py::arg("threads"))
+      .def_property_readonly("signs", &ResNetGradient::signs, "Bytes of signs a sample.");
 
 #ifdef CDRL_WITH_CUDA
   m.attr("cuda_architectures") = CDRL_CUDA_ARCHITECTURES;

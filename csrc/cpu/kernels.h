@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/arguments.h"
+#include "cpu/resnet_network.h"
 
 namespace cdrl::cpu {
 
@@ -21,6 +22,8 @@ struct Kernels {
   // The first sample of the part that has left the finite numbers, or kNone.
   int64_t (*langevin_step)(const StepArguments&, const Part&);
   void (*normal)(const NormalArguments&, const Part&);
+  // Energies and gradients of a few samples, on one thread.
+  void (*resnet_group)(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);
 };
 
 // What this machine can run, best first.

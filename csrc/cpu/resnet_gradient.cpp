@@ -1,0 +1,331 @@
+// Plans a residual network's gradient: packs weights, places buffers and groups samples for threads.
+#include "cpu/resnet_gradient.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#include "cpu/kernels.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace cdrl::cpu {
+
+namespace {
+
+constexpr int kChannels = 16;     // of a block
+constexpr size_t kAlignment = 64;
+// Samples are stacked until a stage has so many positions: enough for its weights to be read from the
+// outer caches seldom, few enough for its activations to stay in the inner ones.
+constexpr int64_t kPositions = 256;
+
+int in_blocks(int channels) { return (channels + kChannels - 1) / kChannels; }
+
+// Hands out aligned pieces of memory, or only counts their bytes if there is none yet.
+class Pieces {
+ public:
+  explicit Pieces(const Memory& memory) : memory_(memory) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = memory_.at<char>(0) == nullptr ? nullptr : memory_.at<T>(used_);
+    used_ += (size_t(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    return piece;
+  }
+  size_t bytes() const { return used_; }
+
+ private:
+  const Memory& memory_;
+  size_t used_ = 0;
+};
+
+uint16_t rounded(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return 0x7FC0;
+  return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+void put(float* to, float value) { *to = value; }
+void put(uint16_t* to, float value) { *to = rounded(value); }
+
+// A weight's element of output o, input i and tap t is at out_step o + in_step i + tap_step t.
+struct Source {
+  const float* weight;
+  int outs, ins, taps;
+  int64_t out_step, in_step, tap_step;
+};
+
+Source matrix(const float* weight, int outs, int ins) {
+  return {weight, outs, ins, 1, ins, 1, 0};
+}
+Source transposed_matrix(const float* weight, int outs, int ins) {
+  return {weight, ins, outs, 1, 1, ins, 0};
+}
+Source convolution(const float* weight, int outs, int ins) {
+  return {weight, outs, ins, 9, int64_t(9) * ins, 9, 1};
+}
+// Outputs and inputs change places, and taps point the other way.
+Source transposed_convolution(const float* weight, int outs, int ins) {
+  return {weight + 8, ins, outs, 9, 9, int64_t(9) * ins, -1};
+}
+
+// To the layout of the inner loop (tile.h). Padding is zero already and stays so.
+template <class Element>
+void pack(const Source& from, Element* to) {
+  constexpr int depth = 4 / int(sizeof(Element));
+  for (int o = 0; o < from.outs; o += kChannels) {
+    const int outs = std::min(kChannels, from.outs - o);
+    for (int i = 0; i < from.ins; i += kChannels) {
+      const int ins = std::min(kChannels, from.ins - i);
+      const float* block = from.weight + o * from.out_step + i * from.in_step;
+      for (int t = 0; t < from.taps; ++t, to += kChannels * kChannels) {
+        for (int k = 0; k < ins; ++k) {
+          const float* column = block + k * from.in_step + t * from.tap_step;
+          Element* place = to + k / depth * depth * kChannels + k % depth;
+          for (int n = 0; n < outs; ++n) put(place + n * depth, column[n * from.out_step]);
+        }
+      }
+    }
+  }
+}
+
+void pack(const Source& from, const void* to, bool bfloat16) {
+  if (bfloat16) {
+    pack(from, static_cast<uint16_t*>(const_cast<void*>(to)));
+  } else {
+    pack(from, static_cast<float*>(const_cast<void*>(to)));
+  }
+}
+
+void copy(const float* from, const float* to, int count) {
+  std::memcpy(const_cast<float*>(to), from, size_t(count) * sizeof(float));
+}
+
+}  // namespace
+
+Memory::Memory(size_t bytes) {
+  const size_t size = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  bytes_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, std::max(size, kAlignment))));
+  if (bytes_ == nullptr) throw std::bad_alloc();
+  std::memset(bytes_.get(), 0, size);
+}
+
+ResNetGradient::ResNetGradient(int image_channels, int width, const std::vector<int>& multipliers,
+                               int blocks, int height, int width_pixels, bool bfloat16)
+    : width_(width), network_{} {
+  const int stages = int(multipliers.size());
+  if (image_channels < 1 || width < 1 || blocks < 1 || stages < 1 || stages > kMaxStages ||
+      *std::min_element(multipliers.begin(), multipliers.end()) < 1) {
+    throw std::invalid_argument(
+        "ResNetGradient: channels, width, multipliers and blocks must be positive");
+  }
+  const int step = 1 << (stages - 1);
+  if (height < 1 || width_pixels < 1 || height % step != 0 || width_pixels % step != 0) {
+    throw std::invalid_argument("ResNetGradient: an image's sides must be divisible by " +
+                                std::to_string(step));
+  }
+  network_.bfloat16 = bfloat16;
+  network_.image_channels = image_channels;
+  network_.columns = in_blocks(9 * image_channels);
+  add_stages(multipliers, blocks, height, width_pixels);
+}
+
+void ResNetGradient::add_stages(const std::vector<int>& multipliers, int blocks, int height,
+                                int width) {
+  int channels = width_, limit = 1;
+  for (size_t i = 0; i < multipliers.size(); ++i) {
+    const int first = int(blocks_.size());
+    ResNetStage stage{height >> i, width >> i, first, first + blocks, 0, 0};
+    const int64_t positions = int64_t(stage.height) * stage.width;
+    for (int b = 0; b < blocks; ++b) {
+      ResNetBlock block{};
+      block.in_channels = channels;
+      block.out_channels = channels = multipliers[i] * width_;
+      block.in = in_blocks(block.in_channels);
+      block.out = in_blocks(block.out_channels);
+      block.row = network_.rows;
+      block.masks = stage.masks;
+      block.signs = network_.signs;
+      network_.rows += block.out * kChannels;
+      network_.signs += (block.in_channels + block.out_channels) * positions;
+      stage.masks += (block.in + block.out) * positions;
+      stage.channels = std::max({stage.channels, block.in, block.out});
+      blocks_.push_back(block);
+    }
+    while (limit * positions < kPositions && limit < 16) limit *= 2;
+    limits_.push_back(limit);
+    stages_.push_back(stage);
+  }
+  network_.signs += int64_t(channels) * stages_.back().height * stages_.back().width;
+  network_.stages = int(stages_.size());
+  network_.stage = stages_.data();
+  network_.block = blocks_.data();
+}
+
+void ResNetGradient::place_weights() {
+  const int64_t size = network_.bfloat16 ? 2 : 4;
+  // First without memory, to count, then with it.
+  for (int round = 0; round < 2; ++round) {
+    Pieces pieces(weights_);
+    const auto weight = [&](int64_t out, int64_t in) {
+      return pieces.take<char>(out * in * 9 * kChannels * kChannels * size);
+    };
+    const int64_t stem = int64_t(network_.columns) * blocks_[0].in * kChannels * kChannels;
+    network_.stem = pieces.take<float>(stem);
+    network_.stem_transposed = pieces.take<float>(stem);
+    network_.stem_bias = pieces.take<float>(blocks_[0].in * kChannels);
+    for (ResNetBlock& block : blocks_) {
+      block.conv1 = weight(block.out, block.in);
+      block.conv2 = weight(block.out, block.out);
+      block.conv1_transposed = weight(block.in, block.out);
+      block.conv2_transposed = weight(block.out, block.out);
+      block.bias2 = pieces.take<float>(block.out * kChannels);
+      if (block.in_channels == block.out_channels) continue;
+      block.shortcut = weight(block.out, block.in);
+      block.shortcut_transposed = weight(block.in, block.out);
+      block.bias_shortcut = pieces.take<float>(block.out * kChannels);
+    }
+    if (round == 0) weights_ = Memory(pieces.bytes());
+  }
+}
+
+void ResNetGradient::load(const std::vector<const float*>& tensors) {
+  size_t expected = 2;
+  for (const ResNetBlock& b : blocks_) expected += b.in_channels == b.out_channels ? 3 : 5;
+  if (tensors.size() != expected ||
+      std::find(tensors.begin(), tensors.end(), nullptr) != tensors.end()) {
+    throw std::invalid_argument("ResNetGradient.load: expected " + std::to_string(expected) +
+                                " tensors, got " + std::to_string(tensors.size()));
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!loaded_) place_weights();
+  const bool half = network_.bfloat16;
+  auto next = tensors.begin();
+  const int inputs = 9 * network_.image_channels;
+  pack(matrix(*next, width_, inputs), network_.stem, false);
+  pack(transposed_matrix(*next++, width_, inputs), network_.stem_transposed, false);
+  copy(*next++, network_.stem_bias, width_);
+  for (const ResNetBlock& block : blocks_) {
+    const int in = block.in_channels, out = block.out_channels;
+    pack(convolution(*next, out, in), block.conv1, half);
+    pack(transposed_convolution(*next++, out, in), block.conv1_transposed, half);
+    pack(convolution(*next, out, out), block.conv2, half);
+    pack(transposed_convolution(*next++, out, out), block.conv2_transposed, half);
+    copy(*next++, block.bias2, out);
+    if (block.shortcut == nullptr) continue;
+    pack(convolution(*next, out, in), block.shortcut, half);
+    pack(transposed_convolution(*next++, out, in), block.shortcut_transposed, half);
+    copy(*next++, block.bias_shortcut, out);
+  }
+  loaded_ = true;
+}
+
+ResNetGradient::Split ResNetGradient::split(int64_t batch, int threads) const {
+#ifndef _OPENMP
+  threads = 1;
+#endif
+  const int64_t most = std::max(1, threads), limit = limits_.back();
+  // As many groups for every thread, and at least one each while there are samples.
+  const int64_t rounds = (batch + most * limit - 1) / (most * limit);
+  const int64_t wanted = std::max<int64_t>(1, std::min(batch, rounds * most));
+  const int64_t size = std::max<int64_t>(1, (batch + wanted - 1) / wanted);
+  const int64_t groups = (batch + size - 1) / size;
+  return {size, groups, int(std::max<int64_t>(1, std::min(groups, most)))};
+}
+
+size_t ResNetGradient::place(ResNetBuffers& buffers, const Memory& base, int64_t size) const {
+  Pieces pieces(base);
+  const int64_t element = network_.bfloat16 ? 2 : 4;
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const ResNetStage& stage = stages_[i];
+    ResNetBuffers::Stage& buffer = buffers.stage[i];
+    buffer.limit = int(std::min<int64_t>(size, limits_[i]));
+    buffer.zeroed = 0;
+    const int64_t plane = element * stage.channels * kChannels *
+                          padded_positions(stage.height, stage.width, buffer.limit);
+    const ResNetBlock& block = blocks_[size_t(stage.first)];
+    buffer.input = pieces.take<char>(plane);
+    buffer.hidden = pieces.take<char>(plane);
+    buffer.raw = block.in_channels != block.out_channels ? pieces.take<char>(plane) : nullptr;
+    buffer.state = pieces.take<float>(int64_t(stage.height) * stage.width * buffer.limit *
+                                      stage.channels * kChannels);
+    buffer.masks = pieces.take<uint16_t>(stage.masks * size);
+  }
+  const int64_t image = int64_t(stages_[0].height) * stages_[0].width;
+  buffers.columns =
+      pieces.take<float>(image * buffers.stage[0].limit * network_.columns * kChannels);
+  buffers.rows = pieces.take<float>(network_.rows * size);
+  buffers.heads = pieces.take<float>(blocks_.back().out * kChannels * size);
+  return pieces.bytes();
+}
+
+int64_t ResNetGradient::workspace_bytes(int64_t batch, int threads) const {
+  const Split parts = split(batch, threads);
+  ResNetBuffers unplaced{};
+  return int64_t(place(unplaced, Memory(), parts.size)) * parts.threads;
+}
+
+void ResNetGradient::run(const ResNetArguments& a, int threads) {
+  if (a.batch < 0) throw std::invalid_argument("ResNetGradient.run: a negative batch");
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!loaded_) throw std::runtime_error("ResNetGradient.run: no weights were loaded");
+  if (a.batch == 0) return;
+  const Split parts = split(a.batch, threads);
+  const bool grow = parts.size > workspace_size_;
+  if (grow) workspaces_.clear();
+  workspace_size_ = std::max(workspace_size_, parts.size);
+  while (int(workspaces_.size()) < parts.threads) {
+    workspaces_.emplace_back();
+    Workspace& workspace = workspaces_.back();
+    workspace.memory = Memory(place(workspace.buffers, Memory(), workspace_size_));
+    place(workspace.buffers, workspace.memory, workspace_size_);
+  }
+#pragma omp parallel for schedule(dynamic) num_threads(parts.threads) if (parts.threads > 1)
+  for (int64_t group = 0; group < parts.groups; ++group) {
+#ifdef _OPENMP
+    Workspace& workspace = workspaces_[size_t(omp_get_thread_num())];
+#else
+    Workspace& workspace = workspaces_[0];
+#endif
+    const int64_t first = group * parts.size;
+    run_group(a, first, int(std::min(parts.size, a.batch - first)), workspace.buffers);
+  }
+}
+
+void ResNetGradient::run_group(const ResNetArguments& a, int64_t first, int samples,
+                               ResNetBuffers& buffers) const {
+  // Padded copies of rows and heads; padding is zero from the start.
+  const int64_t row_stride = a.rows_per_sample ? network_.rows : 0;
+  for (int s = 0; s < (a.rows_per_sample ? samples : 1); ++s) {
+    int64_t channels = 0;
+    for (const ResNetBlock& block : blocks_) channels += block.out_channels;
+    const float* from = a.rows + (a.rows_per_sample ? (first + s) * channels : 0);
+    for (const ResNetBlock& block : blocks_) {
+      copy(from, buffers.rows + s * row_stride + block.row, block.out_channels);
+      from += block.out_channels;
+    }
+  }
+  const int channels = blocks_.back().out_channels;
+  const int64_t head_stride = a.head_per_sample ? blocks_.back().out * kChannels : 0;
+  for (int s = 0; s < (a.head_per_sample ? samples : 1); ++s) {
+    const float* from = a.head + (a.head_per_sample ? (first + s) * channels : 0);
+    copy(from, buffers.heads + s * head_stride, channels);
+  }
+  const int64_t image = int64_t(network_.image_channels) * stages_[0].height * stages_[0].width;
+  const ResNetGroup group{a.y + first * image,
+                          buffers.rows,
+                          buffers.heads,
+                          row_stride,
+                          head_stride,
+                          a.energies + first,
+                          a.gradient == nullptr ? nullptr : a.gradient + first * image,
+                          a.signs == nullptr ? nullptr : a.signs + first * network_.signs,
+                          samples};
+  kernels().resnet_group(network_, group, buffers);
+}
+
+}  // namespace cdrl::cpu

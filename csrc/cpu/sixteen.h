@@ -1,0 +1,93 @@
+// The sixteen channels of a block as one value, for what follows an inner loop.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr float kSlope = 0.2f;  // of leaky
+
+#if defined(__AVX512F__)
+
+struct Sixteen {
+  __m512 v;
+
+  static Sixteen load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  Sixteen plus(Sixteen a) const { return {_mm512_add_ps(v, a.v)}; }
+  Sixteen times(float a) const { return {_mm512_mul_ps(v, _mm512_set1_ps(a))}; }
+  // One bit for each channel.
+  uint16_t positive() const {
+    return uint16_t(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ));
+  }
+  // The slope times the channels whose bit is not set.
+  Sixteen sloped(uint16_t bits) const {
+    return {_mm512_mask_mul_ps(v, __mmask16(~bits), v, _mm512_set1_ps(kSlope))};
+  }
+  void put(float* p) const { _mm512_storeu_ps(p, v); }
+  // Rounded to the nearest bfloat16, to even where two are as near.
+  void put(uint16_t* p) const {
+#if defined(__AVX512BF16__)
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
+#else
+    const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    const __m512i up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+    const __m512i number = _mm512_srli_epi32(_mm512_add_epi32(bits, up), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m256i rounded =
+        _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(number, nan, _mm512_set1_epi32(0x7FC0)));
+#endif
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
+  }
+};
+
+#else
+
+// Plain loops, which compilers vectorise.
+struct Sixteen {
+  float v[16];
+
+  static Sixteen load(const float* p) {
+    Sixteen result;
+    std::memcpy(result.v, p, sizeof result.v);
+    return result;
+  }
+  Sixteen plus(const Sixteen& a) const {
+    Sixteen result;
+    for (int i = 0; i < 16; ++i) result.v[i] = v[i] + a.v[i];
+    return result;
+  }
+  Sixteen times(float a) const {
+    Sixteen result;
+    for (int i = 0; i < 16; ++i) result.v[i] = v[i] * a;
+    return result;
+  }
+  uint16_t positive() const {
+    int bits = 0;
+    for (int i = 0; i < 16; ++i) bits |= int(v[i] > 0.0f) << i;
+    return uint16_t(bits);
+  }
+  Sixteen sloped(uint16_t bits) const {
+    Sixteen result;
+    for (int i = 0; i < 16; ++i) result.v[i] = bits >> i & 1 ? v[i] : v[i] * kSlope;
+    return result;
+  }
+  void put(float* p) const { std::memcpy(p, v, sizeof v); }
+  void put(uint16_t* p) const {
+    for (int i = 0; i < 16; ++i) {
+      uint32_t bits;
+      std::memcpy(&bits, v + i, sizeof bits);
+      const uint32_t number = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+      p[i] = uint16_t(v[i] != v[i] ? 0x7FC0 : number);
+    }
+  }
+};
+
+#endif
+
+}  // namespace
