@@ -24,6 +24,10 @@ Cast = Callable[[Tensor | None], Tensor]
 class Conditions:
     """From level and label to what the energy's blocks and head need of them.
 
+    In float64, so that the last bits do not depend on how many labels are computed together; each
+    label is computed once. The sines of the embedding are taken in the network's own precision,
+    as the module does: their argument is large, and float32 shows.
+
     Attributes:
         maps: weight and bias of the embedding's two linear maps.
         label: weight (4·width, classes + 1) and bias of the label's, or None.
@@ -40,18 +44,23 @@ class Conditions:
         """Rows (n, R) and the activated embedding (n, 4·width), n being the longer argument's.
 
         Args:
-            logsnr: λ_{t-1}, (1,) or (batch,), of the weights' dtype.
+            logsnr: λ_{t-1}, (1,) or (batch,), in the network's precision.
             label: int64 (1,) or (batch,), 0 being "no label"; None is that too.
         """
         (w1, b1), (w2, b2) = self.maps
-        e = leaky(level_embedding(logsnr, w1.shape[1]) @ w1.mT + b1) @ w2.mT + b2
+        e = level_embedding(logsnr, w1.shape[1]).to(w1.dtype)
+        e = leaky(e @ w1.mT + b1) @ w2.mT + b2
+        back = None
         if self.label is not None:
             weight, bias = self.label
-            index = torch.zeros(1, dtype=torch.long, device=e.device) if label is None else label
-            e = e + weight.mT[index.long()] + bias
+            index = logsnr.new_zeros(1, dtype=torch.long) if label is None else label.long()
+            if len(logsnr) == 1:
+                index, back = torch.unique(index, return_inverse=True)
+            e = e + weight.mT[index] + bias
         e = leaky(e)
         weight, bias = self.level
-        return self.bias + leaky(e @ weight.mT + bias), e
+        rows = self.bias + leaky(e @ weight.mT + bias)
+        return (rows, e) if back is None else (rows[back], e[back])
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class FoldedResNet:
     """A `ResNetEnergy` as static weights.
 
     Attributes:
-        head: (channels, 4·width), of the embedding.
+        head: float64 (channels, 4·width), of the embedding.
     """
 
     weights: ResNetWeights
@@ -69,7 +78,8 @@ class FoldedResNet:
     def at(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows (n, R) and head (n, channels) of `EnergyGradient`; see `Conditions`."""
         rows, e = self.conditions(logsnr, label)
-        return rows, e @ self.head.mT
+        dtype = self.weights.stem.dtype
+        return rows.to(dtype), (e @ self.head.mT).to(dtype)
 
 
 @torch.no_grad()
@@ -82,17 +92,18 @@ def fold_resnet(network: ResNetEnergy, device: torch.device, dtype: torch.dtype)
     stages = [[b for b in stage if isinstance(b, ResNetBlock)] for stage in _modules(network)]
     blocks = [block for stage in stages for block in stage]
     weights = ResNetWeights(
-        cast(spectral(network.stem)),
+        spectral(network.stem, cast),
         cast(network.stem.bias),
         tuple(tuple(_block(block, cast) for block in stage) for stage in stages),
     )
+    exactly = caster(device, torch.float64)
     folded = fold_conditions(
         network.embedding,
         [block.level for block in blocks],
         [block.conv1.bias for block in blocks],
-        cast,
+        exactly,
     )
-    return FoldedResNet(weights, folded, cast(network.head.weight))
+    return FoldedResNet(weights, folded, exactly(network.head.weight))
 
 
 def fold_conditions(
@@ -104,7 +115,7 @@ def fold_conditions(
     """`Conditions` of an energy network with these maps from the embedding to its blocks."""
 
     def linear(layer: SpectralLinear) -> tuple[Tensor, Tensor]:
-        return cast(spectral(layer)), cast(layer.bias)
+        return spectral(layer, cast), cast(layer.bias)
 
     parts = [linear(layer) for layer in levels]
     return Conditions(
@@ -120,20 +131,20 @@ def _modules(network: ResNetEnergy) -> list[Iterable[nn.Module]]:
 
 
 def _block(block: ResNetBlock, cast: Cast) -> Block:
-    gain, skip = block.gain.flatten(), block.shortcut
-    bias = cast(block.conv2.bias) * cast(gain)
+    gain, skip = cast(block.gain).flatten(), block.shortcut
     return Block(
-        conv1=cast(spectral(block.conv1)),
-        conv2=cast(spectral(block.conv2) * gain[:, None, None, None]),
-        bias=bias,
-        shortcut=None if skip is None else cast(spectral(skip)),
+        conv1=spectral(block.conv1, cast),
+        conv2=spectral(block.conv2, cast) * gain[:, None, None, None],
+        bias=cast(block.conv2.bias) * gain,
+        shortcut=None if skip is None else spectral(skip, cast),
         shortcut_bias=None if skip is None else cast(skip.bias),
     )
 
 
-def spectral(layer: SpectralConv2d | SpectralLinear) -> Tensor:
+def spectral(layer: SpectralConv2d | SpectralLinear, cast: Cast) -> Tensor:
     """W / σ of a spectrally normalised layer, with u and v as they are."""
-    return layer.weight / torch.dot(layer.u, layer.weight.flatten(1) @ layer.v)
+    weight = cast(layer.weight)
+    return weight / torch.dot(cast(layer.u), weight.flatten(1) @ cast(layer.v))
 
 
 def caster(device: torch.device, dtype: torch.dtype) -> Cast:

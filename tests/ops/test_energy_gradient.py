@@ -99,9 +99,10 @@ def test_float32(variant, name, shared):
     if shared:
         logsnr, label = logsnr[:1], None if label is None else label[3:4]
     folded, exact = folded_of(energy), folded_of(energy.double(), torch.float64)
-    value, gradient, signs = run(folded.weights, y, *folded.at(logsnr, label))
-    given = reference.Signs(signs)
-    rows, head = exact.at(logsnr.double(), label)
+    # The embedding of 1000·u has an error of its own in float32; these rows are what is given.
+    rows, head = folded.at(logsnr, label)
+    value, gradient, signs = run(folded.weights, y, rows, head)
+    given, rows, head = reference.Signs(signs), rows.double(), head.double()
     expected, slope = reference.value_and_gradient(exact.weights, y.double(), rows, head, given)
     assert ((value - expected).abs() <= 1e-5 * expected.abs().max()).all()
     assert (errors(gradient, slope) <= 1e-5).all()
