@@ -1,10 +1,9 @@
-// The gradient of residual networks without Python: against plain loops in double precision, for every
-// variant and both compute types, and the same bits however samples are split over calls and threads.
+// The gradient of residual networks without Python: against plain loops in double precision, for
+// every variant and both types, and the same bits however samples are split over calls and threads.
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -65,8 +64,8 @@ class Naive {
     return result;
   }
 
-  // One sample's energy; its gradient is written to `gradient`, and how far a sign's bit contradicts
-  // its number is added to `wrong`.
+  // One sample's energy. Its gradient goes to `gradient`, the largest number that its sign bit
+  // contradicts to `wrong`.
   double run(const float* y, const float* row, const float* head, const uint8_t* signs,
              Doubles& gradient, double& wrong) {
     signs_ = signs, tensor_ = 0, wrong_ = &wrong;
@@ -281,10 +280,9 @@ void test_network(const Shape& shape, bool half, const std::vector<size_t>& batc
   for (const size_t batch : batches) {
     const bool row_each = options & 1, head_each = options & 2;
     options += 3;
-    const std::string name = "width " + std::to_string(shape.width) + ", " +
-                             std::to_string(shape.height) + "x" +
-                             std::to_string(shape.width_pixels) + (half ? ", half" : "") +
-                             ", batch " + std::to_string(batch);
+    const std::string name = "width " + std::to_string(shape.width) + ", height " +
+                             std::to_string(shape.height) + (half ? ", half" : "") + ", batch " +
+                             std::to_string(batch);
     Call whole(shape, naive, network, batch, row_each, head_each);
     whole.run(network, 0, batch, 1);
     CHECK(whole.inside(), "%s: wrote outside its arrays", name.c_str());
@@ -346,7 +344,7 @@ void test_load() {
   network.load(one.tensors());
   third.run(network, 0, 3, 1);
   CHECK(first.same(third), "the first weights again give another result");
-  CHECK(network.workspace_bytes(64, 2) > network.workspace_bytes(1, 1), "no more memory for more");
+  CHECK(network.workspace_bytes(64, 2) > network.workspace_bytes(1, 1), "more takes no more");
 }
 
 template <class Body>
@@ -360,16 +358,20 @@ void expect_error(const char* part, const Body& body) {
 }
 
 void test_errors() {
-  expect_error("divisible by 2", [] { ResNetGradient(1, 8, {1, 2}, 1, 5, 6, false); });
   expect_error("divisible by 4", [] { ResNetGradient(1, 8, {1, 2, 2}, 1, 8, 6, false); });
   expect_error("positive", [] { ResNetGradient(0, 8, {1}, 1, 4, 4, false); });
   expect_error("positive", [] { ResNetGradient(1, 8, {}, 1, 4, 4, false); });
-  expect_error("positive", [] { ResNetGradient(1, 8, {1, 0}, 1, 4, 4, false); });
   expect_error("divisible by 1", [] { ResNetGradient(1, 8, {1}, 1, 0, 4, false); });
   ResNetGradient network(1, 8, {2}, 1, 4, 4, false);
   expect_error("no weights", [&] { network.run({}, 1); });
   expect_error("expected 7 tensors, got 3",
                [&] { network.load(std::vector<const float*>(3, nullptr)); });
+  network.load(Naive({1, 8, {2}, 1, 4, 4}, 1).tensors());
+  ResNetArguments missing{};
+  missing.batch = 1;
+  expect_error("may be left out", [&] { network.run(missing, 1); });
+  missing.batch = -1;
+  expect_error("negative", [&] { network.run(missing, 1); });
 }
 
 }  // namespace
