@@ -3,8 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <tuple>
+
 #include "common/arguments.h"
 #include "cpu/kernels.h"
+#include "cpu/mlp_plan.h"
 #ifdef CDRL_WITH_CUDA
 #include "cuda/kernels.h"
 #endif
@@ -45,6 +49,65 @@ cdrl::NormalArguments normal_arguments(uintptr_t out, int64_t batch, int64_t ele
           {uint64_t(seed), uint64_t(first_sample), nullptr, uint32_t(draw)}};
 }
 
+template <class T>
+std::vector<T*> addresses(const std::vector<uintptr_t>& values) {
+  std::vector<T*> found;
+  for (const uintptr_t value : values) found.push_back(address<T>(value));
+  return found;
+}
+
+// (source, target, activation, leak, linear, row) a step.
+using MlpStepTuple = std::tuple<int, int, int, float, bool, int64_t>;
+
+void add_mlp_plan(py::module_& m) {
+  using cdrl::cpu::MlpCall;
+  using cdrl::cpu::MlpPlan;
+  py::class_<MlpPlan>(m, "MlpPlan")
+      .def(py::init([](std::vector<int> widths, const std::vector<MlpStepTuple>& steps,
+                       int activation, float leak, bool half) {
+        std::vector<cdrl::cpu::MlpShape> shapes;
+        for (const auto& [source, target, kind, slope, linear, row] : steps) {
+          shapes.push_back(
+              {source, target, static_cast<cdrl::Activation>(kind), slope, linear, row});
+        }
+        return std::make_unique<MlpPlan>(std::move(widths), shapes,
+                                         static_cast<cdrl::Activation>(activation), leak, half);
+      }))
+      .def("load",
+           [](MlpPlan& plan, const std::vector<uintptr_t>& weights,
+              const std::vector<uintptr_t>& biases, uintptr_t head, float constant) {
+             plan.load(addresses<const float>(weights), addresses<const float>(biases),
+                       address<const float>(head), constant);
+           })
+      .def("chain",
+           [](const MlpPlan& plan, uintptr_t y, uintptr_t anchor, int64_t batch, int64_t steps,
+              uintptr_t table, float drift, float pull, float noise_std, float rescale,
+              uintptr_t rows, int64_t rows_stride, int64_t seed, int64_t draw,
+              int64_t first_sample, uintptr_t first_bad, int threads) {
+             MlpCall call{};
+             call.y = address<float>(y), call.anchor = address<const float>(anchor);
+             call.batch = batch, call.steps = steps, call.table = address<const float>(table);
+             call.drift = drift, call.pull = pull;
+             call.noise_std = noise_std, call.rescale = rescale;
+             call.rows = address<const float>(rows), call.rows_stride = rows_stride;
+             call.seed = uint64_t(seed), call.draw = uint32_t(draw);
+             call.first_sample = uint64_t(first_sample);
+             const py::gil_scoped_release release;
+             const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call, threads);
+             auto* lowest = address<int64_t>(first_bad);
+             if (lowest != nullptr && bad < *lowest) *lowest = bad;
+           })
+      .def("gradient", [](const MlpPlan& plan, uintptr_t y, int64_t batch, uintptr_t rows,
+                          int64_t rows_stride, uintptr_t value, uintptr_t gradient, int threads) {
+        MlpCall call{};
+        call.y = address<float>(y), call.batch = batch;
+        call.rows = address<const float>(rows), call.rows_stride = rows_stride;
+        call.value = address<float>(value), call.gradient = address<float>(gradient);
+        const py::gil_scoped_release release;
+        cdrl::cpu::mlp_chain(plan.program(), call, threads);
+      });
+}
+
 std::vector<std::string> variant_names() {
   std::vector<std::string> names;
   for (const auto& variant : cdrl::cpu::variants()) names.emplace_back(variant.name);
@@ -79,6 +142,8 @@ PYBIND11_MODULE(_C, m) {
     const py::gil_scoped_release release;
     cdrl::cpu::normal(arguments, threads);
   });
+
+  add_mlp_plan(m);
 
 #ifdef CDRL_WITH_CUDA
   m.attr("cuda_architectures") = CDRL_CUDA_ARCHITECTURES;

@@ -37,7 +37,7 @@ def randomize(model, seed=0, std=0.1):
     return model.eval()
 
 
-CPU_VARIANTS = ("avx512", "avx2", "portable")
+CPU_VARIANTS = ("avx512bf16", "avx512", "avx2", "portable")
 ROOMS = [
     *(pytest.param(("native", variant), id=variant) for variant in CPU_VARIANTS),
     pytest.param(("triton", "interpreted"), id="triton-interpreted"),

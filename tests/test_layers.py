@@ -25,7 +25,7 @@ CLOSED = {
     "ops": {"errors", "_native"},
     "engine": {"ops", "networks", "schedule", "errors"},
     "reference": {"networks", "schedule", "ops", "model"},
-    "dynamics": {"ops", "errors"},
+    "dynamics": {"engine", "ops", "errors"},
     "sampler": {"model", "schedule", "engine", "ops", "errors"},
 }  # fmt: skip
 

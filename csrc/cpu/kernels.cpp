@@ -10,15 +10,17 @@
 
 namespace cdrl::cpu {
 
-#define CDRL_DECLARE(variant)                                      \
-  namespace variant {                                              \
-  int64_t langevin_step(const StepArguments&, const Part&);        \
-  void normal(const NormalArguments&, const Part&);                \
+#define CDRL_DECLARE(variant)                                                             \
+  namespace variant {                                                                     \
+  int64_t langevin_step(const StepArguments&, const Part&);                               \
+  void normal(const NormalArguments&, const Part&);                                       \
+  int64_t mlp_chain(const MlpProgram&, const MlpCall&, int64_t, int, float*);             \
   }
 CDRL_DECLARE(portable)
 #ifdef CDRL_X86
 CDRL_DECLARE(avx2)
 CDRL_DECLARE(avx512)
+CDRL_DECLARE(avx512bf16)
 #endif
 #undef CDRL_DECLARE
 
@@ -30,12 +32,18 @@ std::vector<Kernels> available() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f")) {
-    found.push_back({"avx512", avx512::langevin_step, avx512::normal});
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    found.push_back({"avx512bf16", avx512bf16::langevin_step, avx512bf16::normal,
+                     avx512bf16::mlp_chain});
   }
-  if (avx2) found.push_back({"avx2", avx2::langevin_step, avx2::normal});
+  if (avx512) {
+    found.push_back({"avx512", avx512::langevin_step, avx512::normal, avx512::mlp_chain});
+  }
+  if (avx2) found.push_back({"avx2", avx2::langevin_step, avx2::normal, avx2::mlp_chain});
 #endif
-  found.push_back({"portable", portable::langevin_step, portable::normal});
+  found.push_back({"portable", portable::langevin_step, portable::normal, portable::mlp_chain});
   return found;
 }
 
