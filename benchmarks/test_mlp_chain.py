@@ -1,4 +1,4 @@
-"""One level of the 2-D model's chain, 15 steps of its default energy, in eager mode and compiled."""
+"""One level of the 2-D model: 15 steps of its default energy, in eager mode and compiled."""
 
 from __future__ import annotations
 

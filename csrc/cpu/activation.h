@@ -40,8 +40,7 @@ inline Vector::Float log_of_one_plus(Vector::Float u) {
 
 inline Vector::Float logistic(Vector::Float x) {
   using V = Vector;
-  const V::Float one = V::number(1.0f);
-  return V::divide(one, V::plus(one, exponential(V::minus(V::number(0.0f), x))));
+  return V::inverse(V::plus(V::number(1.0f), exponential(V::minus(V::number(0.0f), x))));
 }
 
 inline Vector::Float hyperbolic_tangent(Vector::Float x) {
@@ -54,7 +53,7 @@ inline Vector::Float hyperbolic_tangent(Vector::Float x) {
   // Near zero the quotient would lose the leading digits.
   const V::Float near = V::fma(V::times(p, square), x, x);
   const V::Float grown = V::plus(exponential(V::plus(x, x)), V::number(1.0f));
-  const V::Float far = V::minus(V::number(1.0f), V::divide(V::number(2.0f), grown));
+  const V::Float far = V::fnma(V::number(2.0f), V::inverse(grown), V::number(1.0f));
   return V::if_positive(V::minus(square, V::number(0.4f)), far, near);
 }
 

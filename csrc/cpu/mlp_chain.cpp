@@ -5,9 +5,10 @@
 // taken in the same order wherever a sample stands, so its bits don't depend on its company.
 #include "cpu/mlp_chain.h"
 
+#include <type_traits>
+
 #include "cpu/activation.h"
-#include "cpu/tile.h"
-#include "cpu/vector.h"
+#include "cpu/linear_map.h"
 
 namespace cdrl::cpu::CDRL_VARIANT {
 int64_t langevin_step(const StepArguments&, const Part&);
@@ -15,41 +16,9 @@ int64_t langevin_step(const StepArguments&, const Part&);
 
 namespace {
 
-using V = Vector;
 using cdrl::cpu::MlpCall;
 using cdrl::cpu::MlpProgram;
 using cdrl::cpu::MlpStep;
-
-constexpr int kWidth = 2 * V::kLanes;  // floats of a register
-
-inline int blocks_of(int width) { return (width + kBlock - 1) / kBlock; }
-
-inline void store_as(float* p, V::Float a) { V::store(p, a); }
-inline void store_as(uint16_t* p, V::Float a) { V::store_bfloat16(p, a); }
-
-// Calls use(block, sample, sums of its 16 outputs) for every output of a linear map.
-template <class Type, class Use>
-inline void linear_map(const typename Type::Element* in, int in_blocks,
-                       const typename Type::Element* weights, int out_blocks, int samples,
-                       Use use) {
-  static constexpr int64_t kNoOffset = 0;
-  const Window window{int64_t(samples) * kBlock, in_blocks, &kNoOffset, 1};
-  alignas(64) float sums[kTilePositions * kTileBlocks * kBlock];
-  // Tiles of nearly equal size: a small one pays for the same weights.
-  const int tiles = (samples + kTilePositions - 1) / kTilePositions;
-  // Weights of one or two blocks stay in the first cache while all samples meet them.
-  for (int block = 0; block < out_blocks; block += kTileBlocks) {
-    const int outs = out_blocks - block < kTileBlocks ? out_blocks - block : kTileBlocks;
-    const typename Type::Element* w = weights + block * window.weights();
-    for (int i = 0; i < tiles; ++i) {
-      const int begin = samples * i / tiles, count = samples * (i + 1) / tiles - begin;
-      tile_of<Type>(count, outs)(in + begin * kBlock, window, w, sums);
-      for (int n = 0; n < outs; ++n) {
-        for (int p = 0; p < count; ++p) use(block + n, begin + p, sums + (p * outs + n) * kBlock);
-      }
-    }
-  }
-}
 
 // Samples [begin, begin + count) of a call, with buffers in `room`.
 class Chunk {
@@ -273,48 +242,73 @@ class Chunk {
     }
   }
 
-  // The state's few features times the first rows of each block of packed weights.
-  void thin_forward(const MlpStep& step) const {
-    const float* y = call_.y + begin_ * dim_;
-    const float* previous = step.previous == cdrl::cpu::kNothing ? nullptr : buffer(step.previous);
-    float* out = buffer(step.target);
-    for (int block = 0; block < blocks(step.target); ++block) {
-      const float* w = static_cast<const float*>(step.forward) + block * kBlock * kBlock;
-      for (int s = 0; s < count_; ++s) {
-        float room[kBlock];
-        const float* bias = bias_of(step, block, s, room);
-        const int64_t at = block * plane_ + s * kBlock;
-        for (int i = 0; i < kBlock; i += kWidth) {
-          V::Float x = bias != nullptr ? V::load(bias + i) : V::number(0.0f);
-          for (int d = 0; d < dim_; ++d) {
-            x = V::fma(V::number(y[s * dim_ + d]), V::load(w + d * kBlock + i), x);
-          }
-          if (previous != nullptr) x = V::plus(x, V::load(previous + at + i));
-          V::store(out + at + i, x);
-        }
-      }
+  // Calls function(std::integral_constant of the state's few features), for loops without branches.
+  template <class Function>
+  void with_dim(Function function) const {
+    switch (dim_) {
+      case 1:
+        return function(std::integral_constant<int, 1>());
+      case 2:
+        return function(std::integral_constant<int, 2>());
+      case 3:
+        return function(std::integral_constant<int, 3>());
+      default:
+        return function(std::integral_constant<int, cdrl::cpu::kThin>());
     }
   }
 
-  void thin_backward(const MlpStep& step) const {
-    const float* g = gradient(step.target);
-    for (int s = 0; s < count_; ++s) {
-      V::Float sums[cdrl::cpu::kThin];
-      for (int d = 0; d < cdrl::cpu::kThin; ++d) sums[d] = V::number(0.0f);
+  // The state's few features times the first rows of each block of packed weights.
+  void thin_forward(const MlpStep& step) const {
+    const float* previous = step.previous == cdrl::cpu::kNothing ? nullptr : buffer(step.previous);
+    float* out = buffer(step.target);
+    with_dim([&](auto constant) {
+      constexpr int dim = decltype(constant)::value;
       for (int block = 0; block < blocks(step.target); ++block) {
         const float* w = static_cast<const float*>(step.forward) + block * kBlock * kBlock;
-        for (int i = 0; i < kBlock; i += kWidth) {
-          const V::Float value = V::load(g + block * plane_ + s * kBlock + i);
-          for (int d = 0; d < dim_; ++d) {
-            sums[d] = V::fma(value, V::load(w + d * kBlock + i), sums[d]);
+        const float* y = call_.y + begin_ * dim;
+        for (int s = 0; s < count_; ++s, y += dim) {
+          float room[kBlock];
+          const float* bias = bias_of(step, block, s, room);
+          const int64_t at = block * plane_ + s * kBlock;
+          for (int i = 0; i < kBlock; i += kWidth) {
+            V::Float x = bias != nullptr ? V::load(bias + i) : V::number(0.0f);
+#pragma GCC unroll 4
+            for (int d = 0; d < dim; ++d) {
+              x = V::fma(V::number(y[d]), V::load(w + d * kBlock + i), x);
+            }
+            if (previous != nullptr) x = V::plus(x, V::load(previous + at + i));
+            V::store(out + at + i, x);
           }
         }
       }
-      for (int d = 0; d < dim_; ++d) {
-        float& to = state_gradient_[s * dim_ + d];
-        to = total(sums[d]) + (step.first_gradient ? 0.0f : to);
+    });
+  }
+
+  void thin_backward(const MlpStep& step) const {
+    const float* weights = static_cast<const float*>(step.forward);
+    const int outs = blocks(step.target);
+    with_dim([&](auto constant) {
+      constexpr int dim = decltype(constant)::value;
+      const float* g = gradient(step.target);
+      float* to = state_gradient_;
+      for (int s = 0; s < count_; ++s, g += kBlock, to += dim) {
+        V::Float sums[dim];
+        for (int d = 0; d < dim; ++d) sums[d] = V::number(0.0f);
+        for (int block = 0; block < outs; ++block) {
+          const float* w = weights + block * kBlock * kBlock;
+          for (int i = 0; i < kBlock; i += kWidth) {
+            const V::Float value = V::load(g + block * plane_ + i);
+#pragma GCC unroll 4
+            for (int d = 0; d < dim; ++d) {
+              sums[d] = V::fma(value, V::load(w + d * kBlock + i), sums[d]);
+            }
+          }
+        }
+        for (int d = 0; d < dim; ++d) {
+          to[d] = total(sums[d]) + (step.first_gradient ? 0.0f : to[d]);
+        }
       }
-    }
+    });
   }
 
   // The 16 biases of a block, or null.
@@ -342,15 +336,6 @@ class Chunk {
         for (int i = 0; i < kBlock; i += kWidth) function(block, at + i, i);
       }
     }
-  }
-
-  static float total(V::Float sums) {
-    float parts[kWidth];
-    V::store(parts, sums);
-    for (int half = kWidth / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
-    }
-    return parts[0];
   }
 
   const MlpProgram& p_;
