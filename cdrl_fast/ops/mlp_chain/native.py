@@ -13,70 +13,9 @@ from cdrl_fast.ops.mlp_chain.program import KINDS, Linear, Program
 
 PRECISIONS = ("fp32", "bf16")
 
-
-class Plan:
-    """A program made ready for the kernels: weights packed once, and again when they change.
-
-    Args:
-        program: float32, on the CPU.
-        precision: "fp32" or "bf16", of the matrix products that do not read the state.
-    """
-
-    def __init__(self, program: Program, precision: str) -> None:
-        module = load()
-        assert module is not None
-        # Not the program itself: the cache of plans must not keep it.
-        self._tensors = program.tensors
-        self._linear = [i if isinstance(i, Linear) else None for i in program.instructions]
-        self._head, self._constant = program.head, program.constant
-        shapes = []
-        for step in program.instructions:
-            if isinstance(step, Linear):
-                row = step.bias.start if isinstance(step.bias, slice) else -1
-                kind, slope = KINDS.index(step.activation.kind), step.activation.slope
-                shapes.append((step.source, step.target, kind, slope, True, row))
-            else:
-                shapes.append((step.source, step.target, 0, 0.0, False, -1))
-        last = program.activation
-        self.compiled: Any = module.MlpPlan(
-            list(program.widths), shapes, KINDS.index(last.kind), last.slope, precision == "bf16"
-        )
-        self._versions: list[int] | None = None
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Packs the weights if they may have changed."""
-        # Tensors made in inference mode count no versions: those are packed every time.
-        known = not any(t.is_inference() for t in self._tensors)
-        versions = [t._version for t in self._tensors] if known else None
-        if versions is not None and versions == self._versions:
-            return
-        kept: list[Tensor] = []
-
-        def address(tensor: Tensor | slice | None) -> int:
-            if not isinstance(tensor, Tensor):
-                return 0
-            kept.append(tensor.detach().contiguous())
-            return kept[-1].data_ptr()
-
-        weights = [0 if i is None else address(i.weight) for i in self._linear]
-        biases = [0 if i is None else address(i.bias) for i in self._linear]
-        self.compiled.load(weights, biases, address(self._head), self._constant)
-        self._versions = versions
-
-
-_PLANS: WeakKeyDictionary[Program, dict[str, Plan]] = WeakKeyDictionary()
-
-
-def plan_of(program: Program, precision: str) -> Plan:
-    """The plan of a program, made once and kept as long as the program lives."""
-    plans = _PLANS.setdefault(program, {})
-    plan = plans.get(precision)
-    if plan is None:
-        plan = plans[precision] = Plan(program, precision)
-    else:
-        plan.refresh()
-    return plan
+_Versions = tuple[tuple[int, int], ...]
+# By program and precision, the plan and the versions of the tensors that it was made from.
+_PLANS: WeakKeyDictionary[Program, dict[str, tuple[_Versions, Any]]] = WeakKeyDictionary()
 
 
 def chain(
@@ -92,8 +31,7 @@ def chain(
     first_bad: Tensor | None,
 ) -> None:
     """Writes ``y``. All tensors float32 and dense, none sharing memory with ``y``."""
-    plan = plan_of(program, precision)
-    plan.compiled.chain(
+    plan_of(program, precision).chain(
         y.data_ptr(),
         0 if anchor is None else anchor.data_ptr(),
         y.shape[0],
@@ -113,7 +51,7 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """As in the reference; tensors float32 and dense."""
     value, gradient = y.new_empty(y.shape[0]), torch.empty_like(y)
-    plan_of(program, precision).compiled.gradient(
+    plan_of(program, precision).gradient(
         y.data_ptr(),
         y.shape[0],
         *_rows(rows),
@@ -124,8 +62,55 @@ def value_and_gradient(
     return value, gradient
 
 
+def plan_of(program: Program, precision: str) -> Any:
+    """The compiled plan of a program on the CPU, float32: made once, and again if weights change.
+
+    A changed plan is a new one, since another thread may be running the old.
+    """
+    # Tensors made in inference mode count no versions: those are packed every time.
+    if any(t.is_inference() for t in program.tensors):
+        return _planned(program, precision)
+    versions = tuple((t.data_ptr(), t._version) for t in program.tensors)
+    plans = _PLANS.setdefault(program, {})
+    if precision not in plans or plans[precision][0] != versions:
+        plans[precision] = versions, _planned(program, precision)
+    return plans[precision][1]
+
+
+def _planned(program: Program, precision: str) -> Any:
+    module = load()
+    assert module is not None
+    shapes: list[tuple[int, int, int, float, bool, int]] = []
+    weights: list[int] = []
+    biases: list[int] = []
+    kept: list[Tensor] = []
+
+    def address(tensor: Tensor | slice | None) -> int:
+        if not isinstance(tensor, Tensor):
+            return 0
+        kept.append(tensor.detach().contiguous())
+        return kept[-1].data_ptr()
+
+    for step in program.instructions:
+        if isinstance(step, Linear):
+            row = step.bias.start if isinstance(step.bias, slice) else -1
+            kind, slope = KINDS.index(step.activation.kind), step.activation.slope
+            shapes.append((step.source, step.target, kind, slope, True, row))
+            weights.append(address(step.weight))
+            biases.append(address(step.bias))
+        else:
+            shapes.append((step.source, step.target, 0, 0.0, False, -1))
+            weights.append(0)
+            biases.append(0)
+    last, half = program.activation, precision == "bf16"
+    kind = KINDS.index(last.kind)
+    plan = module.MlpPlan(list(program.widths), shapes, kind, last.slope, half)
+    plan.load(weights, biases, address(program.head), program.constant)
+    return plan
+
+
 def _rows(rows: Tensor | None) -> tuple[int, int]:
-    """Address and stride from one sample's row to the next."""
+    """Address, and stride from one sample's row to the next."""
     if rows is None:
         return 0, 0
     return rows.data_ptr(), rows.shape[1] if rows.shape[0] > 1 else 0
