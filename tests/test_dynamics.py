@@ -216,7 +216,7 @@ def test_when_a_sequence_of_layers_is_followed_by_autograd(compiled_calls):
     assert len(compiled_calls) == 1
 
 
-def test_compiled_chains_split_go_on_and_follow_the_weights():
+def test_compiled_chains_split_go_on_and_follow_the_weights(compiled_calls):
     energy, x = sequential(), torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
     options = {"step_size": 0.1, "seed": 3}
     whole = langevin(energy, x, steps=6, **options)
