@@ -73,8 +73,8 @@ def langevin(
             constant: larger is more probable. Its parameters get no gradients; those of a
             ``torch.nn.Module`` are frozen meanwhile (``requires_grad``), which is faster. A
             ``torch.nn.Sequential`` of linear maps and activations that ends in ``Linear(n, 1)`` and
-            ``Flatten(0)`` runs compiled, all steps at once, on CPUs in float32 without ``trace``;
-            the rest by autograd, with the same result to rounding.
+            ``Flatten(0)``, or a `Program`, runs compiled, all steps at once, on CPUs in float32
+            without ``trace``; any other by autograd, with the same result to rounding.
         x: where the chains begin, float32 or float64, (batch, …); left as it is.
         steps: how many, 0 to 2³¹ together with ``first_step``.
         step_size: positive; the square of a step's noise.
@@ -156,19 +156,14 @@ def _compiled(energy: LogDensity, x: Tensor, backend: str) -> Program | None:
         return None
     if choose("langevin", backend, x.device, x.dtype) != "native":
         return None
-    # What wraps torch's functions would not see a compiled one.
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or _overridden():
+    # Both would make something else of the module than its float32 formula.
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return None
     program = energy if isinstance(energy, Program) else program_of(energy)
     if program is None or program.dim != x.shape[1] or program.rows:
         return None
     fits = (program.dtype, program.head.device) == (x.dtype, x.device)
     return program if fits else None
-
-
-def _overridden() -> bool:
-    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return bool(modes) or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
 
 
 def _follow(

@@ -31,8 +31,9 @@ inline Vector::Float exponential(Vector::Float x) {
 // ln(1 + u) for u in [0, 1]; relative error 1e-7.
 inline Vector::Float log_of_one_plus(Vector::Float u) {
   using V = Vector;
-  constexpr float terms[] = {1.0f,         -0.49999931f, 0.33330512f,  -0.24958585f, 0.19695392f,
-                             -0.15355369f, 0.10680511f,  -0.05766400f, 0.020204348f, -0.0033184201f};
+  constexpr float terms[] = {1.0f,        -0.49999931f, 0.33330512f, -0.24958585f,
+                             0.19695392f, -0.15355369f, 0.10680511f, -0.05766400f,
+                             0.020204348f, -0.0033184201f};
   V::Float p = V::number(terms[9]);
   for (int i = 8; i >= 0; --i) p = V::fma(p, u, V::number(terms[i]));
   return V::times(p, u);

@@ -1,8 +1,8 @@
 // All Langevin steps of some samples on an energy made of linear maps; compiled once for each
 // instruction set.
 //
-// Weights pass through the cache once for all samples of a chunk, whose buffers stay there. Sums are
-// taken in the same order wherever a sample stands, so its bits don't depend on its company.
+// Weights pass through the cache once for all samples of a chunk, whose buffers stay there. Sums
+// are taken in the same order wherever a sample stands: its bits don't depend on its company.
 #include "cpu/mlp_chain.h"
 
 #include <type_traits>
@@ -156,7 +156,8 @@ class Chunk {
     if (call_.table != nullptr) {
       for (int row = 0; row < 4; ++row) {
         const float* from = call_.table + row * call_.batch + begin_;
-        for (int s = 0; s < count_; ++s) table_[row * count_ + s] = row < 3 || last ? from[s] : 1.0f;
+        const bool given = row < 3 || last;
+        for (int s = 0; s < count_; ++s) table_[row * count_ + s] = given ? from[s] : 1.0f;
       }
     }
     float* y = call_.y + begin_ * dim_;
@@ -314,8 +315,8 @@ class Chunk {
   // The 16 biases of a block, or null.
   const float* bias_of(const MlpStep& step, int block, int sample, float* room) const {
     if (step.row < 0) return step.bias == nullptr ? nullptr : step.bias + block * kBlock;
-    const float* row = call_.rows + (begin_ + sample) * call_.rows_stride + step.row + block * kBlock;
-    const int left = p_.widths[step.target] - block * kBlock;
+    const int first = block * kBlock, left = p_.widths[step.target] - first;
+    const float* row = call_.rows + (begin_ + sample) * call_.rows_stride + step.row + first;
     if (left >= kBlock) return row;
     for (int i = 0; i < kBlock; ++i) room[i] = i < left ? row[i] : 0.0f;
     return room;

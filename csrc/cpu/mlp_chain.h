@@ -1,7 +1,8 @@
-// An energy made of linear maps, activations and sums, as the kernels read it; and what to do with it.
+// An energy made of linear maps, activations and sums, as the kernels read it, and what to do.
 //
-// Buffers hold pre-activations; buffer 0 is the state. A map adds weight · activation(source) + bias
-// to its target, a sum adds the source itself; the value is head · activation(last buffer) + constant.
+// Buffers hold pre-activations; buffer 0 is the state. A map adds weight · activation(source) +
+// bias to its target, a sum adds the source itself; the value is head · activation(last buffer) +
+// constant.
 // In memory a buffer is [block of 16 features][sample][16], its last block filled up with zeros.
 #pragma once
 
@@ -42,8 +43,8 @@ struct MlpProgram {
   const float* head;         // of the last buffer's padded width
   Activation activation;
   float leak, constant;
-  bool half;       // bfloat16 for the matrix products, but for those of the state
-  bool thin;       // the state has few features, and maps alone read it, without activation
+  bool half;        // bfloat16 for the matrix products, but for those of the state
+  bool thin;        // the state has few features, and maps alone read it, without activation
   int64_t operand;  // floats a sample of the largest input of a product
   int64_t room;     // floats a sample of all that a call needs
   int64_t cost;     // about how many multiplications a sample and step take, forward

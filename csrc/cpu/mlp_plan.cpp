@@ -27,7 +27,8 @@ void pack(Element* to, const float* matrix, int outs, int64_t out_stride, int in
   for (int n = 0; n < outs; ++n) {
     for (int k = 0; k < ins; ++k) {
       const int64_t pair = k / depth, part = k % depth;
-      const int64_t at = n / kBlock * kBlock * in_padded + (pair * kBlock + n % kBlock) * depth + part;
+      const int64_t block = n / kBlock * kBlock * in_padded;
+      const int64_t at = block + (pair * kBlock + n % kBlock) * depth + part;
       to[at] = convert(matrix[n * out_stride + k * in_stride]);
     }
   }

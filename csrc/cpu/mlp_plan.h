@@ -35,7 +35,7 @@ class MlpPlan {
   MlpPlan(const MlpPlan&) = delete;
   MlpPlan& operator=(const MlpPlan&) = delete;
 
-  // Packs float32 weights (out, in), biases (out,) or null, and head (features of the last buffer,).
+  // Packs float32 weights (out, in), biases (out,) or null, and the head, one number a feature.
   void load(const std::vector<const float*>& weights, const std::vector<const float*>& biases,
             const float* head, float constant);
   const MlpProgram& program() const { return program_; }

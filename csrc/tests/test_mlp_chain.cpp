@@ -181,7 +181,8 @@ void test_against_the_formula(const Network& network, int64_t batch, bool half, 
   call.value = call.gradient = nullptr, call.anchor = anchor.data();
   if (per_sample) call.table = table.data();
   const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call, 2);
-  CHECK(bad == cdrl::cpu::kNone && y.intact(), "first bad %lld, or written outside", (long long)bad);
+  CHECK(bad == cdrl::cpu::kNone, "first bad %lld", (long long)bad);
+  CHECK(y.intact(), "wrote outside its array");
   std::vector<double> state(static_cast<size_t>(dim)), slope;
   for (int64_t s = 0; s < batch; ++s) {
     const auto n = size_t(s);

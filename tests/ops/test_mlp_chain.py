@@ -19,6 +19,7 @@ from cdrl_fast.ops.mlp_chain import (
     value_and_gradient,
 )
 from cdrl_fast.ops.mlp_chain.program import KINDS
+from tests.conftest import CPU_VARIANTS
 
 LEAKY = Activation("leaky_relu", 0.2)
 ACTIVATIONS = [Activation(kind, 0.2 if kind == "leaky_relu" else 0.0) for kind in KINDS]
@@ -75,7 +76,7 @@ def rows_of(program, batch, dtype=torch.float32):
     return points(batch, program.rows, dtype, seed=4) if program.rows else None
 
 
-@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "portable"])
+@pytest.fixture(params=CPU_VARIANTS)
 def variant(request):
     module = _native.load()
     if module is None or request.param not in module.cpu_variants():
