@@ -3,8 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <tuple>
+
 #include "common/arguments.h"
 #include "cpu/kernels.h"
+#include "cpu/mlp_plan.h"
 #include "cpu/resnet_gradient.h"
 #ifdef CDRL_WITH_CUDA
 #include "cuda/kernels.h"
@@ -55,6 +59,96 @@ cdrl::cpu::ResNetArguments resnet_arguments(uintptr_t y, uintptr_t rows, bool ro
           address<float>(gradient),   address<uint8_t>(signs),    batch};
 }
 
+template <class T>
+std::vector<T*> addresses(const std::vector<uintptr_t>& values) {
+  std::vector<T*> found;
+  for (const uintptr_t value : values) found.push_back(address<T>(value));
+  return found;
+}
+
+// (source, target, activation, leak, linear, row) a step.
+using MlpStepTuple = std::tuple<int, int, int, float, bool, int64_t>;
+
+void add_mlp_plan(py::module_& m) {
+  using cdrl::cpu::MlpCall;
+  using cdrl::cpu::MlpPlan;
+  py::class_<MlpPlan>(m, "MlpPlan")
+      .def(py::init([](std::vector<int> widths, const std::vector<MlpStepTuple>& steps,
+                       int activation, float leak, bool half) {
+        std::vector<cdrl::cpu::MlpShape> shapes;
+        for (const auto& [source, target, kind, slope, linear, row] : steps) {
+          shapes.push_back(
+              {source, target, static_cast<cdrl::Activation>(kind), slope, linear, row});
+        }
+        return std::make_unique<MlpPlan>(std::move(widths), shapes,
+                                         static_cast<cdrl::Activation>(activation), leak, half);
+      }))
+      .def("load",
+           [](MlpPlan& plan, const std::vector<uintptr_t>& weights,
+              const std::vector<uintptr_t>& biases, uintptr_t head, float constant) {
+             plan.load(addresses<const float>(weights), addresses<const float>(biases),
+                       address<const float>(head), constant);
+           })
+      .def("chain",
+           [](const MlpPlan& plan, uintptr_t y, uintptr_t anchor, int64_t batch, int64_t steps,
+              uintptr_t table, float drift, float pull, float noise_std, float rescale,
+              uintptr_t rows, int64_t rows_stride, int64_t seed, int64_t draw,
+              int64_t first_sample, uintptr_t first_bad, int threads) {
+             MlpCall call{};
+             call.y = address<float>(y), call.anchor = address<const float>(anchor);
+             call.batch = batch, call.steps = steps, call.table = address<const float>(table);
+             call.drift = drift, call.pull = pull;
+             call.noise_std = noise_std, call.rescale = rescale;
+             call.rows = address<const float>(rows), call.rows_stride = rows_stride;
+             call.seed = uint64_t(seed), call.draw = uint32_t(draw);
+             call.first_sample = uint64_t(first_sample);
+             const py::gil_scoped_release release;
+             const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call, threads);
+             auto* lowest = address<int64_t>(first_bad);
+             if (lowest != nullptr && bad < *lowest) *lowest = bad;
+           })
+      .def("gradient", [](const MlpPlan& plan, uintptr_t y, int64_t batch, uintptr_t rows,
+                          int64_t rows_stride, uintptr_t value, uintptr_t gradient, int threads) {
+        MlpCall call{};
+        call.y = address<float>(y), call.batch = batch;
+        call.rows = address<const float>(rows), call.rows_stride = rows_stride;
+        call.value = address<float>(value), call.gradient = address<float>(gradient);
+        const py::gil_scoped_release release;
+        cdrl::cpu::mlp_chain(plan.program(), call, threads);
+      });
+}
+
+void add_resnet_gradient(py::module_& m) {
+  using cdrl::cpu::ResNetGradient;
+  py::class_<ResNetGradient>(m, "ResNetGradient")
+      .def(py::init<int, int, const std::vector<int>&, int, int, int, bool>(),
+           py::arg("image_channels"), py::arg("width"), py::arg("multipliers"), py::arg("blocks"),
+           py::arg("height"), py::arg("width_pixels"), py::arg("bfloat16"))
+      .def("load",
+           [](ResNetGradient& self, const std::vector<uintptr_t>& values) {
+             const auto tensors = addresses<const float>(values);
+             const py::gil_scoped_release release;
+             self.load(tensors);
+           },
+           py::arg("addresses"))
+      .def("run",
+           [](ResNetGradient& self, uintptr_t y, uintptr_t rows, bool rows_per_sample,
+              uintptr_t head, bool head_per_sample, uintptr_t energies, uintptr_t gradient,
+              uintptr_t signs, int64_t batch, int threads) {
+             const auto arguments = resnet_arguments(y, rows, rows_per_sample, head,
+                                                     head_per_sample, energies, gradient, signs,
+                                                     batch);
+             const py::gil_scoped_release release;
+             self.run(arguments, threads);
+           },
+           py::arg("y"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("head"),
+           py::arg("head_per_sample"), py::arg("energies"), py::arg("gradient"), py::arg("signs"),
+           py::arg("batch"), py::arg("threads"))
+      .def("workspace_bytes", &ResNetGradient::workspace_bytes, py::arg("batch"),
+           py::arg("threads"))
+      .def_property_readonly("signs", &ResNetGradient::signs, "Bytes of signs a sample.");
+}
+
 std::vector<std::string> variant_names() {
   std::vector<std::string> names;
   for (const auto& variant : cdrl::cpu::variants()) names.emplace_back(variant.name);
@@ -90,35 +184,8 @@ PYBIND11_MODULE(_C, m) {
     cdrl::cpu::normal(arguments, threads);
   });
 
-  using cdrl::cpu::ResNetGradient;
-  py::class_<ResNetGradient>(m, "ResNetGradient")
-      .def(py::init<int, int, const std::vector<int>&, int, int, int, bool>(),
-           py::arg("image_channels"), py::arg("width"), py::arg("multipliers"), py::arg("blocks"),
-           py::arg("height"), py::arg("width_pixels"), py::arg("bfloat16"))
-      .def("load",
-           [](ResNetGradient& self, const std::vector<uintptr_t>& addresses) {
-             std::vector<const float*> tensors;
-             for (uintptr_t value : addresses) tensors.push_back(address<const float>(value));
-             const py::gil_scoped_release release;
-             self.load(tensors);
-           },
-           py::arg("addresses"))
-      .def("run",
-           [](ResNetGradient& self, uintptr_t y, uintptr_t rows, bool rows_per_sample,
-              uintptr_t head, bool head_per_sample, uintptr_t energies, uintptr_t gradient,
-              uintptr_t signs, int64_t batch, int threads) {
-             const auto arguments = resnet_arguments(y, rows, rows_per_sample, head,
-                                                     head_per_sample, energies, gradient, signs,
-                                                     batch);
-             const py::gil_scoped_release release;
-             self.run(arguments, threads);
-           },
-           py::arg("y"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("head"),
-           py::arg("head_per_sample"), py::arg("energies"), py::arg("gradient"), py::arg("signs"),
-           py::arg("batch"), py::arg("threads"))
-      .def("workspace_bytes", &ResNetGradient::workspace_bytes, py::arg("batch"),
-           py::arg("threads"))
-      .def_property_readonly("signs", &ResNetGradient::signs, "Bytes of signs a sample.");
+  add_resnet_gradient(m);
+  add_mlp_plan(m);
 
 #ifdef CDRL_WITH_CUDA
   m.attr("cuda_architectures") = CDRL_CUDA_ARCHITECTURES;

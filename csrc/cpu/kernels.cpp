@@ -14,10 +14,11 @@ namespace cdrl::cpu {
   namespace variant {                                                              \
   int64_t langevin_step(const StepArguments&, const Part&);                        \
   void normal(const NormalArguments&, const Part&);                                \
+  int64_t mlp_chain(const MlpProgram&, const MlpCall&, int64_t, int, float*);      \
   void resnet_group(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);     \
   }
 #define CDRL_KERNELS(variant) \
-  {#variant, variant::langevin_step, variant::normal, variant::resnet_group}
+  {#variant, variant::langevin_step, variant::normal, variant::resnet_group, variant::mlp_chain}
 CDRL_DECLARE(portable)
 #ifdef CDRL_X86
 CDRL_DECLARE(avx2)

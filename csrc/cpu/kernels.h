@@ -17,6 +17,10 @@ struct Part {
 
 constexpr int64_t kNone = INT64_MAX;
 
+// See cpu/mlp_chain.h.
+struct MlpProgram;
+struct MlpCall;
+
 struct Kernels {
   const char* name;
   // The first sample of the part that has left the finite numbers, or kNone.
@@ -24,6 +28,9 @@ struct Kernels {
   void (*normal)(const NormalArguments&, const Part&);
   // Energies and gradients of a few samples, on one thread.
   void (*resnet_group)(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);
+  // Samples [begin, begin + count) of a call; the smallest draw · 2^31 + position of one that has
+  // left the finite numbers, or kNone.
+  int64_t (*mlp_chain)(const MlpProgram&, const MlpCall&, int64_t begin, int count, float* room);
 };
 
 // What this machine can run, best first.
