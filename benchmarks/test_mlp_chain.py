@@ -10,7 +10,7 @@ import torch
 from race import Race
 
 from cdrl_fast import MLPEnergy, NoiseSchedule, normal
-from cdrl_fast.engine.mlp import fold_mlp
+from cdrl_fast.engine.fold import fold_mlp
 from cdrl_fast.networks.layers import fix_weights
 from cdrl_fast.ops import mlp_chain_
 from cdrl_fast.reference import input_gradient
@@ -52,8 +52,8 @@ def autocast(energy):
 
 
 def ours(x, level, precision):
-    folded = fold_mlp(frozen(), torch.float32)
-    rows = folded.rows(torch.full((1,), level.logsnr))
+    folded = fold_mlp(frozen(), torch.device("cpu"), torch.float32)
+    rows = folded.at(torch.full((1,), level.logsnr), None)
 
     def run():
         return mlp_chain_(
@@ -92,7 +92,9 @@ def race(precision):
     }
     expected = chain(plain, x, level, lambda k: normal(x.shape, seed=1, draw=k))
     _check(found, expected, 1e-5 if precision == "fp32" else 1e-2)
-    weights = sum(w.weight.numel() for w in fold_mlp(plain, torch.float32).program.linears)
+    weights = sum(
+        w.weight.numel() for w in fold_mlp(plain, x.device, torch.float32).program.linears
+    )
     # A multiplication and an addition a weight, forward and again for the gradient.
     work = {"steps": level.steps, "batch": BATCH, "gflop": 4e-9 * weights * level.steps * BATCH}
     return Race(f"2-D chain {precision}, batch {BATCH}", x.device, work, found)

@@ -11,7 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.engine.mlp import program_of
+from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.ops.langevin_step import NEVER, bound_step
 from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cdrl_fast import ChainDiverged, MLPEnergy, _native, dynamics, langevin, normal
-from cdrl_fast.engine.mlp import program_of
+from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.ops.mlp_chain import mlp_chain_
 
 

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from cdrl_fast.ops.mlp_chain import native, reference
 from cdrl_fast.ops.mlp_chain.native import PRECISIONS
-from cdrl_fast.ops.mlp_chain.program import IDENTITY, Activation, Add, Linear, Program
+from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import Coefficient, value
 from cdrl_fast.ops.philox import check_integer, check_place, signed
 from cdrl_fast.ops.rooms import choose
 
 __all__ = [
     "IDENTITY",
+    "RELU",
     "Activation",
     "Add",
     "Linear",

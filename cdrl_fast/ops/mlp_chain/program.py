@@ -62,6 +62,7 @@ class Activation:
 
 
 IDENTITY = Activation()
+RELU = Activation("leaky_relu", 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,94 +1,15 @@
-"""Networks of linear maps as programs for `ops.mlp_chain`."""
+"""A user's `torch.nn.Sequential` as a program for `ops.mlp_chain`."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from cdrl_fast.networks.layers import LEAK, SpectralLinear, fix_weights, leaky
-from cdrl_fast.networks.mlp import MLPBlock, MLPEnergy
-from cdrl_fast.ops.mlp_chain import IDENTITY, Activation, Add, Linear, Program
+from cdrl_fast.ops.mlp_chain import IDENTITY, RELU, Activation, Linear, Program
 from cdrl_fast.ops.mlp_chain.program import Instruction
-
-LEAKY = Activation("leaky_relu", LEAK)
-RELU = Activation("leaky_relu", 0.0)
-
-
-class FoldedMLP:
-    """An `MLPEnergy` with constant weights: what varies with the level alone becomes rows.
-
-    Attributes:
-        program: f(y) = program(y, rows(logsnr, label)), on the network's device.
-    """
-
-    def __init__(self, network: MLPEnergy, dtype: torch.dtype) -> None:
-        # A copy in eval mode: folding runs no power iteration and leaves the network alone.
-        twin = copy.deepcopy(network).to(dtype).eval().requires_grad_(False)
-        fix_weights(twin)
-        self._embedding, self._checked = twin.embedding, twin._checked_label
-        blocks: list[MLPBlock] = list(twin.blocks)  # type: ignore[arg-type]
-        self._blocks = blocks
-        widths = [twin.stem.in_features, twin.stem.out_features]
-        steps: list[Instruction] = [_linear(twin.stem, 0, 1, IDENTITY)]
-        column = 0
-        for block in blocks:
-            source, middle, target = len(widths) - 1, len(widths), len(widths) + 1
-            outs = block.linear1.out_features
-            widths += [outs, outs]
-            level = slice(column, column + outs)
-            column += outs
-            weight = block.linear1.normalized_weight()
-            steps.append(Linear(source, middle, weight, level, LEAKY))
-            # The shortcut comes first: the kernel then adds it in the last map's epilogue.
-            if block.shortcut is None:
-                steps.append(Add(source, target))
-            else:
-                steps.append(_linear(block.shortcut, source, target, IDENTITY))
-            steps.append(_linear(block.linear2, middle, target, LEAKY, block.gain[0]))
-        self.program = Program(tuple(widths), tuple(steps), twin.head.weight[0].detach(), RELU)
-
-    @torch.no_grad()
-    def rows(self, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Biases of each block's first map, (1 or batch, program.rows).
-
-        Args:
-            logsnr: λ_{t-1}, (1,) or (batch,), in the program's dtype.
-            label: likewise, integers, or None.
-        """
-        count = max(len(logsnr), 1 if label is None else len(label))
-        label = self._checked(logsnr.new_empty(count, 0), logsnr, label)
-        activated = leaky(self._embedding(logsnr, label))
-        parts = [b.linear1.bias + leaky(b.level(activated)) for b in self._blocks]
-        return torch.cat(parts, dim=1)
-
-
-def fold_mlp(network: MLPEnergy, dtype: torch.dtype) -> FoldedMLP:
-    """The energy of points as a program, spectral norms and gains multiplied in.
-
-    Args:
-        network: left as it is; a later change of its weights is not followed.
-        dtype: float32 or float64, in which the folding is done.
-    """
-    return FoldedMLP(network, dtype)
-
-
-def _linear(
-    layer: SpectralLinear,
-    source: int,
-    target: int,
-    activation: Activation,
-    gain: Tensor | None = None,
-) -> Linear:
-    weight: Tensor = layer.normalized_weight()
-    bias: Tensor = layer.bias
-    if gain is not None:
-        weight, bias = weight * gain[:, None], bias * gain
-    return Linear(source, target, weight.detach(), bias.detach(), activation)
-
 
 _PLAIN = {nn.ReLU: RELU, nn.SiLU: Activation("silu"), nn.Tanh: Activation("tanh")}
 _HOOKS = (

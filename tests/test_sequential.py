@@ -1,45 +1,13 @@
-"""Networks folded to programs, and what `program_of` takes and leaves."""
+"""Which modules `program_of` takes, and that it leaves the others."""
 
-import copy
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from cdrl_fast import MLPEnergy
-from cdrl_fast.engine.mlp import fold_mlp, program_of
+from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.ops.mlp_chain import value, value_and_gradient
-from tests.conftest import randomize
-
-
-@pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize("size", [(2, 16, (1, 2, 2)), (5, 12, (1, 1)), (1, 8, (2,))])
-def test_a_folded_network_is_the_network(size, classes):
-    network = randomize(MLPEnergy(*size, classes=classes).double())
-    n = 40
-    y = torch.randn(n, size[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    y.requires_grad_(True)
-    folded = fold_mlp(network, torch.float64)
-    labels = [None] if classes == 0 else [None, torch.arange(n) % (classes + 1), torch.tensor([2])]
-    for logsnr in (torch.tensor([0.3]).double(), torch.linspace(-5, 9, n).double()):
-        for label in labels:
-            f = network(y, logsnr, label)
-            (expected,) = torch.autograd.grad(f.sum(), y)
-            rows = folded.rows(logsnr, label)
-            assert len(rows) == max(len(logsnr), 1 if label is None else len(label))
-            got, gradient = value_and_gradient(folded.program, y.detach(), rows)
-            assert (got - f).abs().max() < 1e-12
-            assert (gradient - expected).abs().max() < 1e-10
-
-
-def test_folding_leaves_the_network_alone():
-    network = MLPEnergy(2, 16, (1, 2))
-    before = copy.deepcopy(network.state_dict())
-    fold_mlp(network, torch.float32)
-    assert network.training
-    assert all(p.requires_grad for p in network.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def energy(*layers, dim=2, width=9):
