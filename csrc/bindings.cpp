@@ -165,6 +165,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_variants", variant_names, "Instruction sets that this machine can run, best first.");
   m.def("cpu_variant", [] { return cdrl::cpu::kernels().name; });
   m.def("use_cpu_variant", &cdrl::cpu::use_variant);
+  m.def("peak_flops", &cdrl::cpu::peak_flops, py::call_guard<py::gil_scoped_release>());
   // No argument is copied and nothing of Python is touched while a kernel runs.
   m.def("langevin_step_cpu",
         [](uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type, uintptr_t anchor,

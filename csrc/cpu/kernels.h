@@ -31,6 +31,8 @@ struct Kernels {
   // Samples [begin, begin + count) of a call; the smallest draw · 2^31 + position of one that has
   // left the finite numbers, or kNone.
   int64_t (*mlp_chain)(const MlpProgram&, const MlpCall&, int64_t begin, int count, float* room);
+  // Runs the inner loop on data in the nearest cache; returns the operations done.
+  double (*products)(bool bfloat16, int repeats);
 };
 
 // What this machine can run, best first.
@@ -43,5 +45,7 @@ void use_variant(const std::string& name);
 void langevin_step(StepArguments arguments, int threads);
 void normal(const NormalArguments& arguments, int threads);
 bool has_openmp();
+// Operations a second that `threads` threads reach in the inner loop of matrix products.
+double peak_flops(bool bfloat16, int threads);
 
 }  // namespace cdrl::cpu
