@@ -7,7 +7,7 @@
 
 namespace {
 
-// Positions of a chunk of samples, flat [row][column][sample] or with borders (see resnet_network.h).
+// Positions of a chunk of samples, flat [row][column][sample] or with borders (resnet_network.h).
 // Everything is in positions, of `kBlock` numbers each.
 struct Grid {
   int height, width, samples;
@@ -68,8 +68,8 @@ struct Cut {
         larger(int(line % tiles)) {}
 };
 
-// Calls finish(spot, sum) for every sum of all positions; `in` is the first position, and rows of the
-// input lie `pitch` positions apart. Outputs are the outer loop, so that their weights stay in cache.
+// Calls finish(spot, sum) for every sum of all positions; `in` is the first position, and rows of
+// the input lie `pitch` positions apart. Outputs are the outer loop: their weights stay in cache.
 template <class Type, class Finish>
 void each_sum(const Grid& grid, const typename Type::Element* in, int64_t pitch,
               const Window& window, const void* packed, int out, const Finish& finish) {

@@ -1,10 +1,11 @@
-// Plans a residual network's gradient: packs weights, places buffers and groups samples for threads.
+// Plans a residual network's gradient: packs weights, places buffers, groups samples for threads.
 #include "cpu/resnet_gradient.h"
 
 #include <algorithm>
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "cpu/kernels.h"
 
@@ -18,8 +19,8 @@ namespace {
 
 constexpr int kChannels = 16;     // of a block
 constexpr size_t kAlignment = 64;
-// Samples are stacked until a stage has so many positions: enough for its weights to be read from the
-// outer caches seldom, few enough for its activations to stay in the inner ones.
+// Samples are stacked until a stage has so many positions: enough to read its weights from the outer
+// caches seldom, few enough for its activations to stay in the inner ones.
 constexpr int64_t kPositions = 256;
 
 int in_blocks(int channels) { return (channels + kChannels - 1) / kChannels; }
@@ -93,25 +94,27 @@ void pack(const Source& from, Element* to) {
   }
 }
 
-void pack(const Source& from, const void* to, bool bfloat16) {
+void pack(const Source& from, void* to, bool bfloat16) {
   if (bfloat16) {
-    pack(from, static_cast<uint16_t*>(const_cast<void*>(to)));
+    pack(from, static_cast<uint16_t*>(to));
   } else {
-    pack(from, static_cast<float*>(const_cast<void*>(to)));
+    pack(from, static_cast<float*>(to));
   }
 }
 
-void copy(const float* from, const float* to, int count) {
-  std::memcpy(const_cast<float*>(to), from, size_t(count) * sizeof(float));
+void copy(const float* from, float* to, int count) {
+  std::memcpy(to, from, size_t(count) * sizeof(float));
 }
 
 }  // namespace
 
-Memory::Memory(size_t bytes) {
-  const size_t size = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  bytes_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, std::max(size, kAlignment))));
-  if (bytes_ == nullptr) throw std::bad_alloc();
-  std::memset(bytes_.get(), 0, size);
+Memory::Memory(size_t bytes)
+    : bytes_(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment)))) {
+  std::memset(bytes_.get(), 0, bytes);
+}
+
+void Memory::Free::operator()(char* p) const {
+  ::operator delete(p, std::align_val_t(kAlignment));
 }
 
 ResNetGradient::ResNetGradient(int image_channels, int width, const std::vector<int>& multipliers,
@@ -274,6 +277,9 @@ void ResNetGradient::run(const ResNetArguments& a, int threads) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!loaded_) throw std::runtime_error("ResNetGradient.run: no weights were loaded");
   if (a.batch == 0) return;
+  if (a.y == nullptr || a.rows == nullptr || a.head == nullptr || a.energies == nullptr) {
+    throw std::invalid_argument("ResNetGradient.run: only gradient and signs may be left out");
+  }
   const Split parts = split(a.batch, threads);
   const bool grow = parts.size > workspace_size_;
   if (grow) workspaces_.clear();

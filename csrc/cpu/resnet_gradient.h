@@ -1,7 +1,6 @@
 // The energy of a residual network and its gradient in the input, without autograd.
 #pragma once
 
-#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -22,7 +21,7 @@ class Memory {
 
  private:
   struct Free {
-    void operator()(char* p) const { std::free(p); }
+    void operator()(char* p) const;
   };
   std::unique_ptr<char, Free> bytes_;
 };
@@ -46,8 +45,8 @@ class ResNetGradient {
   ResNetGradient(const ResNetGradient&) = delete;
   ResNetGradient& operator=(const ResNetGradient&) = delete;
 
-  // Contiguous weights and biases: the stem's, then of each block conv1's weight, conv2's weight and
-  // bias and, where channels change, the shortcut's weight and bias. They are copied.
+  // Contiguous weights and biases: the stem's, then of each block conv1's weight, conv2's weight
+  // and bias and, where channels change, the shortcut's weight and bias. They are copied.
   void load(const std::vector<const float*>& tensors);
   // On at most `threads` threads; results don't depend on how many.
   void run(const ResNetArguments& arguments, int threads);

@@ -125,8 +125,8 @@ class Group {
     if (block.shortcut != nullptr) {
       convolve<Type>(grid, part.raw, block.in, block.shortcut, block.out,
                      [&](const Spot& spot, Sixteen sum) {
-                       const Sixteen bias = Sixteen::load(block.bias_shortcut + spot.block * kBlock);
-                       sum.plus(bias).put(part.state + spot.flat);
+                       const float* bias = block.bias_shortcut + spot.block * kBlock;
+                       sum.plus(Sixteen::load(bias)).put(part.state + spot.flat);
                      });
     }
     convolve<Type>(grid, part.input, block.in, block.conv1, block.out,
@@ -154,8 +154,8 @@ class Group {
     }
   }
 
-  // From the gradient in `state` and, rounded, in `input`; leaves the next one there, rounded only if
-  // another block follows.
+  // From the gradient in `state` and, rounded, in `input`; leaves the next one there, rounded only
+  // if another block follows.
   void backward(const Part& part, const ResNetBlock& block, bool more) {
     const Grid& grid = part.grid;
     const uint16_t *masks = part.input_masks(block), *hidden_masks = part.hidden_masks(block);

@@ -1,6 +1,6 @@
-// A residual energy network as plain addresses and sizes: what code compiled for one instruction set
-// and the code that serves all of them may share. Channels are counted in blocks of 16 unless a name
-// says otherwise.
+// A residual energy network as plain addresses and sizes: what code compiled for one instruction
+// set and code that serves all of them may share. Channels are counted in blocks of 16 unless a
+// name says otherwise.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,9 @@ constexpr int kMaxStages = 24;  // every stage halves the image
 struct ResNetBlock {
   int in, out;
   int in_channels, out_channels;  // the true numbers
-  const void *conv1, *conv2, *shortcut;  // `shortcut` may be null
-  const void *conv1_transposed, *conv2_transposed, *shortcut_transposed;
-  const float *bias2, *bias_shortcut;
+  void *conv1, *conv2, *shortcut;  // `shortcut` may be null
+  void *conv1_transposed, *conv2_transposed, *shortcut_transposed;
+  float *bias2, *bias_shortcut;
   int64_t row;    // where its row begins in a sample's padded rows
   int64_t masks;  // where its sign bits begin: those of h, then of the hidden activation; in words
   int64_t signs;  // the same among the bytes written for tests
@@ -32,7 +32,7 @@ struct ResNetStage {
 struct ResNetNetwork {
   bool bfloat16;
   int image_channels, columns;  // the stem is a matrix: 9 image_channels inputs, in blocks
-  const float *stem, *stem_transposed, *stem_bias;
+  float *stem, *stem_transposed, *stem_bias;
   int stages;
   const ResNetStage* stage;
   const ResNetBlock* block;
@@ -63,9 +63,9 @@ struct ResNetGroup {
   int samples;
 };
 
-// A padded plane is [row][column][sample]: with samples innermost, a row of all of them is one run of
-// positions and taps are constant offsets. One column of zeros serves as the right border of a row
-// and the left border of the next; a row of zeros stands above and below.
+// A padded plane is [row][column][sample]: with samples innermost, a row of all of them is one run
+// of positions, and taps are constant offsets. One column of zeros serves as the right border of a
+// row and the left border of the next; a row of zeros stands above and below.
 static inline int64_t padded_positions(int height, int width, int samples) {
   return int64_t(samples) * (1 + int64_t(height + 2) * (width + 1));
 }
