@@ -15,9 +15,11 @@ namespace cdrl::cpu {
   int64_t langevin_step(const StepArguments&, const Part&);                        \
   void normal(const NormalArguments&, const Part&);                                \
   void resnet_group(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);     \
+  void unet_group(const UNetNetwork&, const UNetGroup&, UNetBuffers&);             \
   }
-#define CDRL_KERNELS(variant) \
-  {#variant, variant::langevin_step, variant::normal, variant::resnet_group}
+#define CDRL_KERNELS(variant)                                                      \
+  {#variant, variant::langevin_step, variant::normal, variant::resnet_group,       \
+   variant::unet_group}
 CDRL_DECLARE(portable)
 #ifdef CDRL_X86
 CDRL_DECLARE(avx2)

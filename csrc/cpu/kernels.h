@@ -6,6 +6,7 @@
 
 #include "common/arguments.h"
 #include "cpu/resnet_network.h"
+#include "cpu/unet_network.h"
 
 namespace cdrl::cpu {
 
@@ -24,6 +25,8 @@ struct Kernels {
   void (*normal)(const NormalArguments&, const Part&);
   // Energies and gradients of a few samples, on one thread.
   void (*resnet_group)(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);
+  // The same of a U-Net's output.
+  void (*unet_group)(const UNetNetwork&, const UNetGroup&, UNetBuffers&);
 };
 
 // What this machine can run, best first.
