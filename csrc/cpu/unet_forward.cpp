@@ -79,6 +79,7 @@ UNetTensor UNetForward::add_block(const UNetTensor& x, const UNetTensor& skip, i
   layer.norm1 = norm_of(x.channels + skip.channels);
   layer.norm2 = norm_of(channels);
   layer.row = network_.row;
+  layer.patches = (network_.size >> layer.out.level) % 2 == 0;
   network_.row += 2 * channels;
   int64_t& plane = network_.planes[layer.out.level];
   plane = std::max<int64_t>(plane, std::max(x.blocks + skip.blocks, layer.out.blocks));
@@ -146,9 +147,10 @@ void UNetForward::place_weights() {
     for (UNetLayer& layer : layers_) {
       const int in = layer.in[0].blocks + layer.in[1].blocks, out = layer.out.blocks;
       norm(layer.norm1);
-      layer.conv1 = layer.attention ? weight(3 * in, in, 1) : weight(out, in, 9);
+      const int taps = layer.patches ? 16 : 9;
+      layer.conv1 = layer.attention ? weight(3 * in, in, 1) : weight(out, in, taps);
       layer.bias1 = bias(layer.attention ? 3 * in : out);
-      layer.conv2 = layer.attention ? weight(out, in, 1) : weight(out, out, 9);
+      layer.conv2 = layer.attention ? weight(out, in, 1) : weight(out, out, taps);
       layer.bias2 = bias(out);
       if (layer.attention) continue;
       norm(layer.norm2);
@@ -183,16 +185,21 @@ class Loader {
 
   void block(const UNetLayer& layer) {
     norm(layer.norm1);
-    weight(layer, 9, layer.conv1, layer.conv1 + layer.in[0].blocks * 9 * kChannels * kChannels,
-           (layer.in[0].blocks + layer.in[1].blocks) * 9);
     const int out = layer.out.channels;
+    convolution(layer, layer.in, layer.conv1);
     copy(*next_++, layer.bias1, out);
     norm(layer.norm2);
-    pack(convolution(*next_++, out, out), layer.conv2, false);
+    const UNetTensor inner[2] = {layer.out, {}};
+    convolution(layer, inner, layer.conv2);
     copy(*next_++, layer.bias2, out);
     if (layer.bias_shortcut == nullptr) return;
     // Each map's part is a matrix of its own.
-    weight(layer, 1, layer.shortcut[0], layer.shortcut[1], 0);
+    const float* from = *next_++;
+    for (int i = 0; i < 2; ++i) {
+      const Source part{from, out, layer.in[i].channels, 1, layer.norm1.channels, 1, 0};
+      if (part.ins > 0) pack(part, layer.shortcut[i], false);
+      from += part.ins;
+    }
     copy(*next_++, layer.bias_shortcut, out);
   }
 
@@ -224,22 +231,47 @@ class Loader {
   }
 
  private:
-  // A weight whose inputs are one map or two. `step`: from one block of outputs to the next, in
-  // pairs of blocks and taps; 0: each map's part has its own.
-  void weight(const UNetLayer& layer, int taps, float* first, float* second, int64_t step) {
-    const int out = layer.out.channels;
-    const int64_t ins = layer.norm1.channels;
+  // 3×3, its inputs being one map or two.
+  void convolution(const UNetLayer& layer, const UNetTensor* in, float* to) {
+    const int outs = layer.out.channels, ins = in[0].channels + in[1].channels;
+    const int taps = layer.patches ? 16 : 9;
+    const int64_t square = kChannels * kChannels, blocks = in[0].blocks + in[1].blocks;
     const float* from = *next_++;
-    float* to[2] = {first, second};
+    if (layer.patches) from = transformed(from, int64_t(outs) * ins);
     for (int i = 0; i < 2; ++i) {
-      const Source part{from, out, layer.in[i].channels, taps, ins * taps, taps, 1};
-      if (part.ins > 0) {
-        pack_apart(part, to[i], step == 0 ? block_step(part) : step * kChannels * kChannels);
+      if (in[i].channels == 0) continue;
+      if (layer.patches) {
+        // A matrix for each product.
+        for (int t = 0; t < taps; ++t) {
+          const Source part{from + t, outs, in[i].channels, 1, int64_t(ins) * taps, taps, 0};
+          pack_apart(part, to + t * layer.out.blocks * blocks * square, blocks * square);
+        }
+        to += in[i].blocks * square;
+      } else {
+        const Source part{from, outs, in[i].channels, taps, int64_t(ins) * taps, taps, 1};
+        pack_apart(part, to, blocks * taps * square);
+        to += in[i].blocks * taps * square;
       }
-      from += int64_t(layer.in[i].channels) * taps;
+      from += int64_t(in[i].channels) * taps;
     }
   }
 
+  // G w Gᵀ of every 3×3 weight (see winograd.h), rounded once.
+  const float* transformed(const float* from, int64_t count) {
+    constexpr double g[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+    transformed_.resize(size_t(count) * 16);
+    float* to = transformed_.data();
+    for (int64_t i = 0; i < count; ++i, from += 9) {
+      for (int t = 0; t < 16; ++t) {
+        double sum = 0;
+        for (int k = 0; k < 9; ++k) sum += g[t / 4][k / 3] * g[t % 4][k % 3] * double(from[k]);
+        *to++ = float(sum);
+      }
+    }
+    return transformed_.data();
+  }
+
+  std::vector<float> transformed_;
   std::vector<const float*>::const_iterator next_;
 };
 
@@ -288,7 +320,7 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
   }
   buffers.slot = workspace.slots.data();
   int64_t hidden = network_.last.blocks * positions(0), blocks = 0, columns = 0, keys = 0;
-  int64_t queries = 0, scores = 0, groups = network_.norm.groups;
+  int64_t queries = 0, scores = 0, patches = 0, groups = network_.norm.groups;
   int64_t most = network_.last.blocks;
   for (const UNetLayer& layer : layers_) {
     const int64_t count = positions(layer.out.level);
@@ -296,6 +328,11 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
     blocks = std::max<int64_t>(blocks, layer.out.blocks);
     most = std::max<int64_t>({most, layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks});
     groups = std::max<int64_t>({groups, layer.norm1.groups, layer.norm2.groups});
+    if (layer.patches) {
+      const int64_t line = (network_.size >> layer.out.level) / 2 * size;
+      const int64_t in = std::max(layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks);
+      patches = std::max(patches, std::max<int64_t>(line, kPatches) * (in + layer.out.blocks));
+    }
     if (!layer.attention) continue;
     const int64_t padded = (count + kChannels - 1) / kChannels * kChannels;
     queries = std::max(queries, layer.in[0].blocks * count);
@@ -313,6 +350,7 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
   buffers.affine = pieces.take<float>(most * size * 2 * kChannels);
   buffers.groups = pieces.take<double>(2 * groups);
   buffers.columns = pieces.take<float>(columns * kChannels);
+  buffers.patches = pieces.take<float>(patches * 16 * kChannels);
   buffers.qkv = pieces.take<float>(3 * queries * size * kChannels);
   buffers.q = pieces.take<float>(queries * kChannels);
   buffers.k = pieces.take<float>(keys * kChannels);

@@ -10,6 +10,7 @@
 #include "cpu/moments.h"
 #include "cpu/unet_attention.h"
 #include "cpu/unet_network.h"
+#include "cpu/winograd.h"
 
 namespace {
 
@@ -212,19 +213,30 @@ class Group {
       activate(grid, in[1], second.blocks, plane, first.blocks);
     }
     const Map hidden = memory_.hidden;
-    convolve<Float32>(grid, plane, first.blocks + second.blocks, layer.conv1, result.blocks,
-                      into(hidden, result.blocks, biased(layer.bias1)));
+    convolve_with(layer, grid, first.blocks + second.blocks, layer.conv1,
+                  into(hidden, result.blocks, biased(layer.bias1)));
     const UNetTensor inner[2] = {{0, result.level, result.blocks, result.channels}, {}};
     normalize(layer.norm2, &hidden, inner, group_.rows + layer.row);
     activate(grid, hidden, result.blocks, plane, 0);
     const float* residual = layer.resample == 0 ? in[0].values : out.values;
     if (layer.shortcut[0] != nullptr) residual = shortcut(layer, grid, in, out.values);
     const float* bias = layer.bias2;
-    convolve<Float32>(grid, plane, result.blocks, layer.conv2, result.blocks,
-                      into(out, result.blocks, [=](const Spot& spot, Sixteen sum) {
-                        const Sixteen h = sum.plus(Sixteen::load(bias + spot.block * kBlock));
-                        return h.plus(Sixteen::load(residual + spot.flat));
-                      }));
+    convolve_with(layer, grid, result.blocks, layer.conv2,
+                  into(out, result.blocks, [=](const Spot& spot, Sixteen sum) {
+                    const Sixteen h = sum.plus(Sixteen::load(bias + spot.block * kBlock));
+                    return h.plus(Sixteen::load(residual + spot.flat));
+                  }));
+  }
+
+  template <class Finish>
+  void convolve_with(const UNetLayer& layer, const Grid& grid, int in, const float* weights,
+                     const Finish& finish) const {
+    const float* plane = memory_.plane[layer.out.level];
+    if (layer.patches) {
+      convolve_patches(grid, plane, in, weights, layer.out.blocks, memory_.patches, finish);
+    } else {
+      convolve<Float32>(grid, plane, in, weights, layer.out.blocks, finish);
+    }
   }
 
   const float* shortcut(const UNetLayer& layer, const Grid& grid, const Map* in, float* to) const {

@@ -33,6 +33,7 @@ struct UNetTensor {
 // shortcut is a matrix of its own.
 struct UNetLayer {
   bool attention;
+  bool patches;  // how conv1 and conv2 of a block are done and packed: winograd.h or conv3x3.h
   int resample;  // -1: 2×2 means, 1: every position doubled in both directions, 0: neither
   UNetTensor in[2], out;
   UNetNorm norm1, norm2;
@@ -67,6 +68,7 @@ struct UNetBuffers {
   float* affine;             // [block][sample][2][16]: a norm as a factor and a term
   double* groups;            // of one sample's norm: [2][groups]
   float* columns;
+  float* patches;               // transforms and products of a few patches
   float* qkv;                   // flat
   float *q, *k, *v;             // of one sample
   float *scores, *reciprocals;  // of a few of its positions
@@ -74,6 +76,15 @@ struct UNetBuffers {
 
 // Positions whose attention is computed together: their scores stay in the nearer caches.
 constexpr int kQueries = 56;
+
+// Patches of 2×2 outputs that are transformed together: their products stay in the nearer caches.
+constexpr int kPatches = 32;
+
+// How many rows of them, in a map so wide.
+static inline int patch_rows(int width, int samples) {
+  const int rows = kPatches / (width / 2 * samples);
+  return rows < 1 ? 1 : rows;
+}
 
 // Samples that go through the network together.
 struct UNetGroup {
