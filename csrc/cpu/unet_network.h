@@ -77,8 +77,9 @@ struct UNetBuffers {
 // Positions whose attention is computed together: their scores stay in the nearer caches.
 constexpr int kQueries = 56;
 
-// Patches of 2×2 outputs that are transformed together: their products stay in the nearer caches.
-constexpr int kPatches = 32;
+// Patches of 2×2 outputs that are transformed together: their products stay in the nearer caches,
+// and two rounds of the widest inner loop serve them.
+constexpr int kPatches = 28;
 
 // How many rows of them, in a map so wide.
 static inline int patch_rows(int width, int samples) {
