@@ -17,6 +17,7 @@ OPERATIONS = {
     "langevin_step": ROOMS,
     "energy_gradient": ON_CPUS,
     "mlp_chain": ON_CPUS,
+    "unet_forward": ON_CPUS,
 }
 """The rooms that each operation has."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")

@@ -10,6 +10,7 @@
 #include "cpu/kernels.h"
 #include "cpu/mlp_plan.h"
 #include "cpu/resnet_gradient.h"
+#include "cpu/unet_forward.h"
 #ifdef CDRL_WITH_CUDA
 #include "cuda/kernels.h"
 #endif
@@ -187,6 +188,32 @@ PYBIND11_MODULE(_C, m) {
 
   add_resnet_gradient(m);
   add_mlp_plan(m);
+
+  using cdrl::cpu::UNetForward;
+  py::class_<UNetForward>(m, "UNetForward")
+      .def(py::init<int, int, int, const std::vector<int>&, int, const std::vector<int>&>(),
+           py::arg("image_channels"), py::arg("image_size"), py::arg("width"),
+           py::arg("multipliers"), py::arg("blocks"), py::arg("attention"))
+      .def("load",
+           [](UNetForward& self, const std::vector<uintptr_t>& addresses) {
+             std::vector<const float*> tensors;
+             for (uintptr_t value : addresses) tensors.push_back(address<const float>(value));
+             const py::gil_scoped_release release;
+             self.load(tensors);
+           },
+           py::arg("addresses"))
+      .def("run",
+           [](UNetForward& self, uintptr_t x, uintptr_t rows, bool rows_per_sample, uintptr_t out,
+              int64_t batch, int threads) {
+             const py::gil_scoped_release release;
+             self.run({address<const float>(x), address<const float>(rows), rows_per_sample,
+                       address<float>(out), batch},
+                      threads);
+           },
+           py::arg("x"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("out"),
+           py::arg("batch"), py::arg("threads"))
+      .def("workspace_bytes", &UNetForward::workspace_bytes, py::arg("batch"), py::arg("threads"))
+      .def_property_readonly("row", &UNetForward::row, "Numbers of a sample's row.");
 
 #ifdef CDRL_WITH_CUDA
   m.attr("cuda_architectures") = CDRL_CUDA_ARCHITECTURES;

@@ -11,6 +11,7 @@ from cdrl_fast import (
     NoiseSchedule,
     Sampler,
     StepPlan,
+    _native,
     reference,
 )
 
@@ -54,6 +55,20 @@ def test_the_shipped_model_does_not_depend_on_batches():
     close(sampler.sample(N, label=label, batch_size=7), whole, "fp32")
     close(sampler.sample(32, label=label[32:], first_sample=32), whole[32:], "fp32")
     close(reference.sample(sampler.model, N, label=label), whole, "fp32")
+
+
+@pytest.mark.skipif(_native.load() is None, reason="library operations depend on the batch")
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_shipped_model_does_not_depend_on_batches_to_the_bit(precision, guidance):
+    sampler = Sampler(CDRL.from_pretrained("digits"), precision=precision)
+    label = torch.arange(N) % 10 + 1
+    whole = sampler.sample(N, label=label, guidance=guidance)
+    for size in (1, 7, 40):
+        part = sampler.sample(N, label=label, guidance=guidance, batch_size=size)
+        assert torch.equal(part, whole)
+    rest = sampler.sample(32, label=label[32:], guidance=guidance, first_sample=32)
+    assert torch.equal(rest, whole[32:])
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])

@@ -22,6 +22,7 @@ from cdrl_fast.ops.mlp_chain.program import Instruction
 
 LEAKY = Activation("leaky_relu", LEAK)
 Cast = Callable[[Tensor | None], Tensor]
+Map = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Conditions:
         bias: (R,), of the blocks' first convolutions.
     """
 
-    maps: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-    label: tuple[Tensor, Tensor] | None
-    level: tuple[Tensor, Tensor]
+    maps: tuple[Map, Map]
+    label: Map | None
+    level: Map
     bias: Tensor
 
     def __call__(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -51,20 +52,35 @@ class Conditions:
             logsnr: λ_{t-1}, (1,) or (batch,), in the network's precision.
             label: int64 (1,) or (batch,), 0 being "no label"; None is that too.
         """
-        (w1, b1), (w2, b2) = self.maps
-        e = level_embedding(logsnr, w1.shape[1]).to(w1.dtype)
-        e = leaky(e @ w1.mT + b1) @ w2.mT + b2
-        back = None
-        if self.label is not None:
-            weight, bias = self.label
-            index = logsnr.new_zeros(1, dtype=torch.long) if label is None else label.long()
-            if len(logsnr) == 1:
-                index, back = torch.unique(index, return_inverse=True)
-            e = e + weight.mT[index] + bias
-        e = leaky(e)
+        e, back = embedded(self.maps, self.label, leaky, logsnr, label)
         weight, bias = self.level
         rows = self.bias + leaky(e @ weight.mT + bias)
         return (rows, e) if back is None else (rows[back], e[back])
+
+
+def embedded(
+    maps: tuple[Map, Map],
+    label_map: Map | None,
+    activation: Callable[[Tensor], Tensor],
+    logsnr: Tensor,
+    label: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The activated embedding of levels and labels, each label once, in the maps' precision.
+
+    Returns:
+        (m, 4·width), and for each sample its row of these; None where rows and samples agree.
+    """
+    (w1, b1), (w2, b2) = maps
+    e = level_embedding(logsnr, w1.shape[1]).to(w1.dtype)
+    e = activation(e @ w1.mT + b1) @ w2.mT + b2
+    back = None
+    if label_map is not None:
+        weight, bias = label_map
+        index = logsnr.new_zeros(1, dtype=torch.long) if label is None else label.long()
+        if len(logsnr) == 1:
+            index, back = torch.unique(index, return_inverse=True)
+        e = e + weight.mT[index] + bias
+    return activation(e), back
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.engine.fallback import AutogradEnergy, AutogradPlan, FrozenNetwork
+from cdrl_fast.engine.fallback import AutogradEnergy, AutogradPlan
+from cdrl_fast.engine.initializer import initializer_plan
 from cdrl_fast.engine.plan import ImagePlan, PlannedImages, PlannedPoints, PointPlan
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops import langevin_step_
@@ -128,7 +129,7 @@ class FrozenModel:
     Args:
         energy, initializer: the networks; never modified.
         device, precision: where and how the copy computes.
-        backend: the room of the energy's gradient.
+        backend: the room of the networks.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class FrozenModel:
         self._sources = [n for n in (energy, initializer) if n is not None]
         self._energy = energy_plan(energy, device=device, precision=precision, backend=backend)
         self._initializer = (
-            FrozenNetwork(initializer, device=device, precision=precision)
+            initializer_plan(initializer, device=device, precision=precision, backend=backend)
             if initializer is not None
             else None
         )

@@ -17,11 +17,12 @@ namespace cdrl::cpu {
   void normal(const NormalArguments&, const Part&);                                \
   int64_t mlp_chain(const MlpProgram&, const MlpCall&, int64_t, int, float*);      \
   void resnet_group(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);     \
+  void unet_group(const UNetNetwork&, const UNetGroup&, UNetBuffers&);             \
   double products(bool, int);                                                      \
   }
-#define CDRL_KERNELS(variant)                                                      \
-  {#variant,           variant::langevin_step, variant::normal, variant::resnet_group, \
-   variant::mlp_chain, variant::products}
+#define CDRL_KERNELS(variant)                                                          \
+  {#variant,           variant::langevin_step, variant::normal,  variant::resnet_group, \
+   variant::mlp_chain, variant::unet_group,    variant::products}
 CDRL_DECLARE(portable)
 #ifdef CDRL_X86
 CDRL_DECLARE(avx2)

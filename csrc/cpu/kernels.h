@@ -6,6 +6,7 @@
 
 #include "common/arguments.h"
 #include "cpu/resnet_network.h"
+#include "cpu/unet_network.h"
 
 namespace cdrl::cpu {
 
@@ -31,6 +32,8 @@ struct Kernels {
   // Samples [begin, begin + count) of a call; the smallest draw · 2^31 + position of one that has
   // left the finite numbers, or kNone.
   int64_t (*mlp_chain)(const MlpProgram&, const MlpCall&, int64_t begin, int count, float* room);
+  // A U-Net's output of a few samples, on one thread.
+  void (*unet_group)(const UNetNetwork&, const UNetGroup&, UNetBuffers&);
   // Runs the inner loop on data in the nearest cache; returns the operations done.
   double (*products)(bool bfloat16, int repeats);
 };

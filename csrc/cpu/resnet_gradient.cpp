@@ -2,12 +2,11 @@
 #include "cpu/resnet_gradient.h"
 
 #include <algorithm>
-#include <cstring>
-#include <new>
 #include <stdexcept>
 #include <string>
 
 #include "cpu/kernels.h"
+#include "cpu/pack.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -17,105 +16,11 @@ namespace cdrl::cpu {
 
 namespace {
 
-constexpr int kChannels = 16;     // of a block
-constexpr size_t kAlignment = 64;
 // Samples are stacked until a stage has so many positions: enough to read its weights from the outer
 // caches seldom, few enough for its activations to stay in the inner ones.
 constexpr int64_t kPositions = 256;
 
-int in_blocks(int channels) { return (channels + kChannels - 1) / kChannels; }
-
-// Hands out aligned pieces of memory, or only counts their bytes if there is none yet.
-class Pieces {
- public:
-  explicit Pieces(const Memory& memory) : memory_(memory) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = memory_.at<char>(0) == nullptr ? nullptr : memory_.at<T>(used_);
-    used_ += (size_t(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return piece;
-  }
-  size_t bytes() const { return used_; }
-
- private:
-  const Memory& memory_;
-  size_t used_ = 0;
-};
-
-uint16_t rounded(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (value != value) return 0x7FC0;
-  return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-void put(float* to, float value) { *to = value; }
-void put(uint16_t* to, float value) { *to = rounded(value); }
-
-// A weight's element of output o, input i and tap t is at out_step o + in_step i + tap_step t.
-struct Source {
-  const float* weight;
-  int outs, ins, taps;
-  int64_t out_step, in_step, tap_step;
-};
-
-Source matrix(const float* weight, int outs, int ins) {
-  return {weight, outs, ins, 1, ins, 1, 0};
-}
-Source transposed_matrix(const float* weight, int outs, int ins) {
-  return {weight, ins, outs, 1, 1, ins, 0};
-}
-Source convolution(const float* weight, int outs, int ins) {
-  return {weight, outs, ins, 9, int64_t(9) * ins, 9, 1};
-}
-// Outputs and inputs change places, and taps point the other way.
-Source transposed_convolution(const float* weight, int outs, int ins) {
-  return {weight + 8, ins, outs, 9, 9, int64_t(9) * ins, -1};
-}
-
-// To the layout of the inner loop (tile.h). Padding is zero already and stays so.
-template <class Element>
-void pack(const Source& from, Element* to) {
-  constexpr int depth = 4 / int(sizeof(Element));
-  for (int o = 0; o < from.outs; o += kChannels) {
-    const int outs = std::min(kChannels, from.outs - o);
-    for (int i = 0; i < from.ins; i += kChannels) {
-      const int ins = std::min(kChannels, from.ins - i);
-      const float* block = from.weight + o * from.out_step + i * from.in_step;
-      for (int t = 0; t < from.taps; ++t, to += kChannels * kChannels) {
-        for (int k = 0; k < ins; ++k) {
-          const float* column = block + k * from.in_step + t * from.tap_step;
-          Element* place = to + k / depth * depth * kChannels + k % depth;
-          for (int n = 0; n < outs; ++n) put(place + n * depth, column[n * from.out_step]);
-        }
-      }
-    }
-  }
-}
-
-void pack(const Source& from, void* to, bool bfloat16) {
-  if (bfloat16) {
-    pack(from, static_cast<uint16_t*>(to));
-  } else {
-    pack(from, static_cast<float*>(to));
-  }
-}
-
-void copy(const float* from, float* to, int count) {
-  std::memcpy(to, from, size_t(count) * sizeof(float));
-}
-
 }  // namespace
-
-Memory::Memory(size_t bytes)
-    : bytes_(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment)))) {
-  std::memset(bytes_.get(), 0, bytes);
-}
-
-void Memory::Free::operator()(char* p) const {
-  ::operator delete(p, std::align_val_t(kAlignment));
-}
 
 ResNetGradient::ResNetGradient(int image_channels, int width, const std::vector<int>& multipliers,
                                int blocks, int height, int width_pixels, bool bfloat16)
@@ -227,17 +132,8 @@ void ResNetGradient::load(const std::vector<const float*>& tensors) {
   loaded_ = true;
 }
 
-ResNetGradient::Split ResNetGradient::split(int64_t batch, int threads) const {
-#ifndef _OPENMP
-  threads = 1;
-#endif
-  const int64_t most = std::max(1, threads), limit = limits_.back();
-  // As many groups for every thread, and at least one each while there are samples.
-  const int64_t rounds = (batch + most * limit - 1) / (most * limit);
-  const int64_t wanted = std::max<int64_t>(1, std::min(batch, rounds * most));
-  const int64_t size = std::max<int64_t>(1, (batch + wanted - 1) / wanted);
-  const int64_t groups = (batch + size - 1) / size;
-  return {size, groups, int(std::max<int64_t>(1, std::min(groups, most)))};
+Split ResNetGradient::split(int64_t batch, int threads) const {
+  return split_batch(batch, threads, limits_.back());
 }
 
 size_t ResNetGradient::place(ResNetBuffers& buffers, const Memory& base, int64_t size) const {

@@ -5,26 +5,10 @@
 #include <mutex>
 #include <vector>
 
+#include "cpu/memory.h"
 #include "cpu/resnet_network.h"
 
 namespace cdrl::cpu {
-
-// Aligned memory that begins as zeros.
-class Memory {
- public:
-  Memory() = default;
-  explicit Memory(size_t bytes);
-  template <class T>
-  T* at(size_t offset) const {
-    return reinterpret_cast<T*>(bytes_.get() + offset);
-  }
-
- private:
-  struct Free {
-    void operator()(char* p) const;
-  };
-  std::unique_ptr<char, Free> bytes_;
-};
 
 struct ResNetArguments {
   const float* y;     // (batch, channels, height, width)
@@ -55,11 +39,6 @@ class ResNetGradient {
   int64_t signs() const { return network_.signs; }
 
  private:
-  // How samples are grouped: `groups` of `size` samples, the last perhaps fewer.
-  struct Split {
-    int64_t size, groups;
-    int threads;
-  };
   struct Workspace {
     Memory memory;
     ResNetBuffers buffers;

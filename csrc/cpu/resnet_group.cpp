@@ -2,6 +2,7 @@
 //
 // The state h and its gradient are float32; what convolutions read is rounded to the compute type.
 // Forward keeps one bit an activation, its sign, which is all that backward needs.
+#include "cpu/columns.h"
 #include "cpu/conv3x3.h"
 #include "cpu/resnet_network.h"
 
@@ -243,30 +244,10 @@ class Group {
     group_.energies[sample] = float(energy);
   }
 
-  // Images of a chunk as [block][position][16]: of each position the 9 neighbours in each channel.
-  void fill_columns(const Part& part) const {
-    const Grid& grid = part.grid;
-    const int height = grid.height, width = grid.width;
-    const int64_t image = int64_t(height) * width, sample = net_.image_channels * image;
-    std::memset(buffers_.columns, 0, size_t(net_.columns * grid.count) * kBlock * sizeof(float));
-    for (int k = 0; k < 9 * net_.image_channels; ++k) {
-      const int down = k % 9 / 3 - 1, right = k % 3 - 1;
-      for (int row = down < 0 ? 1 : 0; row < height - (down > 0); ++row) {
-        const float* from = group_.y + part.first * sample + k / 9 * image + (row + down) * width;
-        const int begin = right < 0 ? 1 : 0, end = width - (right > 0);
-        float* to = buffers_.columns + grid.flat_at(k / kBlock, row, begin * grid.samples);
-        for (int column = begin; column < end; ++column) {
-          for (int s = 0; s < grid.samples; ++s, to += kBlock) {
-            to[k % kBlock] = from[s * sample + column + right];
-          }
-        }
-      }
-    }
-  }
-
   void stem(const Part& part) {
     const ResNetBlock& next = net_.block[0];
-    fill_columns(part);
+    const int64_t image = int64_t(part.grid.height) * part.grid.width * net_.image_channels;
+    fill_columns(part.grid, group_.y + part.first * image, net_.image_channels, buffers_.columns);
     multiply(part.grid, buffers_.columns, net_.columns, net_.stem, next.in,
              [&](const Spot& spot, Sixteen sum) {
                const Sixteen bias = Sixteen::load(net_.stem_bias + spot.block * kBlock);
@@ -280,23 +261,10 @@ class Group {
     float* columns = buffers_.columns;
     multiply(grid, part.state, net_.block[0].in, net_.stem_transposed, net_.columns,
              [&](const Spot& spot, Sixteen sum) { sum.put(columns + spot.flat); });
-    const int height = grid.height, width = grid.width;
-    const int64_t image = int64_t(height) * width, sample = net_.image_channels * image;
-    float* out = group_.gradient + part.first * sample;
-    std::memset(out, 0, size_t(grid.samples * sample) * sizeof(float));
-    for (int k = 0; k < 9 * net_.image_channels; ++k) {
-      const int down = k % 9 / 3 - 1, right = k % 3 - 1;
-      for (int row = down < 0 ? 1 : 0; row < height - (down > 0); ++row) {
-        float* to = out + k / 9 * image + (row + down) * width;
-        const int begin = right < 0 ? 1 : 0, end = width - (right > 0);
-        const float* from = columns + grid.flat_at(k / kBlock, row, begin * grid.samples);
-        for (int column = begin; column < end; ++column) {
-          for (int s = 0; s < grid.samples; ++s, from += kBlock) {
-            to[s * sample + column + right] += from[k % kBlock];
-          }
-        }
-      }
-    }
+    const int64_t image = int64_t(grid.height) * grid.width * net_.image_channels;
+    float* out = group_.gradient + part.first * image;
+    std::memset(out, 0, size_t(grid.samples * image) * sizeof(float));
+    gather_columns(grid, columns, net_.image_channels, out);
   }
 
   // What tests compare: a byte for each sign, as [channel][row][column] of each sample.

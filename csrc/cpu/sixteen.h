@@ -19,6 +19,7 @@ struct Sixteen {
 
   static Sixteen load(const float* p) { return {_mm512_loadu_ps(p)}; }
   Sixteen plus(Sixteen a) const { return {_mm512_add_ps(v, a.v)}; }
+  Sixteen minus(Sixteen a) const { return {_mm512_sub_ps(v, a.v)}; }
   Sixteen times(float a) const { return {_mm512_mul_ps(v, _mm512_set1_ps(a))}; }
   // One bit for each channel.
   uint16_t positive() const {
@@ -60,6 +61,11 @@ struct Sixteen {
   Sixteen plus(const Sixteen& a) const {
     Sixteen result;
     for (int i = 0; i < 16; ++i) result.v[i] = v[i] + a.v[i];
+    return result;
+  }
+  Sixteen minus(const Sixteen& a) const {
+    Sixteen result;
+    for (int i = 0; i < 16; ++i) result.v[i] = v[i] - a.v[i];
     return result;
   }
   Sixteen times(float a) const {

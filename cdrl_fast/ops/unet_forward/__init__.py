@@ -1,0 +1,108 @@
+"""A U-Net's forward pass, its level and label given as scales and shifts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.unet_forward import native, reference
+from cdrl_fast.ops.unet_forward.weights import Affine, Attention, Block, Layer, UNetWeights
+
+__all__ = ["Affine", "Attention", "Block", "Layer", "UNetForward", "UNetWeights"]
+
+
+class UNetForward:
+    """The output of the network of `UNetWeights`.
+
+    In the native room a sample's output is the same to the bit whatever the batch it is in and the
+    number of threads.
+
+    Args:
+        weights: float32 or float64, dense, on the device where it computes.
+        backend: "native" (C++, on CPUs), "reference", or "auto": the first that can. float64 is the
+            reference's.
+
+    Raises:
+        ValueError: an image size that does not fit. BackendUnavailable: a room that cannot be had.
+
+    Source: the initializer of Zhu et al., ICLR 2024.
+    """
+
+    def __init__(self, weights: UNetWeights, *, backend: str = "auto") -> None:
+        multiple = 2 ** (len(weights.multipliers) - 1)
+        if weights.image_size < 1 or weights.image_size % multiple:
+            raise ValueError(
+                f"UNetForward: image_size must be a multiple of {multiple}, got "
+                f"{weights.image_size}"
+            )
+        stem = weights.stem.weight
+        room = choose("UNetForward", backend, stem.device, stem.dtype)
+        if backend == "auto" and room != "native":
+            room = "reference"
+        if room not in ("native", "reference"):
+            raise BackendUnavailable(
+                f'UNetForward: backend="{room}" has no kernel of it; use "auto"'
+            )
+        self.room, self.weights = room, weights
+        self.shape = (stem.shape[1], weights.image_size, weights.image_size)
+        self._kernel = native.UNet(weights) if room == "native" else None
+
+    def load(self, weights: UNetWeights) -> None:
+        """Takes other weights of the same shapes."""
+        self.weights = weights
+        if self._kernel is not None:
+            self._kernel.load(weights)
+
+    def __call__(self, x: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """The network's output for x.
+
+        Args:
+            x: (batch, channels, size, size), of the weights' dtype and device.
+            rows: (1 or batch, R), dense: for each block in order scale, then shift.
+            out: where to write; dense, of x's shape, apart from x.
+
+        Returns:
+            ``out``, or a new tensor of x's shape.
+
+        Raises:
+            ValueError: shapes that do not fit. TypeError: dtypes that do not.
+        """
+        self._check(x, rows, out)
+        if self._kernel is None:
+            result = reference.forward(self.weights, x, rows)
+            return result if out is None else out.copy_(result)
+        out = torch.empty(x.shape) if out is None else out
+        self._kernel.run(x.contiguous(), rows, out)
+        return out
+
+    def working_memory(self, batch: int) -> int | None:
+        """Bytes that the native room takes for a batch, besides arguments and weights."""
+        return None if self._kernel is None else self._kernel.workspace_bytes(batch)
+
+    def _check(self, x: Tensor, rows: Tensor, out: Tensor | None) -> None:
+        like, size = self.weights.stem.weight, sum(self.weights.row_sizes)
+        if x.shape[1:] != self.shape:
+            raise ValueError(
+                f"UNetForward: x must have shape (batch, {', '.join(map(str, self.shape))}), "
+                f"got {tuple(x.shape)}"
+            )
+        if rows.shape not in ((1, size), (x.shape[0], size)) or not rows.is_contiguous():
+            raise ValueError(
+                f"UNetForward: rows must be dense, of shape (1 or {x.shape[0]}, {size}), got "
+                f"{tuple(rows.shape)} with strides {rows.stride()}"
+            )
+        if out is not None and (
+            out.shape != x.shape or not out.is_contiguous() or out.data_ptr() == x.data_ptr() != 0
+        ):
+            raise ValueError(
+                f"UNetForward: out must be dense, apart from x and of its shape {tuple(x.shape)}, "
+                f"got {tuple(out.shape)} with strides {out.stride()}"
+            )
+        for name, tensor in (("x", x), ("rows", rows), ("out", out)):
+            if tensor is not None and (tensor.dtype != like.dtype or tensor.device != like.device):
+                raise TypeError(
+                    f"UNetForward: {name} must be {like.dtype} on {like.device} like the weights, "
+                    f"got {tensor.dtype} on {tensor.device}"
+                )

@@ -1,0 +1,211 @@
+"""`unet_forward` in C++ and its meaning against the module, in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cdrl_fast import CDRL, BackendUnavailable, UNetInitializer, _native
+from cdrl_fast.engine.fold_unet import fold_unet
+from cdrl_fast.ops.unet_forward import UNetForward
+from tests.conftest import CPU_VARIANTS, randomize
+
+CPU = torch.device("cpu")
+# Image channels, size, width, multipliers, blocks and attention of a network; classes and batch.
+CASES = {
+    "digits": (None, 10, 70),
+    "grey, 28": ((1, 28, 32, (1, 1), 1, (14,)), 0, 3),
+    "colour, 32": ((3, 32, 64, (1, 1, 1), 1, (16, 8)), 5, 2),
+    "two blocks, odd width": ((3, 8, 20, (1, 2, 2), 2, (8, 2)), 3, 7),
+    "no attention but the middle's": ((1, 8, 32, (1, 2, 2), 1, ()), 0, 5),
+    "narrowing": ((2, 10, 10, (2, 1), 1, (10,)), 2, 4),
+    "one level": ((1, 5, 6, (3,), 1, (5,)), 0, 33),
+}
+
+
+def made(name, *, seed=0, std=0.05):
+    """A network in eval mode, images, and mixed levels and labels, in float32."""
+    options, classes, batch = CASES[name]
+    torch.manual_seed(seed)
+    if options is None:
+        network = CDRL.from_pretrained("digits").initializer.eval()
+    else:
+        network = UNetInitializer(*options, classes=classes).eval()
+        network = randomize(network, seed, std) if std else network
+    size = network.config["image_size"]
+    x = torch.randn(batch, network.stem.in_channels, size, size)
+    label = torch.arange(batch) % (classes + 1) if classes else None
+    return network, x, torch.linspace(-5, 9.8, batch), label
+
+
+@pytest.fixture(params=CPU_VARIANTS)
+def variant(request):
+    """The native room with each instruction set of this machine."""
+    module = _native.load()
+    if module is None or request.param not in module.cpu_variants():
+        pytest.skip("not on this machine")
+    module.use_cpu_variant(request.param)
+    yield request.param
+    module.use_cpu_variant(module.cpu_variants()[0])
+
+
+@torch.no_grad()
+def exactly(network, x, logsnr, label):
+    """The module's output and its rows, in float64; the module stays in float64."""
+    network, logsnr = network.double(), logsnr.double()
+    folded = fold_unet(network, CPU, torch.float64)
+    return network(x.double(), logsnr, label), folded.at(logsnr, label), folded
+
+
+def operation_of(network):
+    return UNetForward(fold_unet(network, CPU, torch.float32).weights)
+
+
+def close(got, exact):
+    assert ((got - exact).abs() <= 1e-5 * exact.abs().max()).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("shared", [False, True], ids=["mixed", "one level"])
+def test_float32(variant, name, shared):
+    network, x, logsnr, label = made(name)
+    if shared:
+        logsnr, label = logsnr[:1], None if label is None else label[1:2]
+    operation = operation_of(network)
+    exact, rows, _ = exactly(network, x, logsnr, label)
+    assert len(rows) == (1 if shared else len(x))
+    poisoned = torch.full((len(x) + 2, *x.shape[1:]), float("nan"))
+    out = operation(x, rows.float(), out=poisoned[1:-1])
+    assert operation.room == "native"
+    assert out.data_ptr() == poisoned[1:].data_ptr()
+    close(out, exact)
+    assert poisoned[[0, -1]].isnan().all()
+    assert torch.equal(operation(x, rows.float()), out)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_reference_is_the_module(name):
+    network, x, logsnr, label = made(name)
+    exact, rows, folded = exactly(network, x, logsnr, label)
+    operation = UNetForward(folded.weights)
+    assert operation.room == "reference"
+    assert operation.working_memory(3) is None
+    out = torch.full_like(exact, float("nan"))
+    assert operation(x.double(), rows, out=out) is out
+    assert ((out - exact).abs() <= 1e-12 * exact.abs().max()).all()
+
+
+def test_the_reference_in_float32():
+    network, x, logsnr, label = made("two blocks, odd width")
+    operation = UNetForward(fold_unet(network, CPU, torch.float32).weights, backend="reference")
+    exact, rows, _ = exactly(network, x, logsnr, label)
+    close(operation(x, rows.float()), exact)
+
+
+def test_fresh_networks_return_their_input(variant):
+    """Zero-initialised convolutions: nothing is added, not even a rounding error."""
+    for name in ("grey, 28", "two blocks, odd width"):
+        network, x, logsnr, label = made(name, std=0)
+        folded = fold_unet(network, CPU, torch.float32)
+        assert torch.equal(UNetForward(folded.weights)(x, folded.at(logsnr, label)), x)
+
+
+def test_large_activations(variant):
+    """Softmax and SiLU far from where they are smooth."""
+    network, x, logsnr, label = made("two blocks, odd width", std=0.3)
+    operation = operation_of(network)
+    exact, rows, _ = exactly(network, 30 * x, logsnr, label)
+    close(operation(30 * x, rows.float()), exact)
+
+
+@pytest.mark.parametrize("name", ["digits", "grey, 28", "two blocks, odd width", "one level"])
+def test_a_sample_does_not_depend_on_its_batch(variant, name):
+    network, x, logsnr, label = made(name)
+    folded = fold_unet(network, CPU, torch.float32)
+    rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
+    whole, shared = operation(x, rows), operation(x, rows[1:2])
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for part in (slice(0, 1), slice(1, 3), slice(2, len(x))):
+                assert torch.equal(operation(x[part].clone(), rows[part]), whole[part])
+                assert torch.equal(operation(x[part].clone(), rows[1:2]), shared[part])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_broken_sample_breaks_no_other(variant):
+    network, x, logsnr, label = made("two blocks, odd width")
+    folded = fold_unet(network, CPU, torch.float32)
+    rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
+    whole = operation(x, rows)
+    broken = x.clone()
+    broken[2, 0, 3, 3] = float("nan")
+    out = operation(broken, rows)
+    assert out[2].isnan().all()
+    others = [i for i in range(len(x)) if i != 2]
+    assert torch.equal(out[others], whole[others])
+    assert torch.equal(operation(x, rows), whole)
+
+
+def test_views_and_empty_batches(variant):
+    network, x, logsnr, label = made("colour, 32")
+    folded = fold_unet(network, CPU, torch.float32)
+    rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
+    turned = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    assert torch.equal(operation(turned, rows), operation(x, rows))
+    assert operation(x[:0], rows[:1]).shape == (0, 3, 32, 32)
+    assert operation(x[:0], rows[:0]).shape == (0, 3, 32, 32)
+
+
+def test_other_weights_are_taken(variant):
+    network, x, logsnr, label = made("narrowing")
+    changed = fold_unet(made("narrowing", seed=1)[0], CPU, torch.float32)
+    operation, rows = operation_of(network), changed.at(logsnr, label)
+    operation.load(changed.weights)
+    assert torch.equal(operation(x, rows), UNetForward(changed.weights)(x, rows))
+
+
+def test_working_memory_is_kept_small():
+    """A thread works on a few samples: memory does not grow with the batch."""
+    operation = operation_of(made("digits")[0])
+    if operation.room != "native":
+        pytest.skip("not on this machine")
+    assert operation.working_memory(4096) == operation.working_memory(1024)
+    assert operation.working_memory(1) < operation.working_memory(1024) < 2**20 * 16
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(4, 3, 10, 10)}, ValueError, r"x must have shape \(batch, 2, 10, 10\)"),
+        ({"rows": torch.zeros(3, 280)}, ValueError, r"of shape \(1 or 4, 280\), got \(3, 280\)"),
+        ({"rows": torch.zeros(280, 4).mT}, ValueError, "rows must be dense"),
+        ({"x": torch.zeros(4, 2, 10, 10).double()}, TypeError, "x must be torch.float32"),
+        ({"rows": torch.zeros(1, 280).double()}, TypeError, "rows must be torch.float32"),
+        ({"out": torch.zeros(4, 2, 10, 10).double()}, TypeError, "out must be torch.float32"),
+        ({"out": torch.zeros(4, 2, 10, 5)}, ValueError, "out must be dense, apart from x"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    network, x, logsnr, label = made("narrowing")
+    folded = fold_unet(network, CPU, torch.float32)
+    operation = UNetForward(folded.weights)
+    rows = folded.at(logsnr, label)
+    assert rows.shape == (4, 280)
+    with pytest.raises(error, match=message):
+        operation(**{"x": x, "rows": rows, **change})
+    with pytest.raises(ValueError, match="apart from x"):
+        operation(x, rows, out=x)
+
+
+def test_what_cannot_be_had():
+    folded = fold_unet(made("narrowing")[0], CPU, torch.float32)
+    with pytest.raises(ValueError, match="image_size must be a multiple of 2, got 9"):
+        UNetForward(replace(folded.weights, image_size=9))
+    with pytest.raises(BackendUnavailable, match="works on CUDA devices"):
+        UNetForward(folded.weights, backend="cuda")
+    exact = fold_unet(made("narrowing")[0].double(), CPU, torch.float64)
+    with pytest.raises(BackendUnavailable, match='float64 has "reference" alone'):
+        UNetForward(exact.weights, backend="native")
