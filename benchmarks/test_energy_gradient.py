@@ -52,7 +52,7 @@ def race(name, device):
         "eager": lambda: autograd(energy, y, logsnr, label),
         "afternoon": lambda: half_autograd(half, turned, logsnr, label),
     }
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16") if device.type == "cpu" else ("fp32",):
         plan = energy_plan(
             energy, device=device, precision=resolve(precision, device, planned=True)
         )
@@ -80,4 +80,6 @@ def gigaflops(energy, size):
 @pytest.mark.parametrize("case", CASES, ids=lambda name: name.split(",")[0])
 @pytest.mark.parametrize("name", NAMES)
 def test_energy_gradient(benchmark, name, case, device, rounds):
+    if name == "ours, bf16" and device.type != "cpu":
+        pytest.skip("compiled half precision of the energy is for CPUs")
     race(case, device).time(benchmark, name, max(3, rounds // 3) if "paper" in case else rounds)

@@ -33,8 +33,8 @@ def test_rates_and_the_ratio_to_the_best_other(tmp_path):
     path.write_text("".join(json.dumps(entry) + "\n" for entry in (first, last)))
     shown = script.tables(script.latest(script.lines(path))).splitlines()
     assert shown[0] == "CPU: a CPU, 2 threads, torch 9.9; 2030-01-02, commit abcdefg."
-    assert shown[2] == "| a second | eager | compiled | ours | ours / best other |"
-    assert shown[4] == "| chains, steps | 200 | 400 | 1,000 | 2.50 |"
+    assert shown[2] == ("| a second | eager | by hand | ours | ours / eager | ours / best other |")
+    assert shown[4] == "| chains; steps | 200 | 400 | 1,000 | 5.00 | 2.50 |"
     assert shown[-1] == "GPU: not measured yet."
 
 
