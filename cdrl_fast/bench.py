@@ -118,7 +118,7 @@ def bench(
 
 
 def _timed(ways: dict[str, Callable[[], object]], rounds: int, model: CDRL) -> dict[str, float]:
-    device = next(model.parameters()).device
+    device = _device(model)
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, run in ways.items():
@@ -192,10 +192,14 @@ def _without_norms(model: CDRL) -> CDRL:
     return plain
 
 
+def _device(model: CDRL) -> torch.device:
+    return next(model.parameters(), torch.empty(0)).device
+
+
 def _gradient(model: CDRL, batch: int) -> None:
-    parameter = next(model.parameters(), torch.empty(0))
-    y = torch.randn(batch, *model.sample_shape, device=parameter.device)
-    reference.input_gradient(lambda v: model.energy(v, v.new_zeros(1), None), y)
+    y = torch.randn(batch, *model.sample_shape, device=_device(model))
+    # A view, since the counter of operations does not take leaves of the graph into a module.
+    reference.input_gradient(lambda v: model.energy(v.view_as(v), v.new_zeros(1), None), y)
 
 
 def _kept(model: CDRL, batch: int) -> float:
@@ -223,7 +227,7 @@ def operations(model: CDRL, steps: int | None = None) -> float:
         _gradient(plain, 1)
     total = float(count.get_total_flops()) * gradients
     if model.initializer is not None:
-        x = torch.randn(1, *model.sample_shape, device=next(model.parameters()).device)
+        x = torch.randn(1, *model.sample_shape, device=_device(model))
         count = FlopCounterMode(display=False)
         with torch.no_grad(), count:
             model.initializer(x, x.new_zeros(1), None)
@@ -233,7 +237,7 @@ def operations(model: CDRL, steps: int | None = None) -> float:
 
 def processor_rate(model: CDRL) -> float:
     """Floating-point operations a second that this device has been seen to do."""
-    device = next(model.parameters()).device
+    device = _device(model)
     module = load()
     if device.type == "cpu" and module is not None:
         threads = torch.get_num_threads()

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
+from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.ops.langevin_step import NEVER, bound_step
+from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value
 from cdrl_fast.ops.philox import check_integer
+from cdrl_fast.ops.rooms import choose
 
-LogDensity = Callable[[Tensor], Tensor]
+LogDensity = Callable[[Tensor], Tensor] | Program
 
 FIRST_DRAW = 2**31
 """Draw of step 0: the lower half of the draws belongs to models with levels."""
@@ -67,7 +71,10 @@ def langevin(
     Args:
         energy: any differentiable callable (batch, …) → (batch,) whose value is log p up to a
             constant: larger is more probable. Its parameters get no gradients; those of a
-            ``torch.nn.Module`` are frozen meanwhile (``requires_grad``), which is faster.
+            ``torch.nn.Module`` are frozen meanwhile (``requires_grad``), which is faster. A
+            ``torch.nn.Sequential`` of linear maps and activations that ends in ``Linear(n, 1)`` and
+            ``Flatten(0)``, or a `Program`, runs compiled, all steps at once, on CPUs in float32
+            without ``trace``; any other by autograd, with the same result to rounding.
         x: where the chains begin, float32 or float64, (batch, …); left as it is.
         steps: how many, 0 to 2³¹ together with ``first_step``.
         step_size: positive; the square of a step's noise.
@@ -117,25 +124,71 @@ def langevin(
             first_bad=first_bad,
             backend=backend,
         )
-        # One leaf on y's memory serves all steps: a step's graph is gone before y changes.
-        leaf = y.detach().requires_grad_(True)
-        ones = None
-        for step in range(steps):
-            if states is not None:
-                states[step] = y
-            value = energy(leaf)
-            if ones is None or value.shape != ones.shape or value.dtype != ones.dtype:
-                _check_value(value, y.shape[0])
-                ones = torch.ones_like(value)
-            if not value.requires_grad:
-                raise ValueError("langevin: energy's value does not depend on x differentiably")
-            (gradient,) = torch.autograd.grad(value, leaf, ones)
-            update(gradient, FIRST_DRAW + first_step + step)
+        program = None if trace or not steps else _compiled(energy, x, backend)
+        if program is not None:
+            mlp_chain_(
+                program,
+                y,
+                steps=steps,
+                drift=0.5 * step_size,
+                pull=0.0,
+                noise_std=math.sqrt(step_size),
+                seed=seed,
+                draw=FIRST_DRAW + first_step,
+                first_sample=first_sample,
+                first_bad=first_bad,
+                backend="native",
+            )
+        else:
+            if isinstance(energy, Program):
+                energy = partial(value, energy)
+            _follow(energy, y, steps, FIRST_DRAW + first_step, update, states)
     _raise_if_diverged(int(first_bad), first_sample)
     if states is None:
         return y
     states[steps] = y
     return y, states
+
+
+def _compiled(energy: LogDensity, x: Tensor, backend: str) -> Program | None:
+    """The energy for the compiled chain, where that may stand in for autograd's."""
+    if type(x) not in (Tensor, nn.Parameter) or x.dtype != torch.float32 or x.dim() != 2:
+        return None
+    if choose("langevin", backend, x.device, x.dtype) != "native":
+        return None
+    # Both would make something else of the module than its float32 formula.
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return None
+    program = energy if isinstance(energy, Program) else program_of(energy)
+    if program is None or program.dim != x.shape[1] or program.rows:
+        return None
+    fits = (program.dtype, program.head.device) == (x.dtype, x.device)
+    return program if fits else None
+
+
+def _follow(
+    energy: Callable[[Tensor], Tensor],
+    y: Tensor,
+    steps: int,
+    first_draw: int,
+    update: Callable[[Tensor, int], None],
+    states: Tensor | None,
+) -> None:
+    """The steps by autograd: ``update`` changes y, and states keep what it was before each."""
+    # One leaf on y's memory serves all steps: a step's graph is gone before y changes.
+    leaf = y.detach().requires_grad_(True)
+    ones = None
+    for step in range(steps):
+        if states is not None:
+            states[step] = y
+        value = energy(leaf)
+        if ones is None or value.shape != ones.shape or value.dtype != ones.dtype:
+            _check_value(value, y.shape[0])
+            ones = torch.ones_like(value)
+        if not value.requires_grad:
+            raise ValueError("langevin: energy's value does not depend on x differentiably")
+        (gradient,) = torch.autograd.grad(value, leaf, ones)
+        update(gradient, first_draw + step)
 
 
 @contextmanager

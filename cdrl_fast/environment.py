@@ -11,7 +11,15 @@ import torch
 from cdrl_fast._native import load
 from cdrl_fast.ops.rooms import ROOMS, automatic, reason
 
-OPERATIONS = ("normal", "langevin_step")
+ON_CPUS = ("native", "reference")
+OPERATIONS = {
+    "normal": ROOMS,
+    "langevin_step": ROOMS,
+    "energy_gradient": ON_CPUS,
+    "mlp_chain": ON_CPUS,
+    "unet_forward": ON_CPUS,
+}
+"""The rooms that each operation has."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")
 
 
@@ -70,10 +78,16 @@ def about() -> About:
         native=_native(),
         devices=devices,
         rooms={
-            name: {op: {room: reason(room, place) for room in ROOMS} for op in OPERATIONS}
+            name: {
+                op: {room: reason(room, place) for room in having}
+                for op, having in OPERATIONS.items()
+            }
             for name, place in places.items()
         },
-        used={name: dict.fromkeys(OPERATIONS, automatic(p)) for name, p in places.items()},
+        used={
+            name: {op: automatic(place, having) for op, having in OPERATIONS.items()}
+            for name, place in places.items()
+        },
     )
 
 

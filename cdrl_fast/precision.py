@@ -64,4 +64,4 @@ def resolve(name: str, device: torch.device, *, planned: bool) -> Precision:
 def fast_bfloat16() -> bool:
     """Whether the compiled module runs bfloat16 products at twice float32's rate here."""
     module = load()
-    return module is not None and "avx512bf16" in module.cpu_variants()
+    return module is not None and module.cpu_variant() == "avx512bf16"

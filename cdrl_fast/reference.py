@@ -103,7 +103,7 @@ def sample(
     Returns:
         (n, …) of ``dtype``.
     """
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device
     schedule, shape = model.schedule, (n, *model.sample_shape)
     plan = schedule.plan(steps)
     labels = model.label_indices(label, n)

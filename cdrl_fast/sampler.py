@@ -13,7 +13,7 @@ from torch import Tensor
 from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, has_plan
 from cdrl_fast.errors import BackendUnavailable, ChainDiverged
 from cdrl_fast.model import CDRL, Label
-from cdrl_fast.ops import langevin_step_, normal
+from cdrl_fast.ops import normal
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
 from cdrl_fast.ops.rooms import automatic, choose
@@ -274,22 +274,27 @@ class Sampler:
             # Without an initializer y is x itself, which the recovery term still needs.
             y = x.clone() if mean is None else mean + level.init_std * noise(draw)
             recorder.record("steps", y, level, energy, rescaled=False)
-            for step in range(1, level.steps + 1):
-                last = step == level.steps
-                langevin_step_(
-                    y,
-                    energy.gradient(y),
-                    x if level.pull else None,
-                    drift=level.drift,
-                    pull=level.pull,
-                    noise_std=level.noise_std,
-                    rng=(seed, draw + step, first_sample),
-                    rescale=level.rescale if last else 1.0,
-                    first_bad=first_bad,
-                    backend=self.backend,
-                )
-                recorder.record("steps", y, level, energy, rescaled=last)
+
+            def each(
+                step: int, y: Tensor = y, level: Level = level, energy: LevelEnergy = energy
+            ) -> None:
+                recorder.record("steps", y, level, energy, rescaled=step == level.steps)
                 advance()
+
+            energy.walk(
+                y,
+                x if level.pull else None,
+                steps=level.steps,
+                drift=level.drift,
+                pull=level.pull,
+                noise_std=level.noise_std,
+                rng=(seed, draw + 1, first_sample),
+                rescale=level.rescale,
+                first_bad=first_bad,
+                backend=self.backend,
+                each=each,
+                observed=recorder.kind == "steps",
+            )
             x = y
             recorder.record("levels", x, level, energy, rescaled=True)
         self._raise_if_diverged(first_bad, first_sample)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from cdrl_fast import checkpoint
 from cdrl_fast.batches import Batches
 from cdrl_fast.data import Dataset
-from cdrl_fast.engine import energy_plan
+from cdrl_fast.engine import LevelEnergy, energy_plan
 from cdrl_fast.errors import ChainDiverged, CheckpointError
 from cdrl_fast.levels import LevelTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_checkpoint
 from cdrl_fast.networks.layers import dropout_from
-from cdrl_fast.ops import langevin_step_, normal, philox
+from cdrl_fast.ops import normal, philox
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.precision import resolve
@@ -169,21 +169,18 @@ class Trainer:
         """y_K: K Langevin steps from y_0, without gradients to parameters."""
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
         y = y.clone()
-        with torch.no_grad():
-            self._chain.refresh()
-            energy = self._chain.at(level.logsnr, label)
-            for k in range(1, self.model.schedule.steps + 1):
-                rng = self._rng(INITIALIZER + k)
-                langevin_step_(
-                    y,
-                    energy.gradient(y),
-                    anchor,
-                    drift=0.5,
-                    pull=level.pull,
-                    noise_std=level.noise_std,
-                    rng=(rng["seed"], rng["draw"], rng["first_sample"]),
-                    first_bad=first_bad,
-                )
+        self._chain.refresh()
+        rng = self._rng(INITIALIZER + 1)
+        LevelEnergy((1.0,), [self._chain.at(level.logsnr, label)]).walk(
+            y,
+            anchor,
+            steps=self.model.schedule.steps,
+            drift=0.5,
+            pull=level.pull,
+            noise_std=level.noise_std,
+            rng=(rng["seed"], rng["draw"], rng["first_sample"]),
+            first_bad=first_bad,
+        )
         code = int(first_bad)
         if code != NEVER:
             step = (code >> 31) - Purpose.TRAINING.draw(INITIALIZER)

@@ -3,8 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <tuple>
+
 #include "common/arguments.h"
 #include "cpu/kernels.h"
+#include "cpu/mlp_plan.h"
 #include "cpu/resnet_gradient.h"
 #include "cpu/unet_forward.h"
 #ifdef CDRL_WITH_CUDA
@@ -56,50 +60,74 @@ cdrl::cpu::ResNetArguments resnet_arguments(uintptr_t y, uintptr_t rows, bool ro
           address<float>(gradient),   address<uint8_t>(signs),    batch};
 }
 
-std::vector<std::string> variant_names() {
-  std::vector<std::string> names;
-  for (const auto& variant : cdrl::cpu::variants()) names.emplace_back(variant.name);
-  return names;
+template <class T>
+std::vector<T*> addresses(const std::vector<uintptr_t>& values) {
+  std::vector<T*> found;
+  for (const uintptr_t value : values) found.push_back(address<T>(value));
+  return found;
 }
 
-}  // namespace
+// (source, target, activation, leak, linear, row) a step.
+using MlpStepTuple = std::tuple<int, int, int, float, bool, int64_t>;
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "Kernels on plain addresses; see cdrl_fast/ops for what calls them.";
-  m.attr("interface") = CDRL_INTERFACE;
-  m.attr("openmp") = cdrl::cpu::has_openmp();
+void add_mlp_plan(py::module_& m) {
+  using cdrl::cpu::MlpCall;
+  using cdrl::cpu::MlpPlan;
+  py::class_<MlpPlan>(m, "MlpPlan")
+      .def(py::init([](std::vector<int> widths, const std::vector<MlpStepTuple>& steps,
+                       int activation, float leak, bool half) {
+        std::vector<cdrl::cpu::MlpShape> shapes;
+        for (const auto& [source, target, kind, slope, linear, row] : steps) {
+          shapes.push_back(
+              {source, target, static_cast<cdrl::Activation>(kind), slope, linear, row});
+        }
+        return std::make_unique<MlpPlan>(std::move(widths), shapes,
+                                         static_cast<cdrl::Activation>(activation), leak, half);
+      }))
+      .def("load",
+           [](MlpPlan& plan, const std::vector<uintptr_t>& weights,
+              const std::vector<uintptr_t>& biases, uintptr_t head, float constant) {
+             plan.load(addresses<const float>(weights), addresses<const float>(biases),
+                       address<const float>(head), constant);
+           })
+      .def("chain",
+           [](const MlpPlan& plan, uintptr_t y, uintptr_t anchor, int64_t batch, int64_t steps,
+              uintptr_t table, float drift, float pull, float noise_std, float rescale,
+              uintptr_t rows, int64_t rows_stride, int64_t seed, int64_t draw,
+              int64_t first_sample, uintptr_t first_bad, int threads) {
+             MlpCall call{};
+             call.y = address<float>(y), call.anchor = address<const float>(anchor);
+             call.batch = batch, call.steps = steps, call.table = address<const float>(table);
+             call.drift = drift, call.pull = pull;
+             call.noise_std = noise_std, call.rescale = rescale;
+             call.rows = address<const float>(rows), call.rows_stride = rows_stride;
+             call.seed = uint64_t(seed), call.draw = uint32_t(draw);
+             call.first_sample = uint64_t(first_sample);
+             const py::gil_scoped_release release;
+             const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call, threads);
+             auto* lowest = address<int64_t>(first_bad);
+             if (lowest != nullptr && bad < *lowest) *lowest = bad;
+           })
+      .def("gradient", [](const MlpPlan& plan, uintptr_t y, int64_t batch, uintptr_t rows,
+                          int64_t rows_stride, uintptr_t value, uintptr_t gradient, int threads) {
+        MlpCall call{};
+        call.y = address<float>(y), call.batch = batch;
+        call.rows = address<const float>(rows), call.rows_stride = rows_stride;
+        call.value = address<float>(value), call.gradient = address<float>(gradient);
+        const py::gil_scoped_release release;
+        cdrl::cpu::mlp_chain(plan.program(), call, threads);
+      });
+}
 
-  m.def("cpu_variants", variant_names, "Instruction sets that this machine can run, best first.");
-  m.def("cpu_variant", [] { return cdrl::cpu::kernels().name; });
-  m.def("use_cpu_variant", &cdrl::cpu::use_variant);
-  // No argument is copied and nothing of Python is touched while a kernel runs.
-  m.def("langevin_step_cpu",
-        [](uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type, uintptr_t anchor,
-           int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
-           float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
-           uintptr_t rng, uintptr_t first_bad, int threads) {
-          const auto arguments = step_arguments(out, x, grad, grad_type, anchor, batch, elements,
-                                                table, drift, pull, noise_std, rescale, seed, draw,
-                                                first_sample, rng, first_bad);
-          const py::gil_scoped_release release;
-          cdrl::cpu::langevin_step(arguments, threads);
-        });
-  m.def("normal_cpu", [](uintptr_t out, int64_t batch, int64_t elements, int64_t seed, int64_t draw,
-                         int64_t first_sample, int threads) {
-    const auto arguments = normal_arguments(out, batch, elements, seed, draw, first_sample);
-    const py::gil_scoped_release release;
-    cdrl::cpu::normal(arguments, threads);
-  });
-
+void add_resnet_gradient(py::module_& m) {
   using cdrl::cpu::ResNetGradient;
   py::class_<ResNetGradient>(m, "ResNetGradient")
       .def(py::init<int, int, const std::vector<int>&, int, int, int, bool>(),
            py::arg("image_channels"), py::arg("width"), py::arg("multipliers"), py::arg("blocks"),
            py::arg("height"), py::arg("width_pixels"), py::arg("bfloat16"))
       .def("load",
-           [](ResNetGradient& self, const std::vector<uintptr_t>& addresses) {
-             std::vector<const float*> tensors;
-             for (uintptr_t value : addresses) tensors.push_back(address<const float>(value));
+           [](ResNetGradient& self, const std::vector<uintptr_t>& values) {
+             const auto tensors = addresses<const float>(values);
              const py::gil_scoped_release release;
              self.load(tensors);
            },
@@ -120,6 +148,46 @@ PYBIND11_MODULE(_C, m) {
       .def("workspace_bytes", &ResNetGradient::workspace_bytes, py::arg("batch"),
            py::arg("threads"))
       .def_property_readonly("signs", &ResNetGradient::signs, "Bytes of signs a sample.");
+}
+
+std::vector<std::string> variant_names() {
+  std::vector<std::string> names;
+  for (const auto& variant : cdrl::cpu::variants()) names.emplace_back(variant.name);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels on plain addresses; see cdrl_fast/ops for what calls them.";
+  m.attr("interface") = CDRL_INTERFACE;
+  m.attr("openmp") = cdrl::cpu::has_openmp();
+
+  m.def("cpu_variants", variant_names, "Instruction sets that this machine can run, best first.");
+  m.def("cpu_variant", [] { return cdrl::cpu::kernels().name; });
+  m.def("use_cpu_variant", &cdrl::cpu::use_variant);
+  m.def("peak_flops", &cdrl::cpu::peak_flops, py::call_guard<py::gil_scoped_release>());
+  // No argument is copied and nothing of Python is touched while a kernel runs.
+  m.def("langevin_step_cpu",
+        [](uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type, uintptr_t anchor,
+           int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
+           float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
+           uintptr_t rng, uintptr_t first_bad, int threads) {
+          const auto arguments = step_arguments(out, x, grad, grad_type, anchor, batch, elements,
+                                                table, drift, pull, noise_std, rescale, seed, draw,
+                                                first_sample, rng, first_bad);
+          const py::gil_scoped_release release;
+          cdrl::cpu::langevin_step(arguments, threads);
+        });
+  m.def("normal_cpu", [](uintptr_t out, int64_t batch, int64_t elements, int64_t seed, int64_t draw,
+                         int64_t first_sample, int threads) {
+    const auto arguments = normal_arguments(out, batch, elements, seed, draw, first_sample);
+    const py::gil_scoped_release release;
+    cdrl::cpu::normal(arguments, threads);
+  });
+
+  add_resnet_gradient(m);
+  add_mlp_plan(m);
 
   using cdrl::cpu::UNetForward;
   py::class_<UNetForward>(m, "UNetForward")

@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from cdrl_fast import ChainDiverged, MLPEnergy, langevin, normal
+from cdrl_fast import ChainDiverged, MLPEnergy, _native, dynamics, langevin, normal
+from cdrl_fast.engine.sequential import program_of
+from cdrl_fast.ops.mlp_chain import mlp_chain_
 
 
 def gaussian(variance, mean=0.0):
@@ -154,3 +157,94 @@ def test_bad_arguments(change, error, message):
     values |= change
     with pytest.raises(error, match=message):
         langevin(values.pop("energy"), values.pop("x"), **values)
+
+
+def sequential(dim=2, seed=0):
+    torch.manual_seed(seed)
+    layers = (nn.Linear(dim, 24), nn.SiLU(), nn.Linear(24, 20), nn.Softplus(), nn.Linear(20, 1))
+    return nn.Sequential(*layers, nn.Flatten(0))
+
+
+@pytest.fixture
+def compiled_calls(monkeypatch):
+    """Counts the chains that run compiled."""
+    if _native.load() is None:
+        pytest.skip("no compiled module")
+    calls = []
+
+    def counted(*args, **options):
+        calls.append(options)
+        return mlp_chain_(*args, **options)
+
+    monkeypatch.setattr(dynamics, "mlp_chain_", counted)
+    return calls
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7])
+def test_a_sequence_of_layers_runs_compiled_with_the_same_result(dim, compiled_calls):
+    energy, x = sequential(dim), torch.randn(50, dim, generator=torch.Generator().manual_seed(2))
+    options = {"steps": 20, "step_size": 0.05, "seed": 4, "first_sample": 9, "first_step": 3}
+    begin = x.clone()
+    expected = langevin(lambda v: energy(v), x, **options)
+    assert not compiled_calls
+    for form in (energy, program_of(energy)):
+        got = langevin(form, x, **options)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        assert not got.requires_grad
+    assert torch.equal(x, begin)
+    assert len(compiled_calls) == 2
+    assert all(p.requires_grad and p.grad is None for p in energy.parameters())
+
+
+def test_when_a_sequence_of_layers_is_followed_by_autograd(compiled_calls):
+    energy, x = sequential(), torch.ones(3, 2)
+    options = {"steps": 4, "step_size": 0.05}
+    last, states = langevin(energy, x, trace=True, **options)
+    assert torch.equal(states[-1], last)
+    langevin(energy, x, backend="reference", **options)
+    langevin(sequential().double(), x.double(), **options)
+    langevin(program_of(sequential().double()), x.double(), **options)
+    langevin(energy, x, steps=0, step_size=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        langevin(energy, x, **options)
+    with pytest.raises(RuntimeError, match="shapes"):
+        langevin(energy, torch.ones(3, 5), **options)
+    with pytest.raises(RuntimeError, match="dtype"):
+        langevin(sequential().double(), x, **options)
+    assert not compiled_calls
+    torch.testing.assert_close(langevin(energy, x, **options), last)
+    assert len(compiled_calls) == 1
+
+
+def test_compiled_chains_split_go_on_and_follow_the_weights(compiled_calls):
+    energy, x = sequential(), torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
+    options = {"step_size": 0.1, "seed": 3}
+    whole = langevin(energy, x, steps=6, **options)
+    halves = [
+        langevin(energy, x[a:b], steps=6, first_sample=a, **options) for a, b in ((0, 7), (7, 40))
+    ]
+    assert torch.equal(torch.cat(halves), whole)
+    first = langevin(energy, x, steps=2, **options)
+    assert torch.equal(langevin(energy, first, steps=4, first_step=2, **options), whole)
+    with torch.no_grad():
+        energy[0].weight.mul_(3.0)
+    changed = langevin(energy, x, steps=6, **options)
+    expected = langevin(lambda v: energy(v), x, steps=6, **options)
+    assert (changed - whole).abs().max() > 0.01
+    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_divergence_of_a_compiled_chain_is_the_same_error(compiled_calls):
+    energy = nn.Sequential(nn.Linear(1, 4), nn.SiLU(), nn.Linear(4, 1), nn.Flatten(0))
+    x = torch.tensor([[1.0], [float("inf")], [1.0]])
+    caught = []
+    for form in (energy, lambda v: energy(v)):
+        with pytest.raises(ChainDiverged) as error:
+            langevin(form, x, steps=3, step_size=0.1, first_step=9, first_sample=40)
+        caught.append(error.value)
+    assert len(compiled_calls) == 1
+    assert str(caught[0]) == str(caught[1])
+    assert (caught[0].step, caught[0].sample) == (9, 41)
+    for options in ({"seed": 2**64}, {"first_sample": -1}):
+        with pytest.raises(ValueError, match="langevin_step: "):
+            langevin(energy, x, steps=1, step_size=0.1, **options)

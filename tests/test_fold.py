@@ -1,11 +1,14 @@
 """Folded networks against the modules they come from, in float64."""
 
+import copy
+
 import pytest
 import torch
 
-from cdrl_fast import CDRL, ResNetEnergy
-from cdrl_fast.engine.fold import fold_resnet
+from cdrl_fast import CDRL, MLPEnergy, ResNetEnergy
+from cdrl_fast.engine.fold import fold_mlp, fold_resnet
 from cdrl_fast.ops.energy_gradient import EnergyGradient
+from cdrl_fast.ops.mlp_chain import value_and_gradient
 from tests.conftest import randomize
 
 CPU = torch.device("cpu")
@@ -71,3 +74,32 @@ def test_folding_leaves_the_network_alone_and_shares_nothing(case):
     for tensor in (*folded.weights.tensors(), folded.head, folded.conditions.bias):
         tensor.zero_()
     assert all(torch.equal(v, before[k]) for k, v in energy.state_dict().items())
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("size", [(2, 16, (1, 2, 2)), (5, 12, (1, 1)), (1, 8, (2,))])
+def test_the_folded_network_of_points_is_the_module(size, classes):
+    network = randomize(MLPEnergy(*size, classes=classes).double())
+    n = 40
+    y = torch.randn(n, size[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y.requires_grad_(True)
+    folded = fold_mlp(network, CPU, torch.float64)
+    labels = [None] if classes == 0 else [None, torch.arange(n) % (classes + 1), torch.tensor([2])]
+    for logsnr in (torch.tensor([0.3]).double(), torch.linspace(-5, 9, n).double()):
+        for label in labels:
+            f = network(y, logsnr, label)
+            (expected,) = torch.autograd.grad(f.sum(), y)
+            rows = folded.at(logsnr, label)
+            assert len(rows) == max(len(logsnr), 1 if label is None else len(label))
+            got, gradient = value_and_gradient(folded.program, y.detach(), rows)
+            assert (got - f).abs().max() < 1e-12
+            assert (gradient - expected).abs().max() < 1e-10
+
+
+def test_folding_leaves_the_network_of_points_alone():
+    network = MLPEnergy(2, 16, (1, 2))
+    before = copy.deepcopy(network.state_dict())
+    fold_mlp(network, CPU, torch.float32)
+    assert network.training
+    assert all(p.requires_grad for p in network.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())

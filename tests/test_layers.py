@@ -26,7 +26,7 @@ CLOSED = {
     "precision": {"errors", "_native"},
     "engine": {"ops", "networks", "precision", "schedule", "errors"},
     "reference": {"networks", "schedule", "ops", "model"},
-    "dynamics": {"ops", "errors"},
+    "dynamics": {"engine", "ops", "errors"},
     "sampler": {"model", "schedule", "engine", "ops", "precision", "errors"},
 }  # fmt: skip
 

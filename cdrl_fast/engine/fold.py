@@ -12,13 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.networks import ResNetEnergy
-from cdrl_fast.networks.layers import SpectralConv2d, SpectralLinear, leaky, level_embedding
+from cdrl_fast.networks import MLPEnergy, ResNetEnergy
+from cdrl_fast.networks.layers import LEAK, SpectralConv2d, SpectralLinear, leaky, level_embedding
+from cdrl_fast.networks.mlp import MLPBlock
 from cdrl_fast.networks.resnet import EnergyEmbedding, ResNetBlock
 from cdrl_fast.ops.energy_gradient import Block, ResNetWeights
+from cdrl_fast.ops.mlp_chain import IDENTITY, RELU, Activation, Add, Linear, Program
+from cdrl_fast.ops.mlp_chain.program import Instruction
 
+LEAKY = Activation("leaky_relu", LEAK)
 Cast = Callable[[Tensor | None], Tensor]
-Linear = tuple[Tensor, Tensor]
+LinearMap = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class Conditions:
         bias: (R,), of the blocks' first convolutions.
     """
 
-    maps: tuple[Linear, Linear]
-    label: Linear | None
-    level: Linear
+    maps: tuple[LinearMap, LinearMap]
+    label: LinearMap | None
+    level: LinearMap
     bias: Tensor
 
     def __call__(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -55,8 +59,8 @@ class Conditions:
 
 
 def embedded(
-    maps: tuple[Linear, Linear],
-    label_map: Linear | None,
+    maps: tuple[LinearMap, LinearMap],
+    label_map: LinearMap | None,
     activation: Callable[[Tensor], Tensor],
     logsnr: Tensor,
     label: Tensor | None,
@@ -98,6 +102,18 @@ class FoldedResNet:
         return rows.to(dtype), (e @ self.head.mT).to(dtype)
 
 
+@dataclass(frozen=True)
+class FoldedMLP:
+    """An `MLPEnergy` as a program, whose rows are what depends on the level."""
+
+    program: Program
+    conditions: Conditions
+
+    def at(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
+        """Rows (n, R) of `mlp_chain_`; see `Conditions`."""
+        return self.conditions(logsnr, label)[0].to(self.program.dtype)
+
+
 @torch.no_grad()
 def fold_resnet(network: ResNetEnergy, device: torch.device, dtype: torch.dtype) -> FoldedResNet:
     """Static weights of the network as it is in eval mode; tensors of their own.
@@ -120,6 +136,45 @@ def fold_resnet(network: ResNetEnergy, device: torch.device, dtype: torch.dtype)
         exactly,
     )
     return FoldedResNet(weights, folded, exactly(network.head.weight))
+
+
+@torch.no_grad()
+def fold_mlp(network: MLPEnergy, device: torch.device, dtype: torch.dtype) -> FoldedMLP:
+    """The energy of points as it is in eval mode, as a program with tensors of its own."""
+    cast = caster(device, dtype)
+
+    def linear(
+        layer: SpectralLinear, source: int, target: int, by: Activation, gain: Tensor | None = None
+    ) -> Linear:
+        weight, bias = spectral(layer, cast), cast(layer.bias)
+        if gain is not None:
+            gain = cast(gain).flatten()
+            weight, bias = weight * gain[:, None], bias * gain
+        return Linear(source, target, weight, bias, by)
+
+    blocks = [block for block in network.blocks if isinstance(block, MLPBlock)]
+    widths, column = [network.stem.in_features, network.stem.out_features], 0
+    steps: list[Instruction] = [linear(network.stem, 0, 1, IDENTITY)]
+    for block in blocks:
+        source, middle, target = len(widths) - 1, len(widths), len(widths) + 1
+        outs = block.linear1.out_features
+        widths += [outs, outs]
+        row = slice(column, column := column + outs)
+        steps.append(Linear(source, middle, spectral(block.linear1, cast), row, LEAKY))
+        # The shortcut comes first: the kernel then adds it in the last map's epilogue.
+        if block.shortcut is None:
+            steps.append(Add(source, target))
+        else:
+            steps.append(linear(block.shortcut, source, target, IDENTITY))
+        steps.append(linear(block.linear2, middle, target, LEAKY, block.gain))
+    program = Program(tuple(widths), tuple(steps), cast(network.head.weight)[0], RELU)
+    folded = fold_conditions(
+        network.embedding,
+        [block.level for block in blocks],
+        [block.linear1.bias for block in blocks],
+        caster(device, torch.float64),
+    )
+    return FoldedMLP(program, folded)
 
 
 def fold_conditions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from cdrl_fast.engine.fallback import AutogradEnergy, AutogradPlan
 from cdrl_fast.engine.initializer import initializer_plan
-from cdrl_fast.engine.plan import EnergyPlan, PlannedEnergy, has_plan
+from cdrl_fast.engine.plan import ImagePlan, PlannedImages, PlannedPoints, PointPlan
+from cdrl_fast.networks import MLPEnergy, ResNetEnergy
+from cdrl_fast.ops import langevin_step_
+from cdrl_fast.ops.langevin_step.reference import Coefficient
 from cdrl_fast.precision import Precision
+
+Plan = ImagePlan | PointPlan | AutogradPlan
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class LevelEnergy:
     """Σ weight_i f(·, λ_{t-1}, label_i) of one level."""
 
     weights: tuple[float, ...]
-    parts: list[PlannedEnergy | AutogradEnergy]
+    parts: list[PlannedImages | PlannedPoints | AutogradEnergy]
 
     def value(self, y: Tensor) -> Tensor:
         """(batch,)."""
@@ -57,14 +62,65 @@ class LevelEnergy:
         """∇ of the value, of y's shape; the next call may write into the same memory."""
         return _combined(self.weights, (part.gradient(y) for part in self.parts))
 
+    @torch.no_grad()
+    def walk(
+        self,
+        y: Tensor,
+        anchor: Tensor | None,
+        *,
+        steps: int,
+        drift: Coefficient,
+        pull: Coefficient,
+        noise_std: Coefficient,
+        rng: tuple[int, int, int],
+        first_bad: Tensor,
+        rescale: float = 1.0,
+        backend: str = "auto",
+        each: Callable[[int], None] = lambda step: None,
+        observed: bool = False,
+    ) -> None:
+        """Langevin steps of y in place; ``rescale`` follows the last. Arguments of `langevin_step`.
+
+        Args:
+            rng: (seed, draw, first_sample) of the first step; each later one draws one further.
+            each: called after each step k = 1 … steps; after all of them where one call does all.
+            observed: whether y must be up to date whenever ``each`` is called.
+        """
+        part, (seed, draw, first_sample) = self.parts[0], rng
+        numbers = {"drift": drift, "pull": pull, "noise_std": noise_std, "first_bad": first_bad}
+        if isinstance(part, PlannedPoints) and self.weights == (1.0,) and not observed:
+            place = {"seed": seed, "draw": draw, "first_sample": first_sample}
+            part.chain(y, anchor, steps=steps, rescale=rescale, **place, **numbers)
+            for step in range(1, steps + 1):
+                each(step)
+            return
+        for step in range(1, steps + 1):
+            langevin_step_(
+                y,
+                self.gradient(y),
+                anchor,
+                rng=(seed, draw + step - 1, first_sample),
+                rescale=rescale if step == steps else 1.0,
+                backend=backend,
+                **numbers,
+            )
+            each(step)
+
 
 def energy_plan(
     network: nn.Module, *, device: torch.device, precision: Precision, backend: str = "auto"
-) -> EnergyPlan | AutogradPlan:
+) -> Plan:
     """The fastest plan that a network has: without autograd for the library's own networks."""
-    if has_plan(network):
-        return EnergyPlan(network, device=device, precision=precision, backend=backend)
+    if type(network) is ResNetEnergy:
+        return ImagePlan(network, device=device, precision=precision, backend=backend)
+    if type(network) is MLPEnergy:
+        return PointPlan(network, device=device, precision=precision, backend=backend)
     return AutogradPlan(network, device=device, precision=precision)
+
+
+def has_plan(network: nn.Module) -> bool:
+    """Whether the network is one of ours; a subclass may compute something else."""
+    return type(network) in (ResNetEnergy, MLPEnergy)
 
 
 class FrozenModel:

@@ -1,30 +1,26 @@
-"""The library's own energy networks: folded weights, and a gradient without autograd."""
+"""The library's own energy networks: folded weights, and gradients without autograd."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeGuard
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cdrl_fast.engine.fold import fold_resnet
-from cdrl_fast.networks import ResNetEnergy
+from cdrl_fast.engine.fold import fold_mlp, fold_resnet
+from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops.energy_gradient import EnergyGradient
+from cdrl_fast.ops.mlp_chain import mlp_chain_, value_and_gradient
 from cdrl_fast.precision import Precision
 
 
-def has_plan(network: nn.Module) -> TypeGuard[ResNetEnergy]:
-    """Whether the network is one of ours; a subclass may compute something else."""
-    return type(network) is ResNetEnergy
-
-
 @dataclass
-class PlannedEnergy:
-    """An energy at given levels and labels, of states of one shape after another."""
+class PlannedImages:
+    """A `ResNetEnergy` at given levels and labels."""
 
-    plan: EnergyPlan
+    plan: ImagePlan
     rows: Tensor
     head: Tensor
     _out: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -37,17 +33,18 @@ class PlannedEnergy:
         """∇f(y), in memory that the next call writes again."""
         if self._out.shape != y.shape:
             self._out = torch.empty_like(y, memory_format=torch.contiguous_format)
-        self.plan.operation(y.shape).value_and_gradient(y, self.rows, self.head, out=self._out)
+        operation = self.plan.operation(y.shape)
+        operation.value_and_gradient(y, self.rows, self.head, out=self._out)
         return self._out
 
 
-class EnergyPlan:
-    """A folded copy of one of the library's energy networks.
+class ImagePlan:
+    """A folded copy of a `ResNetEnergy`.
 
     Args:
         network: never modified.
         device, precision: where and how the copy computes.
-        backend: as in `EnergyGradient`.
+        backend: "native", "reference" or "auto", as in `EnergyGradient`.
     """
 
     def __init__(
@@ -60,14 +57,13 @@ class EnergyPlan:
 
     def refresh(self) -> None:
         """Takes the network's weights as they are now."""
-        self.folded = fold_resnet(self._network, self._device, self._precision.state)
+        self._folded = fold_resnet(self._network, self._device, self._precision.state)
         for operation in self._operations.values():
-            operation.load(self.folded.weights)
+            operation.load(self._folded.weights)
 
-    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedEnergy:
+    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages:
         """The energy at levels (1,) or (batch,), and labels likewise."""
-        rows, head = self.folded.at(logsnr, label)
-        return PlannedEnergy(self, rows, head)
+        return PlannedImages(self, *self._folded.at(logsnr, label))
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """Bytes that a gradient takes for a batch of states, besides them and the weights."""
@@ -78,10 +74,57 @@ class EnergyPlan:
         height, width = shape[-2:]
         if (height, width) not in self._operations:
             self._operations[height, width] = EnergyGradient(
-                self.folded.weights,
+                self._folded.weights,
                 height,
                 width,
                 bfloat16=self._precision.half,
                 backend=self._backend,
             )
         return self._operations[height, width]
+
+
+@dataclass
+class PlannedPoints:
+    """An `MLPEnergy` at given levels and labels."""
+
+    plan: PointPlan
+    rows: Tensor
+
+    def value(self, y: Tensor) -> Tensor:
+        """f(y): (batch,)."""
+        return value_and_gradient(self.plan.folded.program, y, self.rows, **self.plan.options)[0]
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """∇f(y): (batch, dim)."""
+        return value_and_gradient(self.plan.folded.program, y, self.rows, **self.plan.options)[1]
+
+    def chain(self, y: Tensor, anchor: Tensor | None, **options: Any) -> None:
+        """Langevin steps of y in place, all in one call; see `mlp_chain_`."""
+        program = self.plan.folded.program
+        mlp_chain_(program, y, anchor, rows=self.rows, **self.plan.options, **options)
+
+
+class PointPlan:
+    """A folded copy of an `MLPEnergy`; arguments as of `ImagePlan`."""
+
+    def __init__(
+        self, network: MLPEnergy, *, device: torch.device, precision: Precision, backend: str
+    ) -> None:
+        self._network, self._device, self._dtype = network, device, precision.state
+        self.options: dict[str, Any] = {
+            "precision": "bf16" if precision.half else "fp32",
+            "backend": backend,
+        }
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the network's weights as they are now."""
+        self.folded = fold_mlp(self._network, self._device, self._dtype)
+
+    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedPoints:
+        """The energy at levels (1,) or (batch,), and labels likewise."""
+        return PlannedPoints(self, self.folded.at(logsnr, label))
+
+    def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
+        """None: a chunk of points goes through all steps in a thread's cache."""
+        return None

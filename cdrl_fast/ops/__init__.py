@@ -1,7 +1,8 @@
 """Operations: each a folder with its meaning (reference.py) and, where it has any, its kernels."""
 
 from cdrl_fast.ops.langevin_step import langevin_step, langevin_step_
+from cdrl_fast.ops.mlp_chain import mlp_chain_
 from cdrl_fast.ops.normal import normal
 from cdrl_fast.ops.philox import rng_state
 
-__all__ = ["langevin_step", "langevin_step_", "normal", "rng_state"]
+__all__ = ["langevin_step", "langevin_step_", "mlp_chain_", "normal", "rng_state"]

@@ -30,10 +30,10 @@ def reason(room: str, device: torch.device) -> str | None:
     )
 
 
-def automatic(device: torch.device) -> str:
-    """The room that "auto" takes on ``device``."""
+def automatic(device: torch.device, having: tuple[str, ...] = ROOMS) -> str:
+    """The room that "auto" takes on ``device``, of those that an operation has."""
     rooms = _AUTO.get(device.type, ("reference",))
-    return next(room for room in rooms if reason(room, device) is None)
+    return next(room for room in rooms if room in having and reason(room, device) is None)
 
 
 def choose(where: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:

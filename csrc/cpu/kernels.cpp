@@ -2,6 +2,7 @@
 #include "cpu/kernels.h"
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 
 #ifdef _OPENMP
@@ -14,12 +15,14 @@ namespace cdrl::cpu {
   namespace variant {                                                              \
   int64_t langevin_step(const StepArguments&, const Part&);                        \
   void normal(const NormalArguments&, const Part&);                                \
+  int64_t mlp_chain(const MlpProgram&, const MlpCall&, int64_t, int, float*);      \
   void resnet_group(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);     \
+  double products(bool, int);                                                      \
   void unet_group(const UNetNetwork&, const UNetGroup&, UNetBuffers&);             \
   }
-#define CDRL_KERNELS(variant)                                                      \
-  {#variant, variant::langevin_step, variant::normal, variant::resnet_group,       \
-   variant::unet_group}
+#define CDRL_KERNELS(variant)                                                          \
+  {#variant,           variant::langevin_step, variant::normal,    variant::resnet_group, \
+   variant::mlp_chain, variant::products,      variant::unet_group}
 CDRL_DECLARE(portable)
 #ifdef CDRL_X86
 CDRL_DECLARE(avx2)
@@ -130,6 +133,21 @@ void normal(const NormalArguments& a, int threads) {
 #pragma omp parallel for schedule(dynamic) num_threads(cut.threads(threads)) \
     if (cut.threads(threads) > 1)
   for (int64_t i = 0; i < cut.count; ++i) fill(a, cut[i]);
+}
+
+double peak_flops(bool bfloat16, int threads) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRounds = 10, kRepeats = 20000;
+  const auto products = kernels().products;
+  double best = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    double done = 0;
+    const auto start = Clock::now();
+#pragma omp parallel for reduction(+ : done) num_threads(threads) if (threads > 1)
+    for (int i = 0; i < threads; ++i) done += products(bfloat16, kRepeats);
+    best = std::max(best, done / std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return best;
 }
 
 bool has_openmp() {

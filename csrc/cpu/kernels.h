@@ -18,6 +18,10 @@ struct Part {
 
 constexpr int64_t kNone = INT64_MAX;
 
+// See cpu/mlp_chain.h.
+struct MlpProgram;
+struct MlpCall;
+
 struct Kernels {
   const char* name;
   // The first sample of the part that has left the finite numbers, or kNone.
@@ -25,7 +29,12 @@ struct Kernels {
   void (*normal)(const NormalArguments&, const Part&);
   // Energies and gradients of a few samples, on one thread.
   void (*resnet_group)(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);
-  // The same of a U-Net's output.
+  // Samples [begin, begin + count) of a call; the smallest draw · 2^31 + position of one that has
+  // left the finite numbers, or kNone.
+  int64_t (*mlp_chain)(const MlpProgram&, const MlpCall&, int64_t begin, int count, float* room);
+  // Runs the inner loop on data in the nearest cache; returns the operations done.
+  double (*products)(bool bfloat16, int repeats);
+  // A U-Net's output for a few samples, on one thread.
   void (*unet_group)(const UNetNetwork&, const UNetGroup&, UNetBuffers&);
 };
 
@@ -39,5 +48,7 @@ void use_variant(const std::string& name);
 void langevin_step(StepArguments arguments, int threads);
 void normal(const NormalArguments& arguments, int threads);
 bool has_openmp();
+// Operations a second that `threads` threads reach in the inner loop of matrix products.
+double peak_flops(bool bfloat16, int threads);
 
 }  // namespace cdrl::cpu

@@ -49,11 +49,35 @@ struct Vector {
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float fnma(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }
   static Float root(Float a) { return _mm512_sqrt_ps(a); }
+  // 1 / a for a >= 1. From an estimate of 14 bits: a division takes twice as long.
+  static Float inverse(Float a) {
+    const Float r = _mm512_rcp14_ps(a), error = fnma(a, r, number(1.0f));
+    const __mmask16 finite = _mm512_cmp_ps_mask(a, number(__builtin_inff()), _CMP_LT_OQ);
+    return _mm512_mask3_fmadd_ps(r, error, r, finite);
+  }
+  // Of a number and a bound; NaN stays NaN.
+  static Float at_least(Float a, float bound) { return _mm512_max_ps(number(bound), a); }
+  static Float at_most(Float a, float bound) { return _mm512_min_ps(number(bound), a); }
+  // a where x > 0, else b.
+  static Float if_positive(Float x, Float a, Float b) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, number(0.0f), _CMP_GT_OQ), b, a);
+  }
+  static Word to_exponent(Word a) { return _mm512_slli_epi32(a, 23); }
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Float a) { _mm512_storeu_ps(p, a); }
   static Float load_bfloat16(const uint16_t* p) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  }
+  static void store_bfloat16(uint16_t* p, Float a) {
+#if defined(__AVX512BF16__)
+    const __m256i halves = (__m256i)_mm512_cvtneps_pbh(a);
+#else
+    const __m512i odd = both(_mm512_srli_epi32(bits(a), 16), word(1));
+    const __m512i rounded = add(bits(a), add(odd, word(0x7FFF)));
+    const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+#endif
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
   }
   static Float load_float16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -104,11 +128,24 @@ struct Vector {
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Float fnma(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }
   static Float root(Float a) { return _mm256_sqrt_ps(a); }
+  static Float inverse(Float a) { return _mm256_div_ps(number(1.0f), a); }
+  static Float at_least(Float a, float bound) { return _mm256_max_ps(number(bound), a); }
+  static Float at_most(Float a, float bound) { return _mm256_min_ps(number(bound), a); }
+  static Float if_positive(Float x, Float a, Float b) {
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, number(0.0f), _CMP_GT_OQ));
+  }
+  static Word to_exponent(Word a) { return _mm256_slli_epi32(a, 23); }
   static Float load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Float a) { _mm256_storeu_ps(p, a); }
   static Float load_bfloat16(const uint16_t* p) {
     const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return floats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+  }
+  static void store_bfloat16(uint16_t* p, Float a) {
+    const __m256i odd = both(_mm256_srli_epi32(bits(a), 16), word(1));
+    const __m256i halves = _mm256_srli_epi32(add(bits(a), add(odd, word(0x7FFF))), 16);
+    const __m128i low = _mm256_castsi256_si128(halves), high = _mm256_extracti128_si256(halves, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
   }
   static Float load_float16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -217,10 +254,29 @@ struct Vector {
   static Float root(Float a) {
     return each<Float>([&](int i) { return __builtin_sqrtf(a.v[i]); });
   }
+  static Float inverse(Float a) {
+    return each<Float>([&](int i) { return 1.0f / a.v[i]; });
+  }
+  static Float at_least(Float a, float bound) {
+    return each<Float>([&](int i) { return bound > a.v[i] ? bound : a.v[i]; });
+  }
+  static Float at_most(Float a, float bound) {
+    return each<Float>([&](int i) { return bound < a.v[i] ? bound : a.v[i]; });
+  }
+  static Float if_positive(Float x, Float a, Float b) {
+    return each<Float>([&](int i) { return x.v[i] > 0.0f ? a.v[i] : b.v[i]; });
+  }
+  static Word to_exponent(Word a) {
+    return each<Word>([&](int i) { return a.v[i] << 23; });
+  }
   static Float load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static void store(float* p, Float a) { std::memcpy(p, a.v, sizeof a.v); }
   static Float load_bfloat16(const uint16_t* p) {
     return floats(each<Word>([&](int i) { return uint32_t(p[i]) << 16; }));
+  }
+  static void store_bfloat16(uint16_t* p, Float a) {
+    const Word raw = bits(a);
+    for (int i = 0; i < 4; ++i) p[i] = uint16_t((raw.v[i] + 0x7FFF + (raw.v[i] >> 16 & 1)) >> 16);
   }
   static Float load_float16(const uint16_t* p) {
     return each<Float>([&](int i) {

@@ -1,0 +1,122 @@
+"""One level of the 2-D model: 15 steps of its default energy, in eager mode and compiled."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from race import Race
+
+from cdrl_fast import MLPEnergy, NoiseSchedule, normal
+from cdrl_fast.engine.fold import fold_mlp
+from cdrl_fast.networks.layers import fix_weights
+from cdrl_fast.ops import mlp_chain_
+from cdrl_fast.reference import input_gradient
+
+BATCH = 2500
+LEVEL = 3
+NAMES = ("eager", "compiled", "ours")
+
+
+def frozen():
+    """The energy with constant weights, as a good eager implementation has it."""
+    torch.manual_seed(0)
+    network = MLPEnergy()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    network.eval().requires_grad_(False)
+    fix_weights(network)
+    return network
+
+
+def chain(energy, x, level, noise):
+    """The level's steps from ``x``, the gradient by autograd."""
+    logsnr, y = torch.full((1,), level.logsnr), x
+    for k in range(1, level.steps + 1):
+        gradient = input_gradient(lambda v: energy(v, logsnr), y)
+        y = y + level.drift * gradient - level.pull * (y - x) + level.noise_std * noise(k)
+    return y / (level.scale + 1e-8)
+
+
+def autocast(energy):
+    """The energy with matrix products in bfloat16."""
+
+    def run(y, logsnr):
+        with torch.autocast("cpu", torch.bfloat16):
+            return energy(y, logsnr).float()
+
+    return run
+
+
+def ours(x, level, precision):
+    folded = fold_mlp(frozen(), torch.device("cpu"), torch.float32)
+    rows = folded.at(torch.full((1,), level.logsnr), None)
+
+    def run():
+        return mlp_chain_(
+            folded.program,
+            x.clone(),
+            x,
+            steps=level.steps,
+            drift=level.drift,
+            pull=level.pull,
+            noise_std=level.noise_std,
+            rescale=1.0 / (level.scale + 1e-8),
+            rows=rows,
+            seed=1,
+            draw=1,
+            precision=precision,
+        )
+
+    return run
+
+
+@cache
+def race(precision):
+    """In bf16, "compiled" has its matrix products in bfloat16 too; "eager" is always float32."""
+    level = NoiseSchedule().level(LEVEL)
+    x = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(0))
+    plain, fast = frozen(), frozen()
+    fast = torch.compile(fast if precision == "fp32" else autocast(fast))
+
+    def random(k):
+        return torch.randn_like(x)
+
+    found = {
+        "eager": lambda: chain(plain, x, level, random),
+        "compiled": lambda: chain(fast, x, level, random),
+        "ours": ours(x, level, precision),
+    }
+    expected = chain(plain, x, level, lambda k: normal(x.shape, seed=1, draw=k))
+    _check(found, expected, 1e-5 if precision == "fp32" else 1e-2)
+    weights = sum(
+        w.weight.numel() for w in fold_mlp(plain, x.device, torch.float32).program.linears
+    )
+    # A multiplication and an addition a weight, forward and again for the gradient.
+    work = {"steps": level.steps, "batch": BATCH, "gflop": 4e-9 * weights * level.steps * BATCH}
+    return Race(f"2-D chain {precision}, batch {BATCH}", x.device, work, found)
+
+
+def _check(found, expected, tolerance):
+    """Ours are the reference's samples; the others' moments agree within five standard errors."""
+    spread = expected.var(0)
+    for name, run in found.items():
+        got = run()
+        if name == "ours":
+            difference = (got - expected).abs().amax(1) / spread.sqrt().mean()
+            assert difference.median() < tolerance
+        assert ((got.mean(0) - expected.mean(0)).abs() < 5 * (2 * spread / BATCH).sqrt()).all(), (
+            name
+        )
+        assert ((got.var(0) / spread).log().abs() < 5 * math.sqrt(4 / BATCH)).all(), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_mlp_chain(benchmark, name, precision, device, rounds):
+    if device.type != "cpu":
+        pytest.skip("the compiled chain runs on CPUs")
+    race(precision).time(benchmark, name, max(3, rounds // 3))

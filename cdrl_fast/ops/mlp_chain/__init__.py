@@ -1,0 +1,211 @@
+"""All Langevin steps of an energy made of linear maps and activations, in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.ops.mlp_chain import native, reference
+from cdrl_fast.ops.mlp_chain.native import PRECISIONS
+from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
+from cdrl_fast.ops.mlp_chain.reference import Coefficient, value
+from cdrl_fast.ops.philox import check_integer, check_place, signed
+from cdrl_fast.ops.rooms import choose
+
+__all__ = [
+    "IDENTITY",
+    "RELU",
+    "Activation",
+    "Add",
+    "Linear",
+    "Program",
+    "mlp_chain_",
+    "value",
+    "value_and_gradient",
+]
+
+
+def mlp_chain_(
+    program: Program,
+    y: Tensor,
+    anchor: Tensor | None = None,
+    *,
+    steps: int,
+    drift: Coefficient,
+    pull: Coefficient,
+    noise_std: Coefficient,
+    rescale: Coefficient = 1.0,
+    rows: Tensor | None = None,
+    seed: int,
+    draw: int,
+    first_sample: int = 0,
+    first_bad: Tensor | None = None,
+    precision: str = "fp32",
+    backend: str = "auto",
+) -> Tensor:
+    """Langevin steps y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z, in place.
+
+    Step k = 0 … steps - 1 takes z from draw + k of the noise stream; the last step's result is
+    multiplied by ``rescale``.
+
+    Args:
+        program: the energy f; its tensors have y's dtype and device.
+        y: state, float32 or float64, (batch, dim); written.
+        anchor: x_t of the recovery term, like ``y``; None where there is none.
+        steps: how many, 0 or more.
+        drift, pull, noise_std, rescale: a number, or a tensor (batch,) with one entry a sample.
+        rows: (1 or batch, program.rows) in y's dtype, for biases that are slices.
+        seed, draw, first_sample: place of the first step in the noise stream, see `normal`.
+        first_bad: int64 tensor of one element, lowered to draw·2³¹ + position of the first step
+            and sample that left the finite numbers; start it at 2⁶³ - 1.
+        precision: "fp32" or "bf16": inputs and weights of the native room's matrix products; those
+            that read the state or give its gradient, and all sums, are float32. The reference
+            room works in y's dtype.
+        backend: "native" (C++, on CPUs), "reference", or "auto": the first that can. float64 is
+            the reference's.
+
+    Returns:
+        ``y``. A sample's bits depend neither on the batch nor on the number of threads.
+
+    Raises:
+        ValueError: shapes or sizes that do not fit. TypeError: dtypes that do not.
+        BackendUnavailable: an explicit backend that cannot be had.
+
+    Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
+    """
+    coefficients = (drift, pull, noise_std, rescale)
+    rows = _checked(program, y, rows, precision)
+    _check_chain(y, anchor, coefficients, steps, first_bad)
+    check_place("mlp_chain", seed, draw, first_sample, y.shape[0])
+    check_integer("mlp_chain", "draw + steps", draw + steps, 0, 2**32 + 1)
+    room = _room(backend, y)
+    if not y.numel() or steps == 0:
+        return y
+    place = (signed(seed), draw, first_sample)
+    with torch.no_grad():
+        # The kernel reads the anchor after it has begun to write y.
+        if anchor is not None and anchor.untyped_storage().data_ptr() == _storage(y):
+            anchor = anchor.clone()
+        if room == "reference":
+            whole = reference.chain(program, y, anchor, rows, steps, coefficients, place, first_bad)
+            return y.copy_(whole)
+        dense = y if y.is_contiguous() else y.contiguous()
+        anchor = None if anchor is None else anchor.contiguous()
+        table = _table(coefficients, y)
+        numbers = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
+        rest = (anchor, rows, steps, table, numbers, place, first_bad)
+        native.chain(program, precision, dense, *rest)  # type: ignore[arg-type]
+        return y if dense is y else y.copy_(dense)
+
+
+def value_and_gradient(
+    program: Program,
+    y: Tensor,
+    rows: Tensor | None = None,
+    *,
+    precision: str = "fp32",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """f(y) and ∇f(y), without autograd; arguments and errors as in `mlp_chain_`.
+
+    Returns:
+        The value (batch,) and the gradient (batch, dim), in y's dtype.
+    """
+    rows = _checked(program, y, rows, precision)
+    room = _room(backend, y)
+    with torch.no_grad():
+        if room == "reference" or not y.numel():
+            return reference.value_and_gradient(program, y, rows)
+        return native.value_and_gradient(program, precision, y.contiguous(), rows)
+
+
+def _room(backend: str, y: Tensor) -> str:
+    """Of the rooms that exist; "auto" on a GPU is the reference."""
+    if backend == "auto" and y.device.type != "cpu":
+        return "reference"
+    room = choose("mlp_chain", backend, y.device, y.dtype)
+    if room not in ("native", "reference"):
+        raise ValueError(
+            f'mlp_chain: backend must be "auto", "native" or "reference", got {room!r}'
+        )
+    return room
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _table(coefficients: tuple[Coefficient, ...], y: Tensor) -> Tensor | None:
+    """(4, batch) where any coefficient is a tensor."""
+    if not any(isinstance(c, Tensor) for c in coefficients):
+        return None
+    rows = [torch.as_tensor(c, dtype=y.dtype, device=y.device) for c in coefficients]
+    return torch.stack([row.expand(y.shape[0]) for row in rows])
+
+
+def _checked(program: Program, y: Tensor, rows: Tensor | None, precision: str) -> Tensor | None:
+    """The rows, dense."""
+    if y.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"mlp_chain: y must be float32 or float64, got {y.dtype}")
+    if y.dim() != 2 or y.shape[1] != program.dim:
+        raise ValueError(f"mlp_chain: y must be (batch, {program.dim}), got {tuple(y.shape)}")
+    if (program.dtype, program.head.device) != (y.dtype, y.device):
+        raise TypeError(
+            f"mlp_chain: the program must be {y.dtype} on {y.device} like y, got {program.dtype} "
+            f"on {program.head.device}"
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(f"mlp_chain: precision must be one of {PRECISIONS}, got {precision!r}")
+    if program.rows == 0 and rows is None:
+        return None
+    got = "None" if rows is None else f"{tuple(rows.shape)}"
+    if program.rows == 0:
+        raise ValueError(f"mlp_chain: this program takes no rows, got {got}")
+    if rows is None or rows.shape not in ((1, program.rows), (y.shape[0], program.rows)):
+        raise ValueError(
+            f"mlp_chain: rows must be (1, {program.rows}) or ({y.shape[0]}, {program.rows}), got "
+            f"{got}"
+        )
+    if (rows.dtype, rows.device) != (y.dtype, y.device):
+        raise TypeError(
+            f"mlp_chain: rows must be {y.dtype} on {y.device} like y, got {rows.dtype} on "
+            f"{rows.device}"
+        )
+    return rows.contiguous()
+
+
+def _check_chain(
+    y: Tensor,
+    anchor: Tensor | None,
+    coefficients: tuple[Coefficient, ...],
+    steps: int,
+    first_bad: Tensor | None,
+) -> None:
+    if y.requires_grad and torch.is_grad_enabled():
+        raise ValueError("mlp_chain: y is written in place and must not require gradients")
+    if anchor is not None and (anchor.shape, anchor.device) != (y.shape, y.device):
+        raise ValueError(
+            f"mlp_chain: anchor must have y's shape {tuple(y.shape)} on {y.device}, got "
+            f"{tuple(anchor.shape)} on {anchor.device}"
+        )
+    if anchor is not None and anchor.dtype != y.dtype:
+        raise TypeError(f"mlp_chain: anchor must be {y.dtype} like y, got {anchor.dtype}")
+    for name, c in zip(("drift", "pull", "noise_std", "rescale"), coefficients, strict=True):
+        if isinstance(c, Tensor) and c.dim() and c.shape != (y.shape[0],):
+            raise ValueError(
+                f"mlp_chain: {name} must be a number or have shape ({y.shape[0]},), got "
+                f"{tuple(c.shape)}"
+            )
+    pull = coefficients[1]
+    if anchor is None and not (isinstance(pull, (int, float)) and pull == 0.0):
+        raise ValueError("mlp_chain: without an anchor, pull must be 0.0")
+    check_integer("mlp_chain", "steps", steps, 0, 2**32 + 1)
+    if first_bad is None:
+        return
+    if first_bad.dtype != torch.int64:
+        raise TypeError(f"mlp_chain: first_bad must be int64, got {first_bad.dtype}")
+    if first_bad.numel() != 1 or first_bad.device != y.device:
+        raise ValueError(
+            f"mlp_chain: first_bad must have one element on {y.device}, got "
+            f"{tuple(first_bad.shape)} on {first_bad.device}"
+        )

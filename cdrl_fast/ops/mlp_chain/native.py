@@ -1,0 +1,116 @@
+"""`mlp_chain` in C++ (csrc/cpu/mlp_chain.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from cdrl_fast._native import load
+from cdrl_fast.ops.mlp_chain.program import KINDS, Linear, Program
+
+PRECISIONS = ("fp32", "bf16")
+
+_Versions = tuple[tuple[int, int], ...]
+# By program and precision, the plan and the versions of the tensors that it was made from.
+_PLANS: WeakKeyDictionary[Program, dict[str, tuple[_Versions, Any]]] = WeakKeyDictionary()
+
+
+def chain(
+    program: Program,
+    precision: str,
+    y: Tensor,
+    anchor: Tensor | None,
+    rows: Tensor | None,
+    steps: int,
+    table: Tensor | None,
+    coefficients: tuple[float, float, float, float],
+    place: tuple[int, int, int],
+    first_bad: Tensor | None,
+) -> None:
+    """Writes ``y``. All tensors float32 and dense, none sharing memory with ``y``."""
+    plan_of(program, precision).chain(
+        y.data_ptr(),
+        0 if anchor is None else anchor.data_ptr(),
+        y.shape[0],
+        steps,
+        0 if table is None else table.data_ptr(),
+        *coefficients,
+        *_rows(rows),
+        *place,
+        0 if first_bad is None else first_bad.data_ptr(),
+        torch.get_num_threads(),
+    )
+    torch.autograd.graph.increment_version(y)
+
+
+def value_and_gradient(
+    program: Program, precision: str, y: Tensor, rows: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As in the reference; tensors float32 and dense."""
+    value, gradient = y.new_empty(y.shape[0]), torch.empty_like(y)
+    plan_of(program, precision).gradient(
+        y.data_ptr(),
+        y.shape[0],
+        *_rows(rows),
+        value.data_ptr(),
+        gradient.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return value, gradient
+
+
+def plan_of(program: Program, precision: str) -> Any:
+    """The compiled plan of a program on the CPU, float32: made once, and again if weights change.
+
+    A changed plan is a new one, since another thread may be running the old.
+    """
+    # Tensors made in inference mode count no versions: those are packed every time.
+    if any(t.is_inference() for t in program.tensors):
+        return _planned(program, precision)
+    versions = tuple((t.data_ptr(), t._version) for t in program.tensors)
+    plans = _PLANS.setdefault(program, {})
+    if precision not in plans or plans[precision][0] != versions:
+        plans[precision] = versions, _planned(program, precision)
+    return plans[precision][1]
+
+
+def _planned(program: Program, precision: str) -> Any:
+    module = load()
+    assert module is not None
+    shapes: list[tuple[int, int, int, float, bool, int]] = []
+    weights: list[int] = []
+    biases: list[int] = []
+    kept: list[Tensor] = []
+
+    def address(tensor: Tensor | slice | None) -> int:
+        if not isinstance(tensor, Tensor):
+            return 0
+        kept.append(tensor.detach().contiguous())
+        return kept[-1].data_ptr()
+
+    for step in program.instructions:
+        if isinstance(step, Linear):
+            row = step.bias.start if isinstance(step.bias, slice) else -1
+            kind, slope = KINDS.index(step.activation.kind), step.activation.slope
+            shapes.append((step.source, step.target, kind, slope, True, row))
+            weights.append(address(step.weight))
+            biases.append(address(step.bias))
+        else:
+            shapes.append((step.source, step.target, 0, 0.0, False, -1))
+            weights.append(0)
+            biases.append(0)
+    last, half = program.activation, precision == "bf16"
+    kind = KINDS.index(last.kind)
+    plan = module.MlpPlan(list(program.widths), shapes, kind, last.slope, half)
+    plan.load(weights, biases, address(program.head), program.constant)
+    return plan
+
+
+def _rows(rows: Tensor | None) -> tuple[int, int]:
+    """Address, and stride from one sample's row to the next."""
+    if rows is None:
+        return 0, 0
+    return rows.data_ptr(), rows.shape[1] if rows.shape[0] > 1 else 0

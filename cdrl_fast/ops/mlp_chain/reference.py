@@ -1,0 +1,101 @@
+"""The meaning of `mlp_chain`, in plain torch, in any floating dtype and without autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.ops.mlp_chain.program import Add, Program
+from cdrl_fast.ops.normal.reference import normal
+
+Coefficient = float | Tensor
+
+
+def forward(program: Program, y: Tensor, rows: Tensor | None) -> list[Tensor]:
+    """Every buffer, (batch, width) each.
+
+    Args:
+        y: (batch, dim).
+        rows: (1 or batch, program.rows), or None.
+    """
+    buffers: list[Tensor | None] = [y, *[None] * (len(program.widths) - 1)]
+    for step in program.instructions:
+        part = buffers[step.source]
+        assert part is not None
+        if not isinstance(step, Add):
+            part = step.activation(part) @ step.weight.mT
+            if isinstance(step.bias, Tensor):
+                part = part + step.bias
+            elif step.bias is not None:
+                assert rows is not None
+                part = part + rows[:, step.bias]
+        before = buffers[step.target]
+        buffers[step.target] = part if before is None else before + part
+    return [b for b in buffers if b is not None]
+
+
+def value(program: Program, y: Tensor, rows: Tensor | None = None) -> Tensor:
+    """f(y), (batch,); differentiable."""
+    last = forward(program, y, rows)[-1]
+    return program.activation(last) @ program.head + program.constant
+
+
+def value_and_gradient(program: Program, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """f(y), (batch,), and its gradient, (batch, dim)."""
+    buffers = forward(program, y, rows)
+    last = buffers[-1]
+    value = program.activation(last) @ program.head + program.constant
+    gradients: list[Tensor | None] = [None] * len(buffers)
+    gradients[-1] = program.head * program.activation.derivative(last)
+    for step in reversed(program.instructions):
+        part = gradients[step.target]
+        assert part is not None
+        if not isinstance(step, Add):
+            part = step.activation.derivative(buffers[step.source]) * (part @ step.weight)
+        before = gradients[step.source]
+        gradients[step.source] = part if before is None else before + part
+    assert gradients[0] is not None
+    return value, gradients[0]
+
+
+def chain(
+    program: Program,
+    y: Tensor,
+    anchor: Tensor | None,
+    rows: Tensor | None,
+    steps: int,
+    coefficients: Sequence[Coefficient],
+    place: tuple[int, int, int],
+    first_bad: Tensor | None,
+) -> Tensor:
+    """``steps`` Langevin steps from ``y``; a new tensor.
+
+    Step k is y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z_k, z_k being draw + k of the
+    noise stream; the last is multiplied by rescale.
+
+    Args:
+        coefficients: drift, pull, noise_std, rescale: numbers or (batch,).
+        place: seed, draw, first_sample.
+        first_bad: lowered to (draw + k)·2³¹ + position where a state is not finite.
+    """
+    drift, pull, noise_std, rescale = (
+        c[:, None] if isinstance(c, Tensor) and c.dim() else c for c in coefficients
+    )
+    seed, draw, first_sample = place
+    for k in range(steps):
+        _, gradient = value_and_gradient(program, y, rows)
+        noise = {"seed": seed, "draw": draw + k, "first_sample": first_sample}
+        z = normal(y.shape, device=y.device, dtype=y.dtype, **noise)
+        moved = y + drift * gradient
+        if anchor is not None:
+            moved = moved - pull * (y - anchor)
+        y = moved + noise_std * z
+        if k == steps - 1:
+            y = rescale * y
+        bad = ~torch.isfinite(y).all(dim=1)
+        if first_bad is not None and bad.any():
+            code = (draw + k << 31) + int(bad.int().argmax())
+            first_bad.clamp_(max=code)
+    return y

@@ -1,0 +1,272 @@
+// Chains on programs without Python: agreement of every variant with the formula in double
+// precision, odd sizes, misaligned views, batches cut anywhere, threads, and what is not finite.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "common/philox.h"
+#include "cpu/kernels.h"
+#include "cpu/mlp_plan.h"
+
+namespace {
+
+using cdrl::Activation;
+using cdrl::cpu::MlpCall;
+using cdrl::cpu::MlpPlan;
+using cdrl::cpu::MlpShape;
+
+int failures = 0;
+
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      ++failures;                                                 \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
+  } while (0)
+
+constexpr float kPoison = 12345.0f;
+constexpr uint64_t kSeed = 0xDEADBEEF12345678ull, kFirst = 0xFFFFFFFEull;
+
+// Numbers in [-1, 1) without a pattern.
+std::vector<float> numbers(int64_t count, uint32_t salt) {
+  std::vector<float> values(static_cast<size_t>(count));
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint32_t counter[4] = {uint32_t(i), salt, 0, 0};
+    cdrl::philox(counter, 7);
+    values[i] = float(counter[0]) * 0x1p-31f - 1.0f;
+  }
+  return values;
+}
+
+double apply(Activation kind, double leak, double x, bool slope) {
+  const double s = 1 / (1 + std::exp(-x)), t = std::tanh(x);
+  switch (kind) {
+    case Activation::kLeaky:
+      return slope ? (x > 0 ? 1 : leak) : (x > 0 ? x : leak * x);
+    case Activation::kSilu:
+      return slope ? s * (1 + x * (1 - s)) : x * s;
+    case Activation::kTanh:
+      return slope ? 1 - t * t : t;
+    case Activation::kSoftplus:
+      return slope ? s : std::log1p(std::exp(x));
+    case Activation::kSigmoid:
+      return slope ? s * (1 - s) : s;
+    default:
+      return slope ? 1 : x;
+  }
+}
+
+// A program with its weights, in single precision for the plan and read in double by the formula.
+struct Network {
+  std::vector<int> widths;
+  std::vector<MlpShape> shapes;
+  Activation activation;
+  float leak, constant;
+  std::vector<std::vector<float>> weights, biases;
+  std::vector<float> head;
+  int64_t rows;
+
+  // A stem, a block around an identity and one around a shortcut.
+  Network(int dim, int width, int outs, Activation kind)
+      : widths{dim, width, width, width, outs, outs},
+        activation(kind),
+        leak(0.2f),
+        constant(0.5f),
+        head(numbers(outs, 99)),
+        rows(width + 2) {
+    add(0, 1, Activation::kIdentity, true, -1);
+    add(1, 2, kind, true, 2);
+    add(1, 3, Activation::kIdentity, false, -1);
+    add(2, 3, kind, true, -1);
+    add(3, 4, kind, true, -1);
+    add(3, 5, Activation::kIdentity, true, -1);
+    add(4, 5, kind, true, -1);
+  }
+
+  void add(int source, int target, Activation kind, bool linear, int64_t row) {
+    shapes.push_back({source, target, kind, leak, linear, row});
+    const int64_t ins = widths[size_t(source)], outs = widths[size_t(target)];
+    const auto salt = uint32_t(shapes.size());
+    weights.push_back(numbers(linear ? ins * outs : 0, salt));
+    for (float& w : weights.back()) w *= std::sqrt(2.0f / float(ins));
+    biases.push_back(numbers(linear && row < 0 ? outs : 0, 50 + salt));
+  }
+
+  void load(MlpPlan& plan) const {
+    std::vector<const float*> w, b;
+    for (const auto& weight : weights) w.push_back(weight.empty() ? nullptr : weight.data());
+    for (const auto& bias : biases) b.push_back(bias.empty() ? nullptr : bias.data());
+    plan.load(w, b, head.data(), constant);
+  }
+
+  double gradient(const double* y, const float* row, std::vector<double>& to) const {
+    std::vector<std::vector<double>> value, slope;
+    for (int width : widths) value.emplace_back(width), slope.emplace_back(width);
+    value[0].assign(y, y + widths[0]);
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      const MlpShape& s = shapes[i];
+      const auto& from = value[size_t(s.source)];
+      auto& into = value[size_t(s.target)];
+      for (size_t n = 0; n < into.size(); ++n) {
+        if (!s.linear) into[n] += from[n];
+        if (!s.linear) continue;
+        into[n] += s.row >= 0 ? row[size_t(s.row) + n] : biases[i][n];
+        for (size_t k = 0; k < from.size(); ++k) {
+          into[n] += weights[i][n * from.size() + k] * apply(s.activation, leak, from[k], false);
+        }
+      }
+    }
+    double total = constant;
+    for (size_t n = 0; n < head.size(); ++n) {
+      total += head[n] * apply(activation, leak, value.back()[n], false);
+      slope.back()[n] = head[n] * apply(activation, leak, value.back()[n], true);
+    }
+    for (size_t i = shapes.size(); i-- > 0;) {
+      const MlpShape& s = shapes[i];
+      const auto& from = slope[size_t(s.target)];
+      auto& into = slope[size_t(s.source)];
+      for (size_t k = 0; k < into.size(); ++k) {
+        if (!s.linear) into[k] += from[k];
+        if (!s.linear) continue;
+        double sum = 0;
+        for (size_t n = 0; n < from.size(); ++n) sum += from[n] * weights[i][n * into.size() + k];
+        into[k] += sum * apply(s.activation, leak, value[size_t(s.source)][k], true);
+      }
+    }
+    to = slope[0];
+    return total;
+  }
+};
+
+// y one element off its alignment between two poisoned ones.
+struct State {
+  std::vector<float> memory;
+  State(int64_t batch, int dim) : memory(numbers(batch * dim + 2, 123)) {
+    memory.front() = memory.back() = kPoison;
+  }
+  float* data() { return memory.data() + 1; }
+  bool intact() const { return memory.front() == kPoison && memory.back() == kPoison; }
+};
+
+MlpCall call_of(State& y, int64_t batch, const std::vector<float>& rows, int64_t stride) {
+  MlpCall call{};
+  call.y = y.data(), call.batch = batch, call.rows = rows.data(), call.rows_stride = stride;
+  call.steps = 3, call.seed = kSeed, call.first_sample = kFirst, call.draw = 0xFFFFFFFDu;
+  call.drift = 0.05f, call.pull = 0.1f, call.noise_std = 0.2f, call.rescale = 1.5f;
+  return call;
+}
+
+void test_against_the_formula(const Network& network, int64_t batch, bool half, bool per_sample) {
+  const int dim = network.widths[0];
+  const double tolerance = half ? 0.06 : 3e-5;
+  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half);
+  network.load(plan);
+  const int64_t stride = per_sample ? network.rows : 0;
+  const auto rows = numbers(per_sample ? batch * stride : network.rows, 31);
+  const auto table = numbers(4 * batch, 77);
+  std::vector<float> anchor = numbers(batch * dim, 41), value(size_t(batch), kPoison);
+  std::vector<float> gradient(size_t(batch * dim), kPoison);
+  State y(batch, dim);
+  const std::vector<float> start(y.memory);
+  MlpCall call = call_of(y, batch, rows, stride);
+  call.value = value.data(), call.gradient = gradient.data();
+  cdrl::cpu::mlp_chain(plan.program(), call, 2);
+  CHECK(y.memory == start, "a gradient changed the state");
+  call.value = call.gradient = nullptr, call.anchor = anchor.data();
+  if (per_sample) call.table = table.data();
+  const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call, 2);
+  CHECK(bad == cdrl::cpu::kNone, "first bad %lld", (long long)bad);
+  CHECK(y.intact(), "wrote outside its array");
+  std::vector<double> state(static_cast<size_t>(dim)), slope;
+  for (int64_t s = 0; s < batch; ++s) {
+    const auto n = size_t(s);
+    const float* row = rows.data() + s * stride;
+    for (size_t d = 0; d < state.size(); ++d) state[d] = start[1 + n * state.size() + d];
+    const double f = network.gradient(state.data(), row, slope);
+    CHECK(std::fabs(value[n] - f) < 3 * tolerance, "sample %zu: %g, not %g", n, value[n], f);
+    for (size_t d = 0; d < state.size(); ++d) {
+      const float got = gradient[n * state.size() + d];
+      CHECK(std::fabs(got - slope[d]) < 3 * tolerance, "sample %zu: %g, not %g", n, got, slope[d]);
+    }
+    double c[4] = {call.drift, call.pull, call.noise_std, call.rescale};
+    for (size_t i = 0; i < 4 && per_sample; ++i) c[i] = table[i * size_t(batch) + n];
+    for (int64_t k = 0; k < call.steps; ++k) {
+      network.gradient(state.data(), row, slope);
+      for (size_t d = 0; d < state.size(); ++d) {
+        const auto four = cdrl::normals(kSeed, call.draw + uint32_t(k), kFirst + uint64_t(s),
+                                        uint32_t(d / 4));
+        state[d] += c[0] * slope[d] - c[1] * (state[d] - anchor[n * state.size() + d]) +
+                    c[2] * four.n[d % 4];
+        if (k + 1 == call.steps) state[d] *= c[3];
+      }
+    }
+    for (size_t d = 0; d < state.size(); ++d) {
+      const float got = y.data()[n * state.size() + d];
+      CHECK(std::fabs(got - state[d]) < 3 * tolerance, "sample %zu: %g, not %g", n, got, state[d]);
+    }
+  }
+}
+
+// A batch cut anywhere, on any number of threads, gives the same bits.
+void test_cuts(const Network& network, bool half) {
+  const int dim = network.widths[0];
+  const int64_t batch = 203;
+  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half);
+  network.load(plan);
+  const auto rows = numbers(network.rows, 31);
+  State whole(batch, dim), parts(batch, dim);
+  cdrl::cpu::mlp_chain(plan.program(), call_of(whole, batch, rows, 0), 1);
+  const int64_t cuts[] = {0, 1, 14, 29, 130, batch};
+  for (int i = 0; i + 1 < 6; ++i) {
+    MlpCall call = call_of(parts, cuts[i + 1] - cuts[i], rows, 0);
+    call.y += cuts[i] * dim, call.first_sample += uint64_t(cuts[i]);
+    cdrl::cpu::mlp_chain(plan.program(), call, 3);
+  }
+  CHECK(whole.memory == parts.memory, "half %d: a cut batch differs", half);
+}
+
+void test_not_finite(const Network& network) {
+  const int dim = network.widths[0];
+  const int64_t batch = 150;
+  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, false);
+  network.load(plan);
+  const auto rows = numbers(network.rows, 31);
+  State y(batch, dim);
+  y.data()[149 * dim] = std::numeric_limits<float>::infinity();
+  y.data()[77 * dim] = std::numeric_limits<float>::quiet_NaN();
+  const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call_of(y, batch, rows, 0), 2);
+  CHECK(bad == (int64_t(0xFFFFFFFDu) << 31) + 77, "first bad %lld", (long long)bad);
+}
+
+}  // namespace
+
+int main() {
+  const Activation kinds[] = {Activation::kIdentity, Activation::kSilu, Activation::kTanh,
+                              Activation::kSoftplus, Activation::kSigmoid};
+  for (const auto& variant : cdrl::cpu::variants()) {
+    std::printf("variant %s\n", variant.name);
+    cdrl::cpu::use_variant(variant.name);
+    for (const int dim : {1, 2, 4, 5, 17}) {
+      for (const Activation kind : kinds) {
+        const Network network(dim, 12 + dim, 33, kind);
+        for (const int64_t batch : {0, 1, 5, 30}) {
+          for (int options = 0; options < 4; ++options) {
+            test_against_the_formula(network, batch, options & 1, options & 2);
+          }
+        }
+      }
+      const Network leaky(dim, 20, 48, Activation::kLeaky);
+      test_against_the_formula(leaky, 9, false, true);
+      for (const bool half : {false, true}) test_cuts(leaky, half);
+      test_not_finite(leaky);
+    }
+  }
+  std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
