@@ -22,7 +22,7 @@ from cdrl_fast.ops.mlp_chain.program import Instruction
 
 LEAKY = Activation("leaky_relu", LEAK)
 Cast = Callable[[Tensor | None], Tensor]
-Map = tuple[Tensor, Tensor]
+LinearMap = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Conditions:
         bias: (R,), of the blocks' first convolutions.
     """
 
-    maps: tuple[Map, Map]
-    label: Map | None
-    level: Map
+    maps: tuple[LinearMap, LinearMap]
+    label: LinearMap | None
+    level: LinearMap
     bias: Tensor
 
     def __call__(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -59,8 +59,8 @@ class Conditions:
 
 
 def embedded(
-    maps: tuple[Map, Map],
-    label_map: Map | None,
+    maps: tuple[LinearMap, LinearMap],
+    label_map: LinearMap | None,
     activation: Callable[[Tensor], Tensor],
     logsnr: Tensor,
     label: Tensor | None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdrl_fast.engine.fold import Cast, Map, caster, embedded
+from cdrl_fast.engine.fold import Cast, LinearMap, caster, embedded
 from cdrl_fast.networks import UNetInitializer
 from cdrl_fast.networks.unet import Attention as AttentionModule
 from cdrl_fast.networks.unet import UNetBlock
@@ -26,9 +26,9 @@ class UNetConditions:
         blocks: weight (R, 4·width) and bias (R,) of all blocks' maps, one below the other.
     """
 
-    maps: tuple[Map, Map]
-    label: Map | None
-    blocks: Map
+    maps: tuple[LinearMap, LinearMap]
+    label: LinearMap | None
+    blocks: LinearMap
 
     def __call__(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """Rows (n, R), float64, n being the longer argument's; arguments as `fold.Conditions`."""
@@ -68,7 +68,7 @@ def fold_unet(network: UNetInitializer, device: torch.device, dtype: torch.dtype
     )
     exactly = caster(device, torch.float64)
 
-    def linear(layer: nn.Linear) -> Map:
+    def linear(layer: nn.Linear) -> LinearMap:
         return exactly(layer.weight), exactly(layer.bias)
 
     stages = (*network.downs, network.middle, *network.ups)

@@ -63,7 +63,8 @@ class Attention {
     }
   }
 
-  // Scores of a query, `count` apart in blocks of 16, become e^(score - largest); one over their sum.
+  // Scores of a query, `count` apart in blocks of 16, become e^(score - largest); and one over the
+  // sum of these.
   void softmax(float* scores, int64_t count, float* reciprocal) const {
     const int64_t step = count * kBlock;
     // What is beyond the last position becomes e^-87 at most, and no value is there to weigh.

@@ -80,8 +80,8 @@ class Group {
              into(map_of(net_.first), net_.first.blocks, biased(net_.stem_bias)));
   }
 
-  // The norm of one map or two as a factor and a term of each channel, in memory_.affine; with scale
-  // and shift if a row has them.
+  // The norm of one map or two as a factor and a term of each channel, in memory_.affine; with
+  // scale and shift where there is a row.
   void normalize(const UNetNorm& norm, const Map* maps, const UNetTensor* in, const float* row) {
     const int blocks = in[0].blocks + in[1].blocks;
     const double positions = double(net_.size >> in[0].level) * (net_.size >> in[0].level);
@@ -128,8 +128,8 @@ class Group {
     }
   }
 
-  // Calls put(spot, value) for every position of a map, normalized as memory_.affine says from block
-  // `first` on.
+  // Calls put(spot, value) for every position of a map, normalized as memory_.affine says from
+  // block `first` on.
   template <class Put>
   void each_value(const Grid& grid, const Map& map, int blocks, int first, const Put& put) const {
     for (int n = 0; n < blocks; ++n) {
