@@ -65,8 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     model = CDRL.from_pretrained(options.model)
     train, held_out = load_data(options.data).split(options.held_out)
+    if len(train) > options.most:
+        train, _ = train.split(1 - options.most / len(train))
     classifier = train_classifier(train)
-    real = train.batch(np.arange(min(len(train), options.most)))[0]
+    real = train.batch(np.arange(len(train)))[0]
     other = held_out.batch(np.arange(min(len(held_out), options.samples)))[0]
     label = torch.arange(options.samples) % model.num_classes + 1 if model.num_classes else None
     drawn = {
