@@ -23,7 +23,7 @@ from cdrl_fast._native import load  # noqa: E402
 def pytest_addoption(parser):
     group = parser.getgroup("cdrl_fast")
     group.addoption("--paper", action="store_true", help="the paper's sizes as well")
-    group.addoption("--rounds", type=int, default=15, help="timed rounds of each contender")
+    group.addoption("--rounds", type=int, default=11, help="timed rounds of each contender")
     group.addoption(
         "--results",
         type=Path,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 WARMUP = 3
+LONG = 0.2
+"""Seconds from which a call warms up by itself and fewer rounds do."""
 
 
 @dataclass
@@ -45,8 +47,10 @@ class Race:
             self.contenders[name]()
             self._wait()
 
+        long = not benchmark.disabled and self._seconds(name) > LONG
+        rounds, warmup = (max(5, rounds // 3), 1) if long else (rounds, WARMUP)
         benchmark.group = self.group
-        benchmark.pedantic(run, setup=others, rounds=rounds, warmup_rounds=WARMUP)
+        benchmark.pedantic(run, setup=others, rounds=rounds, warmup_rounds=warmup)
         notes = self.notes.get(name, {})
         benchmark.extra_info.update(contender=name, device=str(self.device), **self.work, **notes)
         if benchmark.disabled:

@@ -82,4 +82,4 @@ def gigaflops(energy, size):
 def test_energy_gradient(benchmark, name, case, device, rounds):
     if name == "ours, bf16" and device.type != "cpu":
         pytest.skip("compiled half precision of the energy is for CPUs")
-    race(case, device).time(benchmark, name, max(3, rounds // 3) if "paper" in case else rounds)
+    race(case, device).time(benchmark, name, rounds)

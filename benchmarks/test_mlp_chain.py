@@ -119,4 +119,4 @@ def _check(found, expected, tolerance):
 def test_mlp_chain(benchmark, name, precision, device, rounds):
     if device.type != "cpu":
         pytest.skip("the compiled chain runs on CPUs")
-    race(precision).time(benchmark, name, max(3, rounds // 3))
+    race(precision).time(benchmark, name, rounds)

@@ -43,7 +43,7 @@ def test_sampling(benchmark, name, size, device, rounds, joules):
     made = race(size, device)
     if name not in made.contenders:
         pytest.skip("compiled half precision of the energy is for CPUs")
-    made.time(benchmark, name, max(3, rounds // 3))
+    made.time(benchmark, name, rounds)
     if joules is not None and not benchmark.disabled:
         before, begun, samples = joules(), time.perf_counter(), 0
         while time.perf_counter() - begun < 1.0:  # the meter is updated about every 0.1 s

@@ -42,7 +42,12 @@ def race(name, device):
         "compiled": lambda: compiled(x, logsnr, label),
         "ours": lambda: plan(x, logsnr, label),
     }
-    made = Race(f"initializer, {name}", device, {"gflop": batch * gigaflops(network, x)}, found)
+    made = Race(
+        f"initializer, {name}",
+        device,
+        {"proposals": batch, "gflop": batch * gigaflops(network, x)},
+        found,
+    )
     for contender, run in found.items():
         error = (run()[:2] - exact).norm() / exact.norm()
         made.notes[contender] = {"relative_error": float(error)}
