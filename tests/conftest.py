@@ -69,6 +69,18 @@ def room(request):
     module.use_cpu_variant(before)
 
 
+@pytest.fixture(params=CPU_VARIANTS)
+def variant(request):
+    """The native room with each instruction set of this machine."""
+    module = _native.load()
+    if module is None or request.param not in module.cpu_variants():
+        pytest.skip("not on this machine")
+    before = module.cpu_variant()
+    module.use_cpu_variant(request.param)
+    yield request.param
+    module.use_cpu_variant(before)
+
+
 @pytest.fixture
 def image_model():
     """A small class-conditional model for 8×8 grey images, with random weights."""

@@ -1,7 +1,9 @@
-// Counts and prints what fails, and goes on.
+// What the tests share: a check that counts and prints what fails, and numbers without a pattern.
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
+#include <vector>
 
 static int failures = 0;
 
@@ -14,3 +16,14 @@ static int failures = 0;
       std::printf("\n");                                            \
     }                                                               \
   } while (0)
+
+// Numbers in (-1, 1) times `scale`.
+static inline std::vector<float> numbers(size_t count, double scale, uint32_t seed) {
+  std::vector<float> result(count);
+  uint64_t state = seed * 2654435761u + 1;
+  for (float& x : result) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    x = float(scale * (double(state >> 40) / double(1 << 23) - 1.0));
+  }
+  return result;
+}

@@ -10,6 +10,7 @@
 #include "common/philox.h"
 #include "cpu/kernels.h"
 #include "cpu/mlp_plan.h"
+#include "tests/check.h"
 
 namespace {
 
@@ -18,30 +19,11 @@ using cdrl::cpu::MlpCall;
 using cdrl::cpu::MlpPlan;
 using cdrl::cpu::MlpShape;
 
-int failures = 0;
-
-#define CHECK(condition, ...)                                     \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      ++failures;                                                 \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                   \
-      std::printf("\n");                                          \
-    }                                                             \
-  } while (0)
-
 constexpr float kPoison = 12345.0f;
 constexpr uint64_t kSeed = 0xDEADBEEF12345678ull, kFirst = 0xFFFFFFFEull;
 
-// Numbers in [-1, 1) without a pattern.
 std::vector<float> numbers(int64_t count, uint32_t salt) {
-  std::vector<float> values(static_cast<size_t>(count));
-  for (size_t i = 0; i < values.size(); ++i) {
-    uint32_t counter[4] = {uint32_t(i), salt, 0, 0};
-    cdrl::philox(counter, 7);
-    values[i] = float(counter[0]) * 0x1p-31f - 1.0f;
-  }
-  return values;
+  return ::numbers(size_t(count), 1.0, salt);
 }
 
 double apply(Activation kind, double leak, double x, bool slope) {

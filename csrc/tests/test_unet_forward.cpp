@@ -22,17 +22,6 @@ using Floats = std::vector<float>;
 
 constexpr float kPoison = 12345.0f;
 
-// Numbers in (-1, 1) times `scale`.
-Floats numbers(size_t count, double scale, uint32_t seed) {
-  Floats result(count);
-  uint64_t state = seed * 2654435761u + 1;
-  for (float& x : result) {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    x = float(scale * (double(state >> 40) / double(1 << 23) - 1.0));
-  }
-  return result;
-}
-
 struct Shape {
   int image_channels, size, width;
   std::vector<int> multipliers;

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cdrl_fast import CDRL, BackendUnavailable, ResNetEnergy, _native
+from cdrl_fast import CDRL, BackendUnavailable, ResNetEnergy
 from cdrl_fast.engine.fold import fold_resnet
 from cdrl_fast.ops.energy_gradient import EnergyGradient, native, reference
 from tests.conftest import randomize
@@ -33,17 +33,6 @@ def made(name, seed=0):
     logsnr = torch.linspace(-5, 9.8, batch)
     label = torch.arange(batch) % (energy.num_classes + 1) if energy.num_classes else None
     return energy, y, logsnr, label
-
-
-@pytest.fixture(params=("avx512bf16", "avx512", "avx2", "portable"))
-def variant(request):
-    """The native room with each instruction set of this machine."""
-    module = _native.load()
-    if module is None or request.param not in module.cpu_variants():
-        pytest.skip("not on this machine")
-    module.use_cpu_variant(request.param)
-    yield request.param
-    module.use_cpu_variant(module.cpu_variants()[0])
 
 
 def folded_of(energy, dtype=torch.float32):

@@ -19,7 +19,6 @@ from cdrl_fast.ops.mlp_chain import (
     value_and_gradient,
 )
 from cdrl_fast.ops.mlp_chain.program import KINDS
-from tests.conftest import CPU_VARIANTS
 
 LEAKY = Activation("leaky_relu", 0.2)
 ACTIVATIONS = [Activation(kind, 0.2 if kind == "leaky_relu" else 0.0) for kind in KINDS]
@@ -74,17 +73,6 @@ def points(batch, dim, dtype=torch.float32, seed=3):
 
 def rows_of(program, batch, dtype=torch.float32):
     return points(batch, program.rows, dtype, seed=4) if program.rows else None
-
-
-@pytest.fixture(params=CPU_VARIANTS)
-def variant(request):
-    module = _native.load()
-    if module is None or request.param not in module.cpu_variants():
-        pytest.skip(f"no {request.param} here")
-    before = module.cpu_variant()
-    module.use_cpu_variant(request.param)
-    yield request.param
-    module.use_cpu_variant(before)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.kind)

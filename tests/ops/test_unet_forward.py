@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdrl_fast import CDRL, BackendUnavailable, UNetInitializer, _native
+from cdrl_fast import CDRL, BackendUnavailable, UNetInitializer
 from cdrl_fast.engine.fold_unet import fold_unet
 from cdrl_fast.ops.unet_forward import UNetForward
-from tests.conftest import CPU_VARIANTS, randomize
+from tests.conftest import randomize
 
 CPU = torch.device("cpu")
 # Image channels, size, width, multipliers, blocks and attention of a network; classes and batch.
@@ -36,17 +36,6 @@ def made(name, *, seed=0, std=0.05):
     x = torch.randn(batch, network.stem.in_channels, size, size)
     label = torch.arange(batch) % (classes + 1) if classes else None
     return network, x, torch.linspace(-5, 9.8, batch), label
-
-
-@pytest.fixture(params=CPU_VARIANTS)
-def variant(request):
-    """The native room with each instruction set of this machine."""
-    module = _native.load()
-    if module is None or request.param not in module.cpu_variants():
-        pytest.skip("not on this machine")
-    module.use_cpu_variant(request.param)
-    yield request.param
-    module.use_cpu_variant(module.cpu_variants()[0])
 
 
 @torch.no_grad()
