@@ -137,7 +137,7 @@ void normal(const NormalArguments& a, int threads) {
 
 double peak_flops(bool bfloat16, int threads) {
   using Clock = std::chrono::steady_clock;
-  constexpr int kRounds = 10, kRepeats = 20000;
+  constexpr int kRounds = 12, kRepeats = 60000;
   const auto products = kernels().products;
   double best = 0;
   for (int round = 0; round < kRounds; ++round) {
