@@ -12,7 +12,7 @@ NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: demo test test-native lint bench kernels install-matrix checkerboard gpu-baseline gpu clean
 
-demo: $(VENV)/.demo ## Draw digits, train a model for about two minutes, write demo/index.html
+demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
 
 test: $(VENV)/.dev ## All tests that need no GPU
