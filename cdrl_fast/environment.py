@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from cdrl_fast._native import load
-from cdrl_fast.ops.rooms import ROOMS, automatic, reason
+from cdrl_fast.ops.rooms import ON_CPUS, ROOMS, automatic, reason
 
-ON_CPUS = ("native", "reference")
 OPERATIONS = {
     "normal": ROOMS,
     "langevin_step": ROOMS,

@@ -1,4 +1,5 @@
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -46,6 +47,20 @@ ROOMS = [
 ]
 
 
+@contextmanager
+def instruction_set(name):
+    """The native room's kernels for it, where this machine has them; else the test is skipped."""
+    module = _native.load()
+    if module is None or name not in module.cpu_variants():
+        pytest.skip(f"this processor has no {name}, or there is no compiled module")
+    before = module.cpu_variant()
+    module.use_cpu_variant(name)
+    try:
+        yield
+    finally:
+        module.use_cpu_variant(before)
+
+
 @pytest.fixture(params=ROOMS)
 def room(request):
     """Every room with kernels: the backend's name and the device; the native one for each
@@ -60,25 +75,15 @@ def room(request):
     if backend != "native":
         yield {"backend": backend, "device": device}
         return
-    module = _native.load()
-    if kind not in module.cpu_variants():
-        pytest.skip(f"this processor has no {kind}")
-    before = module.cpu_variant()
-    module.use_cpu_variant(kind)
-    yield {"backend": backend, "device": device}
-    module.use_cpu_variant(before)
+    with instruction_set(kind):
+        yield {"backend": backend, "device": device}
 
 
 @pytest.fixture(params=CPU_VARIANTS)
 def variant(request):
     """The native room with each instruction set of this machine."""
-    module = _native.load()
-    if module is None or request.param not in module.cpu_variants():
-        pytest.skip("not on this machine")
-    before = module.cpu_variant()
-    module.use_cpu_variant(request.param)
-    yield request.param
-    module.use_cpu_variant(before)
+    with instruction_set(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ class FrozenNetwork:
         self._source, self._precision, self._device = network, precision, device
         twin = copy.deepcopy(network).to(device, precision.state)
         self.network = twin.eval().requires_grad_(False)
-        self.refresh()
+        fix_weights(self.network)
 
     def refresh(self) -> None:
         """Takes the network's weights as they are now."""

@@ -13,7 +13,7 @@ from cdrl_fast.engine.initializer import initializer_plan
 from cdrl_fast.engine.plan import ImagePlan, PlannedImages, PlannedPoints, PointPlan
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops import langevin_step_
-from cdrl_fast.ops.langevin_step.reference import Coefficient
+from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.precision import Precision
 
 Plan = ImagePlan | PointPlan | AutogradPlan

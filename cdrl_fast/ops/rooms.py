@@ -13,6 +13,8 @@ from cdrl_fast._native import reason as why_not_native
 from cdrl_fast.errors import BackendUnavailable
 
 ROOMS = ("native", "cuda", "triton", "reference")
+ON_CPUS = ("native", "reference")
+"""The rooms of an operation whose kernels are for CPUs alone."""
 BACKENDS = ("auto", *ROOMS)
 # In order of preference. Of the two rooms for GPUs the one that needs no compiler at run time comes
 # first, until they have been measured against each other.
@@ -36,8 +38,14 @@ def automatic(device: torch.device, having: tuple[str, ...] = ROOMS) -> str:
     return next(room for room in rooms if room in having and reason(room, device) is None)
 
 
-def choose(where: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The room for a call.
+def choose(
+    where: str,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    having: tuple[str, ...] = ROOMS,
+) -> str:
+    """The room for a call, of those that an operation has.
 
     Raises:
         ValueError: an unknown backend. BackendUnavailable: an explicit one that cannot be had.
@@ -51,10 +59,12 @@ def choose(where: str, backend: str, device: torch.device, dtype: torch.dtype) -
             )
         return "reference"
     if backend == "auto":
-        return automatic(device)
+        return automatic(device, having)
     why = reason(backend, device)
     if why is not None:
         raise BackendUnavailable(f'{where}: backend="{backend}" is not available: {why}')
+    if backend not in having:
+        raise BackendUnavailable(f'{where}: backend="{backend}" has no kernel of it; use "auto"')
     return backend
 
 

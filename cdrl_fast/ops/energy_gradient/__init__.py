@@ -8,7 +8,7 @@ from torch import Tensor
 from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.ops.energy_gradient import native, reference
 from cdrl_fast.ops.energy_gradient.weights import Block, ResNetWeights
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.rooms import ON_CPUS, choose
 
 __all__ = ["Block", "EnergyGradient", "ResNetWeights"]
 
@@ -48,14 +48,7 @@ class EnergyGradient:
                 f"{height} and {width}"
             )
         stem = weights.stem
-        room = choose("EnergyGradient", backend, stem.device, stem.dtype)
-        if backend == "auto" and room != "native":
-            room = "reference"
-        if room not in ("native", "reference"):
-            raise BackendUnavailable(
-                f'EnergyGradient: backend="{room}" has no kernel of it; use "auto"'
-            )
-        self.room = room
+        self.room = choose("EnergyGradient", backend, stem.device, stem.dtype, ON_CPUS)
         if bfloat16 and self.room != "native":
             raise BackendUnavailable(
                 "EnergyGradient: bfloat16 needs the native room, float32 weights on a CPU"

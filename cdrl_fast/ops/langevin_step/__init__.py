@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
 from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
-from cdrl_fast.ops.langevin_step.reference import Coefficient
 from cdrl_fast.ops.philox import check_place, signed
 from cdrl_fast.ops.rooms import choose
 
@@ -62,7 +62,7 @@ def langevin_step(
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         y = reference.langevin_step(x, grad, anchor, coefficients, rng, first_bad)
         return y if out is None else out.copy_(y)
-    table = _table(coefficients, x)
+    table = coefficient_table(coefficients, x)
     numbers = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
     state = rng if isinstance(rng, Tensor) else None
     seed, draw, first_sample = (0, 0, 0) if isinstance(rng, Tensor) else rng
@@ -110,14 +110,6 @@ def bound_step(
     return step
 
 
-def _table(coefficients: tuple[Coefficient, ...], x: Tensor) -> Tensor | None:
-    """(4, batch) in x's dtype where any coefficient is a tensor."""
-    if not any(isinstance(c, Tensor) for c in coefficients):
-        return None
-    rows = [torch.as_tensor(c, dtype=x.dtype, device=x.device) for c in coefficients]
-    return torch.stack([row.expand(x.shape[0]) for row in rows])
-
-
 def _check(
     x: Tensor,
     grad: Tensor,
@@ -143,16 +135,7 @@ def _check(
             raise TypeError(f"langevin_step: {name} must be {x.dtype} like x, got {tensor.dtype}")
     if not grad.is_floating_point():
         raise TypeError(f"langevin_step: grad must be of a floating dtype, got {grad.dtype}")
-    names = ("drift", "pull", "noise_std", "rescale")
-    for name, value in zip(names, coefficients, strict=True):
-        if isinstance(value, Tensor) and value.dim() and value.shape != (x.shape[0],):
-            raise ValueError(
-                f"langevin_step: {name} must be a number or have shape ({x.shape[0]},), got "
-                f"{tuple(value.shape)}"
-            )
-    pull = coefficients[1]
-    if anchor is None and not (isinstance(pull, (int, float)) and pull == 0.0):
-        raise ValueError("langevin_step: without an anchor, pull must be 0.0")
+    check_coefficients("langevin_step", coefficients, x.shape[0], anchor)
     _check_words("first_bad", first_bad, 1, x)
     if isinstance(rng, Tensor):
         _check_words("rng", rng, 4, x)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.ops.normal.reference import normal
-
-Coefficient = float | Tensor
 
 
 def langevin_step(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
 from cdrl_fast.ops.mlp_chain import native, reference
 from cdrl_fast.ops.mlp_chain.native import PRECISIONS
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
-from cdrl_fast.ops.mlp_chain.reference import Coefficient, value
+from cdrl_fast.ops.mlp_chain.reference import value
 from cdrl_fast.ops.philox import check_integer, check_place, signed
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.rooms import ON_CPUS, choose
 
 __all__ = [
     "IDENTITY",
@@ -78,7 +79,7 @@ def mlp_chain_(
     _check_chain(y, anchor, coefficients, steps, first_bad)
     check_place("mlp_chain", seed, draw, first_sample, y.shape[0])
     check_integer("mlp_chain", "draw + steps", draw + steps, 0, 2**32 + 1)
-    room = _room(backend, y)
+    room = choose("mlp_chain", backend, y.device, y.dtype, ON_CPUS)
     if not y.numel() or steps == 0:
         return y
     place = (signed(seed), draw, first_sample)
@@ -91,7 +92,7 @@ def mlp_chain_(
             return y.copy_(whole)
         dense = y if y.is_contiguous() else y.contiguous()
         anchor = None if anchor is None else anchor.contiguous()
-        table = _table(coefficients, y)
+        table = coefficient_table(coefficients, y)
         numbers = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
         rest = (anchor, rows, steps, table, numbers, place, first_bad)
         native.chain(program, precision, dense, *rest)  # type: ignore[arg-type]
@@ -112,35 +113,15 @@ def value_and_gradient(
         The value (batch,) and the gradient (batch, dim), in y's dtype.
     """
     rows = _checked(program, y, rows, precision)
-    room = _room(backend, y)
+    room = choose("mlp_chain", backend, y.device, y.dtype, ON_CPUS)
     with torch.no_grad():
         if room == "reference" or not y.numel():
             return reference.value_and_gradient(program, y, rows)
         return native.value_and_gradient(program, precision, y.contiguous(), rows)
 
 
-def _room(backend: str, y: Tensor) -> str:
-    """Of the rooms that exist; "auto" on a GPU is the reference."""
-    if backend == "auto" and y.device.type != "cpu":
-        return "reference"
-    room = choose("mlp_chain", backend, y.device, y.dtype)
-    if room not in ("native", "reference"):
-        raise ValueError(
-            f'mlp_chain: backend must be "auto", "native" or "reference", got {room!r}'
-        )
-    return room
-
-
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _table(coefficients: tuple[Coefficient, ...], y: Tensor) -> Tensor | None:
-    """(4, batch) where any coefficient is a tensor."""
-    if not any(isinstance(c, Tensor) for c in coefficients):
-        return None
-    rows = [torch.as_tensor(c, dtype=y.dtype, device=y.device) for c in coefficients]
-    return torch.stack([row.expand(y.shape[0]) for row in rows])
 
 
 def _checked(program: Program, y: Tensor, rows: Tensor | None, precision: str) -> Tensor | None:
@@ -190,15 +171,7 @@ def _check_chain(
         )
     if anchor is not None and anchor.dtype != y.dtype:
         raise TypeError(f"mlp_chain: anchor must be {y.dtype} like y, got {anchor.dtype}")
-    for name, c in zip(("drift", "pull", "noise_std", "rescale"), coefficients, strict=True):
-        if isinstance(c, Tensor) and c.dim() and c.shape != (y.shape[0],):
-            raise ValueError(
-                f"mlp_chain: {name} must be a number or have shape ({y.shape[0]},), got "
-                f"{tuple(c.shape)}"
-            )
-    pull = coefficients[1]
-    if anchor is None and not (isinstance(pull, (int, float)) and pull == 0.0):
-        raise ValueError("mlp_chain: without an anchor, pull must be 0.0")
+    check_coefficients("mlp_chain", coefficients, y.shape[0], anchor)
     check_integer("mlp_chain", "steps", steps, 0, 2**32 + 1)
     if first_bad is None:
         return

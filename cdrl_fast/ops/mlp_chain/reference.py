@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.ops.mlp_chain.program import Add, Program
 from cdrl_fast.ops.normal.reference import normal
-
-Coefficient = float | Tensor
 
 
 def forward(program: Program, y: Tensor, rows: Tensor | None) -> list[Tensor]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.rooms import ON_CPUS, choose
 from cdrl_fast.ops.unet_forward import native, reference
 from cdrl_fast.ops.unet_forward.weights import Affine, Attention, Block, Layer, UNetWeights
 
@@ -38,16 +37,10 @@ class UNetForward:
                 f"{weights.image_size}"
             )
         stem = weights.stem.weight
-        room = choose("UNetForward", backend, stem.device, stem.dtype)
-        if backend == "auto" and room != "native":
-            room = "reference"
-        if room not in ("native", "reference"):
-            raise BackendUnavailable(
-                f'UNetForward: backend="{room}" has no kernel of it; use "auto"'
-            )
-        self.room, self.weights = room, weights
+        self.room = choose("UNetForward", backend, stem.device, stem.dtype, ON_CPUS)
+        self.weights = weights
         self.shape = (stem.shape[1], weights.image_size, weights.image_size)
-        self._kernel = native.UNet(weights) if room == "native" else None
+        self._kernel = native.UNet(weights) if self.room == "native" else None
 
     def load(self, weights: UNetWeights) -> None:
         """Takes other weights of the same shapes."""
