@@ -2,7 +2,7 @@
 // the neighbours of a position are the entries of a vector.
 #pragma once
 
-#include "cpu/conv3x3.h"
+#include "cpu/grid.h"
 
 namespace {
 

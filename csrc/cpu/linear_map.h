@@ -20,8 +20,7 @@ template <class Type, class Use>
 inline void linear_map(const typename Type::Element* in, int in_blocks,
                        const typename Type::Element* weights, int out_blocks, int samples,
                        Use use) {
-  static constexpr int64_t kNoOffset = 0;
-  const Window window{int64_t(samples) * kBlock, in_blocks, &kNoOffset, 1};
+  const Window window{int64_t(samples) * kBlock, in_blocks};
   alignas(64) float sums[kTilePositions * kTileBlocks * kBlock];
   // Tiles of nearly equal size: a small one pays for the same weights.
   const int tiles = (samples + kTilePositions - 1) / kTilePositions;
@@ -31,9 +30,11 @@ inline void linear_map(const typename Type::Element* in, int in_blocks,
     const typename Type::Element* w = weights + block * window.weights();
     for (int i = 0; i < tiles; ++i) {
       const int begin = samples * i / tiles, count = samples * (i + 1) / tiles - begin;
-      tile_of<Type>(count, outs)(in + begin * kBlock, window, w, sums);
+      tile_of<Type>(count, outs)(in + begin * kBlock, window, w, sums, kTilePositions * kBlock);
       for (int n = 0; n < outs; ++n) {
-        for (int p = 0; p < count; ++p) use(block + n, begin + p, sums + (p * outs + n) * kBlock);
+        for (int p = 0; p < count; ++p) {
+          use(block + n, begin + p, sums + (n * kTilePositions + p) * kBlock);
+        }
       }
     }
   }

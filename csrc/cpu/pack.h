@@ -24,55 +24,100 @@ inline void put(uint16_t* to, float value) { *to = rounded(value); }
 // A weight's element of output o, input i and tap t is at out_step o + in_step i + tap_step t.
 struct Source {
   const float* weight;
-  int outs, ins, taps;
+  int outs, ins;
   int64_t out_step, in_step, tap_step;
 };
 
 inline Source matrix(const float* weight, int outs, int ins) {
-  return {weight, outs, ins, 1, ins, 1, 0};
+  return {weight, outs, ins, ins, 1, 0};
 }
 inline Source transposed_matrix(const float* weight, int outs, int ins) {
-  return {weight, ins, outs, 1, 1, ins, 0};
+  return {weight, ins, outs, 1, ins, 0};
 }
 inline Source convolution(const float* weight, int outs, int ins) {
-  return {weight, outs, ins, 9, int64_t(9) * ins, 9, 1};
+  return {weight, outs, ins, int64_t(9) * ins, 9, 1};
 }
 // Outputs and inputs change places, and taps point the other way.
 inline Source transposed_convolution(const float* weight, int outs, int ins) {
-  return {weight + 8, ins, outs, 9, 9, int64_t(9) * ins, -1};
+  return {weight + 8, ins, outs, 9, int64_t(9) * ins, -1};
 }
 
-// Elements from one block of outputs to the next.
-inline int64_t block_step(const Source& from) {
-  return int64_t(in_blocks(from.ins)) * from.taps * kChannels * kChannels;
-}
-
-// Blocks of outputs lie `step` elements apart. Padding is zero already and stays so.
+// Where the 16 outputs of a block meet input `i`; from one output to the next it is `kDepth` elements.
 template <class Element>
-void pack_apart(const Source& from, Element* to, int64_t step) {
-  constexpr int depth = 4 / int(sizeof(Element));
-  for (int o = 0; o < from.outs; o += kChannels, to += step) {
+struct Place {
+  static constexpr int kDepth = 4 / int(sizeof(Element));
+
+  static Element* of(Element* block, int i) {
+    return block + i / kChannels * kChannels * kChannels +
+           i % kChannels / kDepth * kDepth * kChannels + i % kDepth;
+  }
+};
+
+// Padding is zero already and stays so.
+template <class Element>
+void pack_matrix(const Source& from, Element* to) {
+  using At = Place<Element>;
+  for (int o = 0; o < from.outs; o += kChannels) {
     const int outs = std::min(kChannels, from.outs - o);
-    Element* tap = to;
-    for (int i = 0; i < from.ins; i += kChannels) {
-      const int ins = std::min(kChannels, from.ins - i);
-      const float* block = from.weight + o * from.out_step + i * from.in_step;
-      for (int t = 0; t < from.taps; ++t, tap += kChannels * kChannels) {
-        for (int k = 0; k < ins; ++k) {
-          const float* column = block + k * from.in_step + t * from.tap_step;
-          Element* place = tap + k / depth * depth * kChannels + k % depth;
-          for (int n = 0; n < outs; ++n) put(place + n * depth, column[n * from.out_step]);
-        }
-      }
+    for (int i = 0; i < from.ins; ++i) {
+      const float* column = from.weight + o * from.out_step + i * from.in_step;
+      Element* place = At::of(to, i);
+      for (int n = 0; n < outs; ++n) put(place + n * At::kDepth, column[n * from.out_step]);
     }
+    to += int64_t(in_blocks(from.ins)) * kChannels * kChannels;
   }
 }
 
 inline void pack(const Source& from, void* to, bool bfloat16) {
   if (bfloat16) {
-    pack_apart(from, static_cast<uint16_t*>(to), block_step(from));
+    pack_matrix(from, static_cast<uint16_t*>(to));
   } else {
-    pack_apart(from, static_cast<float*>(to), block_step(from));
+    pack_matrix(from, static_cast<float*>(to));
+  }
+}
+
+// G times a column of three, of 16 weights at a time, which compilers vectorise.
+inline void transform_weights(const double (*w)[kChannels], int step, double (*g)[kChannels],
+                              int to_step) {
+  for (int n = 0; n < kChannels; ++n) {
+    const double outer = w[0][n] + w[2 * step][n], inner = w[step][n];
+    g[0][n] = w[0][n];
+    g[to_step][n] = 0.5 * (outer + inner);
+    g[2 * to_step][n] = 0.5 * (outer - inner);
+    g[3 * to_step][n] = w[2 * step][n];
+  }
+}
+
+// G w Gᵀ of every 3×3 weight (see winograd.h), rounded once: a matrix for each of 16 products, `step`
+// elements apart, and in it blocks of outputs `block_step` apart.
+template <class Element>
+void pack_products(const Source& from, Element* to, int64_t step, int64_t block_step) {
+  using At = Place<Element>;
+  for (int o = 0; o < from.outs; o += kChannels, to += block_step) {
+    const int outs = std::min(kChannels, from.outs - o);
+    for (int i = 0; i < from.ins; ++i) {
+      double w[9][kChannels] = {}, rows[12][kChannels], products[16][kChannels];
+      for (int n = 0; n < outs; ++n) {
+        const float* taps = from.weight + (o + n) * from.out_step + i * from.in_step;
+        for (int t = 0; t < 9; ++t) w[t][n] = taps[t * from.tap_step];
+      }
+      for (int c = 0; c < 3; ++c) transform_weights(w + c, 3, rows + c, 3);
+      for (int r = 0; r < 4; ++r) transform_weights(rows + 3 * r, 1, products + 4 * r, 1);
+      Element* place = At::of(to, i);
+      for (int t = 0; t < 16; ++t, place += step) {
+        for (int n = 0; n < outs; ++n) put(place + n * At::kDepth, float(products[t][n]));
+      }
+    }
+  }
+}
+
+inline void pack_convolution(const Source& from, void* to, bool bfloat16) {
+  const int64_t block = int64_t(in_blocks(from.ins)) * kChannels * kChannels;
+  const int64_t step = in_blocks(from.outs) * block;
+  if (bfloat16) {
+    pack_products(from, static_cast<uint16_t*>(to), step, block);
+  } else {
+    pack_products(from, static_cast<float*>(to), step, block);
   }
 }
 

@@ -12,10 +12,9 @@ double products(int repeats) {
   alignas(64) static thread_local
       typename Type::Element weights[kTileBlocks * kBlocks * kBlock * kBlock];
   alignas(64) static thread_local float sums[kTilePositions * kTileBlocks * kBlock];
-  const int64_t here = 0;
-  const Window window{kTilePositions * kBlock, kBlocks, &here, 1};
+  const Window window{kTilePositions * kBlock, kBlocks};
   const auto sum = tile_of<Type>(kTilePositions, kTileBlocks);
-  for (int i = 0; i < repeats; ++i) sum(in, window, weights, sums);
+  for (int i = 0; i < repeats; ++i) sum(in, window, weights, sums, kTilePositions * kBlock);
   return 2.0 * repeats * kTilePositions * kTileBlocks * kBlock * kBlocks * kBlock;
 }
 

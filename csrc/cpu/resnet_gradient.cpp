@@ -8,17 +8,13 @@
 #include "cpu/kernels.h"
 #include "cpu/pack.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace cdrl::cpu {
 
 namespace {
 
 // Samples are stacked until a stage has so many positions: enough to read its weights from the outer
 // caches seldom, few enough for its activations to stay in the inner ones.
-constexpr int64_t kPositions = 256;
+constexpr int64_t kPositions = 512;
 
 }  // namespace
 
@@ -80,7 +76,7 @@ void ResNetGradient::place_weights() {
   for (int round = 0; round < 2; ++round) {
     Pieces pieces(weights_);
     const auto weight = [&](int64_t out, int64_t in) {
-      return pieces.take<char>(out * in * 9 * kChannels * kChannels * size);
+      return pieces.take<char>(out * in * kProducts * kChannels * kChannels * size);
     };
     const int64_t stem = int64_t(network_.columns) * blocks_[0].in * kChannels * kChannels;
     network_.stem = pieces.take<float>(stem);
@@ -119,14 +115,14 @@ void ResNetGradient::load(const std::vector<const float*>& tensors) {
   copy(*next++, network_.stem_bias, width_);
   for (const ResNetBlock& block : blocks_) {
     const int in = block.in_channels, out = block.out_channels;
-    pack(convolution(*next, out, in), block.conv1, half);
-    pack(transposed_convolution(*next++, out, in), block.conv1_transposed, half);
-    pack(convolution(*next, out, out), block.conv2, half);
-    pack(transposed_convolution(*next++, out, out), block.conv2_transposed, half);
+    pack_convolution(convolution(*next, out, in), block.conv1, half);
+    pack_convolution(transposed_convolution(*next++, out, in), block.conv1_transposed, half);
+    pack_convolution(convolution(*next, out, out), block.conv2, half);
+    pack_convolution(transposed_convolution(*next++, out, out), block.conv2_transposed, half);
     copy(*next++, block.bias2, out);
     if (block.shortcut == nullptr) continue;
-    pack(convolution(*next, out, in), block.shortcut, half);
-    pack(transposed_convolution(*next++, out, in), block.shortcut_transposed, half);
+    pack_convolution(convolution(*next, out, in), block.shortcut, half);
+    pack_convolution(transposed_convolution(*next++, out, in), block.shortcut_transposed, half);
     copy(*next++, block.bias_shortcut, out);
   }
   loaded_ = true;
@@ -136,8 +132,9 @@ Split ResNetGradient::split(int64_t batch, int threads) const {
   return split_batch(batch, threads, limits_.back());
 }
 
-size_t ResNetGradient::place(ResNetBuffers& buffers, const Memory& base, int64_t size) const {
-  Pieces pieces(base);
+size_t ResNetGradient::place(Workspace& workspace, int64_t size) const {
+  Pieces pieces(workspace.memory);
+  ResNetBuffers& buffers = workspace.buffers;
   const int64_t element = network_.bfloat16 ? 2 : 4;
   for (size_t i = 0; i < stages_.size(); ++i) {
     const ResNetStage& stage = stages_[i];
@@ -157,6 +154,11 @@ size_t ResNetGradient::place(ResNetBuffers& buffers, const Memory& base, int64_t
   const int64_t image = int64_t(stages_[0].height) * stages_[0].width;
   buffers.columns =
       pieces.take<float>(image * buffers.stage[0].limit * network_.columns * kChannels);
+  const auto widest = [](const ResNetBlock& a, const ResNetBlock& b) {
+    return std::max(a.in, a.out) < std::max(b.in, b.out);
+  };
+  const ResNetBlock& most = *std::max_element(blocks_.begin(), blocks_.end(), widest);
+  buffers.patches = pieces.take<char>(patch_bytes(std::max(most.in, most.out), network_.bfloat16));
   buffers.rows = pieces.take<float>(network_.rows * size);
   buffers.heads = pieces.take<float>(blocks_.back().out * kChannels * size);
   return pieces.bytes();
@@ -164,8 +166,8 @@ size_t ResNetGradient::place(ResNetBuffers& buffers, const Memory& base, int64_t
 
 int64_t ResNetGradient::workspace_bytes(int64_t batch, int threads) const {
   const Split parts = split(batch, threads);
-  ResNetBuffers unplaced{};
-  return int64_t(place(unplaced, Memory(), parts.size)) * parts.threads;
+  Workspace unplaced;
+  return int64_t(place(unplaced, parts.size)) * parts.threads;
 }
 
 void ResNetGradient::run(const ResNetArguments& a, int threads) {
@@ -176,26 +178,12 @@ void ResNetGradient::run(const ResNetArguments& a, int threads) {
   if (a.y == nullptr || a.rows == nullptr || a.head == nullptr || a.energies == nullptr) {
     throw std::invalid_argument("ResNetGradient.run: only gradient and signs may be left out");
   }
-  const Split parts = split(a.batch, threads);
-  const bool grow = parts.size > workspace_size_;
-  if (grow) workspaces_.clear();
-  workspace_size_ = std::max(workspace_size_, parts.size);
-  while (int(workspaces_.size()) < parts.threads) {
-    workspaces_.emplace_back();
-    Workspace& workspace = workspaces_.back();
-    workspace.memory = Memory(place(workspace.buffers, Memory(), workspace_size_));
-    place(workspace.buffers, workspace.memory, workspace_size_);
-  }
-#pragma omp parallel for schedule(dynamic) num_threads(parts.threads) if (parts.threads > 1)
-  for (int64_t group = 0; group < parts.groups; ++group) {
-#ifdef _OPENMP
-    Workspace& workspace = workspaces_[size_t(omp_get_thread_num())];
-#else
-    Workspace& workspace = workspaces_[0];
-#endif
-    const int64_t first = group * parts.size;
-    run_group(a, first, int(std::min(parts.size, a.batch - first)), workspace.buffers);
-  }
+  workspaces_.each_group(
+      a.batch, split(a.batch, threads),
+      [this](Workspace& workspace, int64_t size) { return place(workspace, size); },
+      [&](Workspace& workspace, int64_t first, int samples) {
+        run_group(a, first, samples, workspace.buffers);
+      });
 }
 
 void ResNetGradient::run_group(const ResNetArguments& a, int64_t first, int samples,

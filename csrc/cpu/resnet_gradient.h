@@ -7,6 +7,7 @@
 
 #include "cpu/memory.h"
 #include "cpu/resnet_network.h"
+#include "cpu/workspaces.h"
 
 namespace cdrl::cpu {
 
@@ -47,8 +48,7 @@ class ResNetGradient {
   void add_stages(const std::vector<int>& multipliers, int blocks, int height, int width);
   void place_weights();
   Split split(int64_t batch, int threads) const;
-  // Places a thread's buffers for groups of `size` samples from `base` on; returns their bytes.
-  size_t place(ResNetBuffers& buffers, const Memory& base, int64_t size) const;
+  size_t place(Workspace& workspace, int64_t size) const;
   void run_group(const ResNetArguments& arguments, int64_t first, int samples,
                  ResNetBuffers& buffers) const;
 
@@ -59,8 +59,7 @@ class ResNetGradient {
   ResNetNetwork network_;
   Memory weights_;
   bool loaded_ = false;
-  std::vector<Workspace> workspaces_;
-  int64_t workspace_size_ = 0;  // samples of a group that the workspaces have room for
+  Workspaces<Workspace> workspaces_;
   std::mutex mutex_;
 };
 

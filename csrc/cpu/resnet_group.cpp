@@ -3,8 +3,8 @@
 // The state h and its gradient are float32; what convolutions read is rounded to the compute type.
 // Forward keeps one bit an activation, its sign, which is all that backward needs.
 #include "cpu/columns.h"
-#include "cpu/conv3x3.h"
 #include "cpu/resnet_network.h"
+#include "cpu/winograd.h"
 
 namespace {
 
@@ -119,18 +119,23 @@ class Group {
     if (next.shortcut != nullptr) h.put(part.raw + spot.padded);
   }
 
+  template <class Finish>
+  void convolve(const Part& part, const Element* plane, int in, const void* weights, int out,
+                const Finish& finish) const {
+    ::convolve<Type>(part.grid, plane, in, weights, out, buffers_.patches, finish);
+  }
+
   void forward(const Part& part, const ResNetBlock& block, const ResNetBlock* next) {
-    const Grid& grid = part.grid;
     const float* rows = group_.rows + part.first * group_.row_stride + block.row;
     uint16_t* masks = part.hidden_masks(block);
     if (block.shortcut != nullptr) {
-      convolve<Type>(grid, part.raw, block.in, block.shortcut, block.out,
+      convolve(part, part.raw, block.in, block.shortcut, block.out,
                      [&](const Spot& spot, Sixteen sum) {
                        const float* bias = block.bias_shortcut + spot.block * kBlock;
                        sum.plus(Sixteen::load(bias)).put(part.state + spot.flat);
                      });
     }
-    convolve<Type>(grid, part.input, block.in, block.conv1, block.out,
+    convolve(part, part.input, block.in, block.conv1, block.out,
                    [&](const Spot& spot, Sixteen sum) {
                      const float* row = rows + spot.sample * group_.row_stride;
                      const Sixteen u = sum.plus(Sixteen::load(row + spot.block * kBlock));
@@ -143,12 +148,12 @@ class Group {
       return biased.plus(Sixteen::load(part.state + spot.flat));
     };
     if (next != nullptr) {
-      convolve<Type>(grid, part.hidden, block.out, block.conv2, block.out,
+      convolve(part, part.hidden, block.out, block.conv2, block.out,
                      [&](const Spot& spot, Sixteen sum) {
                        enter(part, *next, spot, residual(spot, sum));
                      });
     } else {
-      convolve<Type>(grid, part.hidden, block.out, block.conv2, block.out,
+      convolve(part, part.hidden, block.out, block.conv2, block.out,
                      [&](const Spot& spot, Sixteen sum) {
                        residual(spot, sum).put(part.state + spot.flat);
                      });
@@ -158,17 +163,16 @@ class Group {
   // From the gradient in `state` and, rounded, in `input`; leaves the next one there, rounded only
   // if another block follows.
   void backward(const Part& part, const ResNetBlock& block, bool more) {
-    const Grid& grid = part.grid;
     const uint16_t *masks = part.input_masks(block), *hidden_masks = part.hidden_masks(block);
-    convolve<Type>(grid, part.input, block.out, block.conv2_transposed, block.out,
+    convolve(part, part.input, block.out, block.conv2_transposed, block.out,
                    [&](const Spot& spot, Sixteen sum) {
                      sum.sloped(hidden_masks[spot.mask()]).put(part.hidden + spot.padded);
                    });
     if (block.shortcut != nullptr) {
-      convolve<Type>(grid, part.input, block.out, block.shortcut_transposed, block.in,
+      convolve(part, part.input, block.out, block.shortcut_transposed, block.in,
                      [&](const Spot& spot, Sixteen sum) { sum.put(part.state + spot.flat); });
     }
-    convolve<Type>(grid, part.hidden, block.out, block.conv1_transposed, block.in,
+    convolve(part, part.hidden, block.out, block.conv1_transposed, block.in,
                    [&](const Spot& spot, Sixteen sum) {
                      const Sixteen before = Sixteen::load(part.state + spot.flat);
                      const Sixteen g = before.plus(sum.sloped(masks[spot.mask()]));

@@ -18,6 +18,10 @@ struct Sixteen {
   __m512 v;
 
   static Sixteen load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Sixteen load(const uint16_t* p) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+  }
   Sixteen plus(Sixteen a) const { return {_mm512_add_ps(v, a.v)}; }
   Sixteen minus(Sixteen a) const { return {_mm512_sub_ps(v, a.v)}; }
   Sixteen times(float a) const { return {_mm512_mul_ps(v, _mm512_set1_ps(a))}; }
@@ -56,6 +60,13 @@ struct Sixteen {
   static Sixteen load(const float* p) {
     Sixteen result;
     std::memcpy(result.v, p, sizeof result.v);
+    return result;
+  }
+  static Sixteen load(const uint16_t* p) {
+    uint32_t bits[16];
+    for (int i = 0; i < 16; ++i) bits[i] = uint32_t(p[i]) << 16;
+    Sixteen result;
+    std::memcpy(result.v, bits, sizeof result.v);
     return result;
   }
   Sixteen plus(const Sixteen& a) const {

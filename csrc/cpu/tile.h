@@ -1,13 +1,13 @@
 // The inner loop of every convolution and linear map: outputs of a few positions, kept in registers.
 //
-//   acc[p][n] = sum over blocks c, taps t, channels k:  in[c][p + offset t][k] · w[n][c][t][k]
+//   acc[p][n] = sum over blocks c, channels k:  in[c][p][k] · w[n][c][k]
 //
 // Channels come in blocks of 16. `in` is [block][position][16], so that neighbouring positions are
-// always one block apart; a linear map is one tap. Every output is summed in the same order whatever
-// its position in a tile, so results don't depend on how positions are cut into tiles.
+// always one block apart. Every output is summed in the same order whatever its position in a tile, so
+// results don't depend on how positions are cut into tiles.
 //
-// Weights are [out block][in block][tap][16 / depth][16 outputs][depth], depth being the channels that
-// one instruction multiplies: 2 in bfloat16, 1 in float32. Accumulators are float32.
+// Weights are [out block][in block][16 / depth][16 outputs][depth], depth being the channels that one
+// instruction multiplies: 2 in bfloat16, 1 in float32. Accumulators are float32.
 #pragma once
 
 #include <cstdint>
@@ -31,15 +31,13 @@ struct BFloat16 {
   static constexpr int kDepth = 2;
 };
 
-// How an input is laid out, in elements.
+// How an input is laid out.
 struct Window {
-  int64_t plane;           // from one block of channels to the next
-  int blocks;              // of input channels
-  const int64_t* offsets;  // of each tap, from the position of the output
-  int taps;
+  int64_t plane;  // elements from one block of channels to the next
+  int blocks;     // of input channels
 
   // Weights of one block of outputs.
-  int64_t weights() const { return int64_t(blocks) * taps * kBlock * kBlock; }
+  int64_t weights() const { return int64_t(blocks) * kBlock * kBlock; }
 };
 
 #if defined(__AVX512F__)
@@ -209,10 +207,11 @@ struct Step<BFloat16> {
 
 #endif
 
-// Sums of `positions` positions from `in` on and `outs` blocks of outputs, to acc [position][outs · 16].
+// Sums of `positions` positions from `in` on and `outs` blocks of outputs: a position's block of 16
+// after the other, blocks of outputs `apart` numbers apart.
 template <class Type, int positions, int outs>
 void tile(const typename Type::Element* in, const Window& window,
-          const typename Type::Element* weights, float* acc) {
+          const typename Type::Element* weights, float* to, int64_t apart) {
   using S = Step<Type>;
   constexpr int depth = Type::kDepth;
   const int64_t stride = window.weights();
@@ -223,32 +222,29 @@ void tile(const typename Type::Element* in, const Window& window,
     for (int n = 0; n < outs; ++n) sums[p][n] = zero_accumulator();
   }
   for (int c = 0; c < window.blocks; ++c, in += window.plane) {
-    for (int t = 0; t < window.taps; ++t) {
-      const typename Type::Element* x = in + window.offsets[t];
 #pragma GCC unroll 1
-      for (int k = 0; k < kBlock; k += depth, weights += kBlock * depth) {
-        typename S::Weight w[outs];
+    for (int k = 0; k < kBlock; k += depth, weights += kBlock * depth) {
+      typename S::Weight w[outs];
 #pragma GCC unroll 2
-        for (int n = 0; n < outs; ++n) w[n] = S::weight(weights + n * stride);
+      for (int n = 0; n < outs; ++n) w[n] = S::weight(weights + n * stride);
 #pragma GCC unroll 16
-        for (int p = 0; p < positions; ++p) {
-          const typename S::Input value = S::input(x + p * kBlock + k);
+      for (int p = 0; p < positions; ++p) {
+        const typename S::Input value = S::input(in + p * kBlock + k);
 #pragma GCC unroll 2
-          for (int n = 0; n < outs; ++n) S::add(sums[p][n], value, w[n]);
-        }
+        for (int n = 0; n < outs; ++n) S::add(sums[p][n], value, w[n]);
       }
     }
   }
 #pragma GCC unroll 16
   for (int p = 0; p < positions; ++p) {
 #pragma GCC unroll 2
-    for (int n = 0; n < outs; ++n) store(acc + (p * outs + n) * kBlock, sums[p][n]);
+    for (int n = 0; n < outs; ++n) store(to + n * apart + p * kBlock, sums[p][n]);
   }
 }
 
 template <class Type>
 using Tile = void (*)(const typename Type::Element*, const Window&, const typename Type::Element*,
-                      float*);
+                      float*, int64_t);
 
 template <class Type, int outs, int... positions>
 Tile<Type> tile_of(int count, std::integer_sequence<int, positions...>) {

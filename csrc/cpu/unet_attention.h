@@ -1,8 +1,8 @@
 // Self-attention over the positions of one sample, on the inner loop of convolutions.
 #pragma once
 
-#include "cpu/conv3x3.h"
 #include "cpu/exp.h"
+#include "cpu/grid.h"
 #include "cpu/unet_network.h"
 
 namespace {
@@ -24,18 +24,17 @@ class Attention {
       const int left = positions_ - first;
       const int count = left < cdrl::cpu::kQueries ? left : cdrl::cpu::kQueries;
       const Grid queries(1, count, 1);
-      const int64_t here = 0;
       float* scores = memory_.scores;
-      each_sum<Float32>(queries, memory_.q + int64_t(first) * kBlock, count,
-                        Window{int64_t(positions_) * kBlock, blocks_, &here, 1}, memory_.k, keys_,
-                        [&](const Spot& spot, Sixteen sum) { sum.put(scores + spot.flat); });
+      each_sum(queries, memory_.q + int64_t(first) * kBlock,
+               Window{int64_t(positions_) * kBlock, blocks_}, memory_.k, keys_,
+               [&](const Spot& spot, Sixteen sum) { sum.put(scores + spot.flat); });
       for (int p = 0; p < count; ++p) softmax(scores + p * kBlock, count, memory_.reciprocals + p);
-      each_sum<Float32>(queries, scores, count, Window{int64_t(count) * kBlock, keys_, &here, 1},
-                        memory_.v, blocks_, [&](const Spot& spot, Sixteen sum) {
-                          const int64_t p = spot.flat / kBlock - int64_t(spot.block) * count;
-                          float* to = qkv + at(spot.block, first + p, samples, sample);
-                          sum.times(memory_.reciprocals[p]).put(to);
-                        });
+      each_sum(queries, scores, Window{int64_t(count) * kBlock, keys_}, memory_.v, blocks_,
+               [&](const Spot& spot, Sixteen sum) {
+                 const int64_t p = spot.flat / kBlock - int64_t(spot.block) * count;
+                 float* to = qkv + at(spot.block, first + p, samples, sample);
+                 sum.times(memory_.reciprocals[p]).put(to);
+               });
     }
   }
 

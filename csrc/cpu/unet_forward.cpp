@@ -11,10 +11,6 @@
 #include "cpu/pack.h"
 #include "cpu/unet_weights.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace cdrl::cpu {
 
 namespace {
@@ -82,7 +78,6 @@ UNetTensor UNetForward::add_block(const UNetTensor& x, const UNetTensor& skip, i
   layer.norm1 = norm_of(x.channels + skip.channels);
   layer.norm2 = norm_of(channels);
   layer.row = network_.row;
-  layer.patches = (network_.size >> layer.out.level) % 2 == 0;
   network_.row += 2 * channels;
   int64_t& plane = network_.planes[layer.out.level];
   plane = std::max<int64_t>(plane, std::max(x.blocks + skip.blocks, layer.out.blocks));
@@ -150,10 +145,9 @@ void UNetForward::place_weights() {
     for (UNetLayer& layer : layers_) {
       const int in = layer.in[0].blocks + layer.in[1].blocks, out = layer.out.blocks;
       norm(layer.norm1);
-      const int taps = layer.patches ? 16 : 9;
-      layer.conv1 = layer.attention ? weight(3 * in, in, 1) : weight(out, in, taps);
+      layer.conv1 = layer.attention ? weight(3 * in, in, 1) : weight(out, in, kProducts);
       layer.bias1 = bias(layer.attention ? 3 * in : out);
-      layer.conv2 = layer.attention ? weight(out, in, 1) : weight(out, out, taps);
+      layer.conv2 = layer.attention ? weight(out, in, 1) : weight(out, out, kProducts);
       layer.bias2 = bias(out);
       if (layer.attention) continue;
       norm(layer.norm2);
@@ -211,7 +205,7 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
   }
   buffers.slot = workspace.slots.data();
   int64_t hidden = network_.last.blocks * positions(0), blocks = 0, columns = 0, keys = 0;
-  int64_t queries = 0, scores = 0, patches = 0, groups = network_.norm.groups;
+  int64_t queries = 0, scores = 0, groups = network_.norm.groups;
   int64_t most = network_.last.blocks;
   for (const UNetLayer& layer : layers_) {
     const int64_t count = positions(layer.out.level);
@@ -219,11 +213,6 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
     blocks = std::max<int64_t>(blocks, layer.out.blocks);
     most = std::max<int64_t>({most, layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks});
     groups = std::max<int64_t>({groups, layer.norm1.groups, layer.norm2.groups});
-    if (layer.patches) {
-      const int64_t line = (network_.size >> layer.out.level) / 2 * size;
-      const int64_t in = std::max(layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks);
-      patches = std::max(patches, std::max<int64_t>(line, kPatches) * (in + layer.out.blocks));
-    }
     if (!layer.attention) continue;
     const int64_t padded = (count + kChannels - 1) / kChannels * kChannels;
     queries = std::max(queries, layer.in[0].blocks * count);
@@ -241,7 +230,7 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
   buffers.affine = pieces.take<float>(most * size * 2 * kChannels);
   buffers.groups = pieces.take<double>(2 * groups);
   buffers.columns = pieces.take<float>(columns * kChannels);
-  buffers.patches = pieces.take<float>(patches * 16 * kChannels);
+  buffers.patches = pieces.take<char>(patch_bytes(most, false));
   buffers.qkv = pieces.take<float>(3 * queries * size * kChannels);
   buffers.q = pieces.take<float>(queries * kChannels);
   buffers.k = pieces.take<float>(keys * kChannels);
@@ -257,17 +246,6 @@ int64_t UNetForward::workspace_bytes(int64_t batch, int threads) const {
   return int64_t(place(unplaced, split.size)) * split.threads;
 }
 
-void UNetForward::grow(const Split& split) {
-  if (split.size > workspace_size_) workspaces_.clear();
-  workspace_size_ = std::max(workspace_size_, split.size);
-  while (int(workspaces_.size()) < split.threads) {
-    Workspace workspace;
-    workspace.memory = Memory(place(workspace, workspace_size_));
-    place(workspace, workspace_size_);
-    workspaces_.push_back(std::move(workspace));
-  }
-}
-
 void UNetForward::run(const UNetArguments& a, int threads) {
   if (a.batch < 0) throw std::invalid_argument("UNetForward.run: a negative batch");
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -276,22 +254,16 @@ void UNetForward::run(const UNetArguments& a, int threads) {
   if (a.x == nullptr || a.rows == nullptr || a.out == nullptr) {
     throw std::invalid_argument("UNetForward.run: x, rows and out must all be given");
   }
-  const Split split = split_batch(a.batch, threads, limit());
-  grow(split);
   const int64_t image = int64_t(network_.image_channels) * network_.size * network_.size;
   const int64_t stride = a.rows_per_sample ? network_.row : 0;
-#pragma omp parallel for schedule(dynamic) num_threads(split.threads) if (split.threads > 1)
-  for (int64_t i = 0; i < split.groups; ++i) {
-#ifdef _OPENMP
-    UNetBuffers& buffers = workspaces_[size_t(omp_get_thread_num())].buffers;
-#else
-    UNetBuffers& buffers = workspaces_[0].buffers;
-#endif
-    const int64_t first = i * split.size;
-    const UNetGroup group{a.x + first * image, a.rows + first * stride, stride,
-                          a.out + first * image, int(std::min(split.size, a.batch - first))};
-    kernels().unet_group(network_, group, buffers);
-  }
+  workspaces_.each_group(
+      a.batch, split_batch(a.batch, threads, limit()),
+      [this](Workspace& workspace, int64_t size) { return place(workspace, size); },
+      [&](Workspace& workspace, int64_t first, int samples) {
+        const UNetGroup group{a.x + first * image, a.rows + first * stride, stride,
+                              a.out + first * image, samples};
+        kernels().unet_group(network_, group, workspace.buffers);
+      });
 }
 
 }  // namespace cdrl::cpu

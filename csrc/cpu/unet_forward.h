@@ -6,6 +6,7 @@
 
 #include "cpu/memory.h"
 #include "cpu/unet_network.h"
+#include "cpu/workspaces.h"
 
 namespace cdrl::cpu {
 
@@ -54,15 +55,13 @@ class UNetForward {
   void place_weights();
   size_t place(Workspace& workspace, int64_t size) const;
   int64_t limit() const;
-  void grow(const Split& split);
 
   std::vector<UNetLayer> layers_;
   std::vector<Slot> slots_;
   UNetNetwork network_;
   Memory weights_;
   bool loaded_ = false;
-  std::vector<Workspace> workspaces_;
-  int64_t workspace_size_ = 0;  // samples of a group that the workspaces have room for
+  Workspaces<Workspace> workspaces_;
   std::mutex mutex_;
 };
 

@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "cpu/columns.h"
-#include "cpu/conv3x3.h"
 #include "cpu/exp.h"
+#include "cpu/grid.h"
 #include "cpu/moments.h"
 #include "cpu/unet_attention.h"
 #include "cpu/unet_network.h"
@@ -231,12 +231,8 @@ class Group {
   template <class Finish>
   void convolve_with(const UNetLayer& layer, const Grid& grid, int in, const float* weights,
                      const Finish& finish) const {
-    const float* plane = memory_.plane[layer.out.level];
-    if (layer.patches) {
-      convolve_patches(grid, plane, in, weights, layer.out.blocks, memory_.patches, finish);
-    } else {
-      convolve<Float32>(grid, plane, in, weights, layer.out.blocks, finish);
-    }
+    convolve<Float32>(grid, memory_.plane[layer.out.level], in, weights, layer.out.blocks,
+                      memory_.patches, finish);
   }
 
   const float* shortcut(const UNetLayer& layer, const Grid& grid, const Map* in, float* to) const {

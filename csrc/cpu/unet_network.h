@@ -33,7 +33,6 @@ struct UNetTensor {
 // shortcut is a matrix of its own.
 struct UNetLayer {
   bool attention;
-  bool patches;  // how conv1 and conv2 of a block are done and packed: winograd.h or conv3x3.h
   int resample;  // -1: 2×2 means, 1: every position doubled in both directions, 0: neither
   UNetTensor in[2], out;
   UNetNorm norm1, norm2;
@@ -68,7 +67,7 @@ struct UNetBuffers {
   float* affine;             // [block][sample][2][16]: a norm as a factor and a term
   double* groups;            // of one sample's norm: [2][groups]
   float* columns;
-  float* patches;               // transforms and products of a few patches
+  void* patches;                // transforms and products of a few patches
   float* qkv;                   // flat
   float *q, *k, *v;             // of one sample
   float *scores, *reciprocals;  // of a few of its positions
@@ -76,16 +75,6 @@ struct UNetBuffers {
 
 // Positions whose attention is computed together: their scores stay in the nearer caches.
 constexpr int kQueries = 56;
-
-// Patches of 2×2 outputs that are transformed together: their products stay in the nearer caches,
-// and two rounds of the widest inner loop serve them.
-constexpr int kPatches = 28;
-
-// How many rows of them, in a map so wide.
-static inline int patch_rows(int width, int samples) {
-  const int rows = kPatches / (width / 2 * samples);
-  return rows < 1 ? 1 : rows;
-}
 
 // Samples that go through the network together.
 struct UNetGroup {

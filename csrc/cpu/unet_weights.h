@@ -37,7 +37,7 @@ class UNetLoader {
     // Each map's part is a matrix of its own.
     const float* from = *next_++;
     for (int i = 0; i < 2; ++i) {
-      const Source part{from, out, layer.in[i].channels, 1, layer.norm1.channels, 1, 0};
+      const Source part{from, out, layer.in[i].channels, layer.norm1.channels, 1, 0};
       if (part.ins > 0) pack(part, layer.shortcut[i], false);
       from += part.ins;
     }
@@ -76,44 +76,17 @@ class UNetLoader {
   // 3×3, its inputs being one map or two.
   void convolution(const UNetLayer& layer, const UNetTensor* in, float* to) {
     const int outs = layer.out.channels, ins = in[0].channels + in[1].channels;
-    const int taps = layer.patches ? 16 : 9;
-    const int64_t square = kChannels * kChannels, blocks = in[0].blocks + in[1].blocks;
+    const int64_t square = kChannels * kChannels;
+    const int64_t block = (in[0].blocks + in[1].blocks) * square;
     const float* from = *next_++;
-    if (layer.patches) from = transformed(from, int64_t(outs) * ins);
     for (int i = 0; i < 2; ++i) {
-      if (in[i].channels == 0) continue;
-      if (layer.patches) {
-        // A matrix for each product.
-        for (int t = 0; t < taps; ++t) {
-          const Source part{from + t, outs, in[i].channels, 1, int64_t(ins) * taps, taps, 0};
-          pack_apart(part, to + t * layer.out.blocks * blocks * square, blocks * square);
-        }
-        to += in[i].blocks * square;
-      } else {
-        const Source part{from, outs, in[i].channels, taps, int64_t(ins) * taps, taps, 1};
-        pack_apart(part, to, blocks * taps * square);
-        to += in[i].blocks * taps * square;
-      }
-      from += int64_t(in[i].channels) * taps;
+      const Source part{from, outs, in[i].channels, int64_t(ins) * 9, 9, 1};
+      pack_products(part, to, layer.out.blocks * block, block);
+      to += in[i].blocks * square;
+      from += int64_t(in[i].channels) * 9;
     }
   }
 
-  // G w Gᵀ of every 3×3 weight (see winograd.h), rounded once.
-  const float* transformed(const float* from, int64_t count) {
-    constexpr double g[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-    transformed_.resize(size_t(count) * 16);
-    float* to = transformed_.data();
-    for (int64_t i = 0; i < count; ++i, from += 9) {
-      for (int t = 0; t < 16; ++t) {
-        double sum = 0;
-        for (int k = 0; k < 9; ++k) sum += g[t / 4][k / 3] * g[t % 4][k % 3] * double(from[k]);
-        *to++ = float(sum);
-      }
-    }
-    return transformed_.data();
-  }
-
-  std::vector<float> transformed_;
   std::vector<const float*>::const_iterator next_;
 };
 

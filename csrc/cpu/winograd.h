@@ -1,17 +1,18 @@
 // 3×3 convolutions with fewer products: 2×2 outputs from 16 products of transforms where plain sums
-// take 36 (Winograd's F(2×2, 3×3)). For maps of even height and width, in float32.
+// take 36 (Winograd's F(2×2, 3×3)).
 //
 //   y = Aᵀ [Σ over channels (G w Gᵀ) ⊙ (Bᵀ d B)] A,   d being the 4×4 inputs around 2×2 outputs
 //
-// Bᵀ and Aᵀ hold 0 and ±1 alone; G w Gᵀ is taken once, when weights are packed.
+// Bᵀ and Aᵀ hold 0 and ±1 alone; G w Gᵀ is taken once, when weights are packed. Where a side is odd,
+// the last patches have outputs that nobody asked for; inputs beyond the borders reach only those.
 #pragma once
 
-#include "cpu/conv3x3.h"
-#include "cpu/unet_network.h"
+#include "cpu/grid.h"
 
 namespace {
 
-constexpr int kProducts = 16;
+using cdrl::cpu::kPatches;
+using cdrl::cpu::kProducts;
 
 // Bᵀ times a column.
 inline void transform_in(const Sixteen* d, Sixteen* out) {
@@ -28,7 +29,8 @@ inline void transform_out(const Sixteen* m, Sixteen* out) {
 }
 
 // Bᵀ d B of the 4×4 positions from `d` on, to `out` with `step` from one product to the next.
-inline void transform_patch(const float* d, int64_t pitch, int64_t column, float* out,
+template <class Element>
+inline void transform_patch(const Element* d, int64_t pitch, int64_t column, Element* out,
                             int64_t step) {
   Sixteen first[4][4];
 #pragma GCC unroll 4
@@ -65,80 +67,113 @@ inline void transform_products(const float* m, int64_t step, Sixteen (*out)[2]) 
   }
 }
 
-// Patches of a few rows, one after the other: [patch row][patch column][sample].
+// A few patches, one after the other in the order [patch row][patch column][sample].
 struct Patches {
   const Grid& grid;
-  int first, rows;  // of patches
-  int64_t line, count;
+  int count;
+  int64_t padded[kPatches], flat[kPatches];  // of each one's first output, in elements
+  int sample[kPatches];
+  bool right[kPatches], below[kPatches];  // whether there are outputs
 
-  Patches(const Grid& grid, int first, int rows)
-      : grid(grid),
-        first(first),
-        rows(rows),
-        line(grid.line / 2),
-        count(rows * line) {}
+  Patches(const Grid& grid, int64_t first, int count) : grid(grid), count(count) {
+    const int64_t line = int64_t((grid.width + 1) / 2) * grid.samples;
+    int row = int(first / line) * 2, column = int(first % line / grid.samples) * 2;
+    int s = int(first % grid.samples);
+    for (int p = 0; p < count; ++p) {
+      const int64_t x = int64_t(column) * grid.samples + s;
+      padded[p] = grid.padded_at(0, row, x);
+      flat[p] = grid.flat_at(0, row, x);
+      sample[p] = s;
+      right[p] = column + 1 < grid.width;
+      below[p] = row + 1 < grid.height;
+      if (++s < grid.samples) continue;
+      s = 0;
+      if ((column += 2) < grid.width) continue;
+      column = 0;
+      row += 2;
+    }
+  }
 
-  void transform(const float* plane, int in, float* out) const {
-    const int64_t column = grid.samples * kBlock;
-    for (int n = 0; n < in; ++n) {
-      float* to = out + n * count * kBlock;
-      for (int row = first; row < first + rows; ++row) {
-        const float* from = plane + grid.padded_at(n, 2 * row - 1, -grid.samples);
-        for (int x = 0; x < grid.width; x += 2, from += column) {
-          for (int s = 0; s < grid.samples; ++s, from += kBlock, to += kBlock) {
-            transform_patch(from, grid.pitch * kBlock, column, to, in * count * kBlock);
-          }
-        }
+  template <class Element>
+  void transform(const Element* plane, int in, Element* out) const {
+    const int64_t pitch = grid.pitch * kBlock, column = int64_t(grid.samples) * kBlock;
+    const Element* corner = plane - pitch - column;
+    for (int n = 0; n < in; ++n, corner += grid.padded * kBlock) {
+      for (int p = 0; p < count; ++p, out += kBlock) {
+        transform_patch(corner + padded[p], pitch, column, out, int64_t(in) * count * kBlock);
       }
     }
   }
 
+  // Outputs of block `n`, from its products, which are `step` apart.
   template <class Finish>
-  void finish(const float* products, int out, const Finish& finish) const {
-    for (int n = 0; n < out; ++n) {
-      const float* from = products + n * count * kBlock;
-      for (int row = first; row < first + rows; ++row) {
-        Spot spot(grid, n, 2 * row, 0);
-        for (int x = 0; x < grid.width; x += 2) {
-          for (int s = 0; s < grid.samples; ++s, spot.next(grid.samples), from += kBlock) {
-            Sixteen sums[2][2];
-            transform_products(from, out * count * kBlock, sums);
-            for (int i = 0; i < 4; ++i) finish(moved(spot, i / 2, i % 2), sums[i / 2][i % 2]);
-          }
-          spot = moved(spot, 0, 1);
+  void finish(int n, const float* products, int64_t step, const Finish& finish) const {
+    const int64_t column = int64_t(grid.samples) * kBlock;
+    const int64_t line = grid.line * kBlock, pitch = grid.pitch * kBlock;
+    const int64_t plain = n * grid.count * kBlock, bordered = n * grid.padded * kBlock;
+    for (int p = 0; p < count; ++p, products += kBlock) {
+      Sixteen sums[2][2];
+      transform_products(products, step, sums);
+      for (int i = 0; i < 2; ++i) {
+        if (i > 0 && !below[p]) break;
+        for (int j = 0; j < 2; ++j) {
+          if (j > 0 && !right[p]) break;
+          finish(Spot(n, sample[p], plain + flat[p] + i * line + j * column,
+                      bordered + padded[p] + i * pitch + j * column),
+                 sums[i][j]);
         }
       }
     }
-  }
-
-  Spot moved(Spot spot, int down, int right) const {
-    const int64_t x = right * int64_t(grid.samples);
-    spot.flat += (down * grid.line + x) * kBlock;
-    spot.padded += (down * grid.pitch + x) * kBlock;
-    return spot;
   }
 };
 
-// Like `convolve`; weights are [product][out block][in block][16][16].
-template <class Finish>
-void convolve_patches(const Grid& grid, const float* plane, int in, const float* weights, int out,
-                      float* memory, const Finish& finish) {
-  const int step = cdrl::cpu::patch_rows(grid.width, grid.samples), all = grid.height / 2;
-  const int64_t here = 0;
-  for (int row = 0; row < all; row += step) {
-    const Patches patches(grid, row, row + step < all ? step : all - row);
-    const int64_t count = patches.count;
-    const Grid line(1, int(count), 1);
-    float* products = memory + kProducts * in * count * kBlock;
-    patches.transform(plane, in, memory);
-    for (int i = 0; i < kProducts; ++i) {
-      float* to = products + i * out * count * kBlock;
-      each_sum<Float32>(line, memory + i * in * count * kBlock, count,
-                        Window{count * kBlock, in, &here, 1},
-                        weights + int64_t(i) * out * in * kBlock * kBlock, out,
-                        [=](const Spot& spot, Sixteen sum) { sum.put(to + spot.flat); });
+// The products of all patches with the weights of some outputs: [product][output block][patch].
+template <class Type>
+void multiply_patches(const typename Type::Element* transforms, int in, int count,
+                      const typename Type::Element* weights, int64_t step, int outs, float* to) {
+  const int64_t block = int64_t(count) * kBlock;
+  const Window window{block, in};
+  const Cut cut(count);
+  const Tiles<Type> tiles(cut, outs);
+  for (int i = 0; i < kProducts; ++i) {
+    int64_t x = 0;
+    for (int t = 0; t < cut.tiles; ++t) {
+      tiles[t](transforms + x, window, weights, to + x, block);
+      x += cut.positions(t) * kBlock;
     }
-    patches.finish(products, out, finish);
+    transforms += in * block;
+    weights += step;
+    to += outs * block;
+  }
+}
+
+// A 3×3 convolution with zero borders, from `in` blocks of channels of a padded plane to `out`: calls
+// finish(spot, sum) for every sum. Weights are [product][out block][in block][16][16]; `memory` is as
+// large as `patch_bytes` says.
+template <class Type, class Finish>
+void convolve(const Grid& grid, const typename Type::Element* plane, int in,
+                      const void* packed, int out, void* memory, const Finish& finish) {
+  using Element = typename Type::Element;
+  float* products = static_cast<float*>(memory);
+  auto* transforms =
+      reinterpret_cast<Element*>(products + kProducts * kTileBlocks * kPatches * kBlock);
+  const auto* weights = static_cast<const Element*>(packed);
+  const int64_t square = int64_t(in) * kBlock * kBlock;
+  const int64_t all = int64_t((grid.height + 1) / 2) * ((grid.width + 1) / 2) * grid.samples;
+  const int64_t parts = (all + kPatches - 1) / kPatches;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = all * part / parts;
+    const Patches patches(grid, first, int(all * (part + 1) / parts - first));
+    patches.transform(plane, in, transforms);
+    for (int n = 0; n < out; n += kTileBlocks) {
+      const int outs = out - n < kTileBlocks ? out - n : kTileBlocks;
+      multiply_patches<Type>(transforms, in, patches.count, weights + n * square, out * square,
+                             outs, products);
+      for (int j = 0; j < outs; ++j) {
+        patches.finish(n + j, products + j * patches.count * kBlock,
+                       int64_t(outs) * patches.count * kBlock, finish);
+      }
+    }
   }
 }
 

@@ -1,4 +1,5 @@
-// Convolutions over a chunk of samples, with what follows done while sums are in the nearest cache.
+// Positions of a chunk of samples, and matrices over them, with what follows done while sums are in
+// the nearest cache.
 #pragma once
 
 #include "cpu/resnet_network.h"
@@ -14,7 +15,6 @@ struct Grid {
   int64_t line, count;    // of a row and of all rows, without borders
   int64_t pitch, padded;  // the same with borders
   int64_t origin;         // of the first position, among those with borders
-  int64_t taps[9];        // in elements
 
   Grid(int height, int width, int samples)
       : height(height),
@@ -24,11 +24,7 @@ struct Grid {
         count(line * height),
         pitch(line + samples),
         padded(cdrl::cpu::padded_positions(height, width, samples)),
-        origin(samples + pitch) {
-    for (int t = 0; t < 9; ++t) {
-      taps[t] = ((t / 3 - 1) * pitch + (t % 3 - 1) * samples) * kBlock;
-    }
-  }
+        origin(samples + pitch) {}
 
   // Where block `n` of position (row, x) is, x counting columns and samples; in elements.
   int64_t flat_at(int n, int row, int64_t x) const {
@@ -44,6 +40,8 @@ struct Spot {
   int block, sample;
   int64_t flat, padded;  // in elements
 
+  Spot(int n, int sample, int64_t flat, int64_t padded)
+      : block(n), sample(sample), flat(flat), padded(padded) {}
   Spot(const Grid& grid, int n, int row, int64_t x)
       : block(n),
         sample(int(x % grid.samples)),
@@ -58,38 +56,54 @@ struct Spot {
   }
 };
 
-// A row cut into tiles whose sizes differ by one at most.
+// Positions cut into tiles whose sizes differ by one at most.
 struct Cut {
   int tiles, size, larger;  // the first `larger` have one position more
 
-  explicit Cut(int64_t line)
-      : tiles(int((line + kTilePositions - 1) / kTilePositions)),
-        size(int(line / tiles)),
-        larger(int(line % tiles)) {}
+  explicit Cut(int64_t positions)
+      : tiles(int((positions + kTilePositions - 1) / kTilePositions)),
+        size(int(positions / tiles)),
+        larger(int(positions % tiles)) {}
+
+  int positions(int tile) const { return size + (tile < larger); }
 };
 
-// Calls finish(spot, sum) for every sum of all positions; `in` is the first position, and rows of
-// the input lie `pitch` positions apart. Outputs are the outer loop: their weights stay in cache.
-template <class Type, class Finish>
-void each_sum(const Grid& grid, const typename Type::Element* in, int64_t pitch,
-              const Window& window, const void* packed, int out, const Finish& finish) {
-  const auto* weights = static_cast<const typename Type::Element*>(packed);
+// The inner loops that serve them.
+template <class Type>
+class Tiles {
+ public:
+  Tiles(const Cut& cut, int outs)
+      : larger_(cut.larger),
+        small_(tile_of<Type>(cut.size, outs)),
+        large_(cut.larger > 0 ? tile_of<Type>(cut.size + 1, outs) : small_) {}
+
+  Tile<Type> operator[](int tile) const { return tile < larger_ ? large_ : small_; }
+
+ private:
+  int larger_;
+  Tile<Type> small_, large_;
+};
+
+// A matrix times the inputs of each position, in float32: calls finish(spot, sum) for every sum.
+// Outputs are the outer loop: their weights stay in cache.
+template <class Finish>
+void each_sum(const Grid& grid, const float* flat, const Window& window, const float* weights,
+              int out, const Finish& finish) {
   const Cut cut(grid.line);
-  alignas(64) float sums[kTilePositions * kTileBlocks * kBlock];
+  constexpr int64_t apart = kTilePositions * kBlock;
+  alignas(64) float sums[kTileBlocks * apart];
   for (int n = 0; n < out; n += kTileBlocks, weights += kTileBlocks * window.weights()) {
     const int outs = out - n < kTileBlocks ? out - n : kTileBlocks;
-    const auto small = tile_of<Type>(cut.size, outs);
-    const auto large = cut.larger > 0 ? tile_of<Type>(cut.size + 1, outs) : small;
+    const Tiles<Float32> tiles(cut, outs);
     for (int row = 0; row < grid.height; ++row) {
       int64_t x = 0;
       for (int i = 0; i < cut.tiles; ++i) {
-        const int positions = cut.size + (i < cut.larger);
-        const auto sum = i < cut.larger ? large : small;
-        sum(in + (row * pitch + x) * kBlock, window, weights, sums);
+        const int positions = cut.positions(i);
+        tiles[i](flat + (row * grid.line + x) * kBlock, window, weights, sums, apart);
         for (int j = 0; j < outs; ++j) {
           Spot spot(grid, n + j, row, x);
           for (int p = 0; p < positions; ++p, spot.next(grid.samples)) {
-            finish(spot, Sixteen::load(sums + (p * outs + j) * kBlock));
+            finish(spot, Sixteen::load(sums + j * apart + p * kBlock));
           }
         }
         x += positions;
@@ -98,21 +112,11 @@ void each_sum(const Grid& grid, const typename Type::Element* in, int64_t pitch,
   }
 }
 
-// 3×3 with zero borders, from `in` blocks of channels of a padded plane to `out`.
-template <class Type, class Finish>
-void convolve(const Grid& grid, const typename Type::Element* plane, int in, const void* weights,
-              int out, const Finish& finish) {
-  const Window window{grid.padded * kBlock, in, grid.taps, 9};
-  each_sum<Type>(grid, plane + grid.origin * kBlock, grid.pitch, window, weights, out, finish);
-}
-
-// A matrix times each position of a flat array, in float32.
+// The same for a flat array.
 template <class Finish>
-void multiply(const Grid& grid, const float* flat, int in, const void* weights, int out,
+void multiply(const Grid& grid, const float* flat, int in, const float* weights, int out,
               const Finish& finish) {
-  const int64_t here = 0;
-  const Window window{grid.count * kBlock, in, &here, 1};
-  each_sum<Float32>(grid, flat, grid.line, window, weights, out, finish);
+  each_sum(grid, flat, Window{grid.count * kBlock, in}, weights, out, finish);
 }
 
 }  // namespace
