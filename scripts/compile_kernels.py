@@ -3,9 +3,10 @@
     python scripts/compile_kernels.py --archs 80,90,100
 
 For each Triton kernel, with the arguments the library would launch it with, and for each kernel of
-csrc/cuda where nvcc is found: registers, stack and spilled bytes, and the widths of its loads and
-stores. Fails where a kernel uses stack or spills, or where whole, aligned arrays are not moved 16
-bytes at a time.
+csrc/cuda where nvcc is found: registers, stack and spilled bytes, shared memory, what moves and
+multiplies tiles, and the widths of its loads and stores. Fails where a kernel uses stack or spills,
+where whole, aligned arrays are not moved 16 bytes at a time, or where half-precision products are
+not the tensor cores' newest.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,17 +31,25 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from cdrl_fast.ops.device import OPTIONS, Launch  # noqa: E402
+from cdrl_fast.ops.conv3x3 import triton as conv3x3  # noqa: E402
+from cdrl_fast.ops.device import Launch  # noqa: E402
 from cdrl_fast.ops.langevin_step import triton as langevin_step  # noqa: E402
 from cdrl_fast.ops.normal import triton as normal  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = "wide"
+HALF = "half"
+# By major capability, the instruction that multiplies half-precision tiles.
+PRODUCTS = {8: "HMMA", 9: "HGMMA", 10: "UTCHMMA"}
+UNITS = ("FFMA", *PRODUCTS.values(), "LDGSTS", "UTMALDG")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a kernel became; ``wide`` and ``narrow`` count global loads and stores by width."""
+    """What a kernel became; ``wide`` and ``narrow`` count global loads and stores by width.
+
+    ``tiles`` are the instructions that multiply tiles or bring them to shared memory.
+    """
 
     name: str
     arch: int
@@ -49,6 +59,7 @@ class Result:
     shared: int
     wide: int
     narrow: int
+    tiles: tuple[str, ...]
 
     def faults(self) -> list[str]:
         found = []
@@ -56,6 +67,8 @@ class Result:
             found.append(f"{self.stack} bytes of stack, {self.local} of local memory")
         if WIDE in self.name and not self.wide:
             found.append("no 16-byte loads and stores")
+        if HALF in self.name and PRODUCTS[self.arch // 10] not in self.tiles:
+            found.append(f"no {PRODUCTS[self.arch // 10]}")
         return found
 
 
@@ -75,8 +88,13 @@ class Target:
         return 0
 
 
-def launches() -> Iterator[tuple[str, Launch]]:
-    """The library's launches; those called wide have whole samples on 16-byte boundaries."""
+def launches(arch: int) -> Iterator[tuple[str, Launch]]:
+    """The library's launches, as on that architecture.
+
+    Those called wide have whole samples on 16-byte boundaries, those called half products in
+    half precision.
+    """
+    yield from convolutions(arch)
     shapes = {WIDE: (16, 3072), "wide small": (16, 8), "odd": (16, 4097), "odd small": (16, 2)}
     for name, shape in shapes.items():
         yield f"normal {name}", normal.arguments(torch.empty(shape), 1, 2, 3)
@@ -93,15 +111,52 @@ def launches() -> Iterator[tuple[str, Launch]]:
             yield f"langevin_step {name} {short} bare", langevin_step.arguments(*bare)
 
 
+def convolutions(arch: int) -> Iterator[tuple[str, Launch]]:
+    """The five uses in each type at the paper's shapes, and an odd size with few channels."""
+    for size, c_in, c_out in ((32, 128, 128), (16, 128, 256), (16, 256, 256), (8, 256, 256),
+                              (4, 256, 256), (7, 32, 64)):  # fmt: skip
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            kinds = ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
+            for precision in kinds:
+                short = str(dtype).removeprefix("torch.") if precision == "ieee" else precision
+                label = f"{WIDE} {short}{'' if dtype == torch.float32 else f' {HALF}'}"
+                uses = conv3x3_uses(64, size, c_in, c_out, dtype)
+                # Where the shape alone differs, the uses with most and with least.
+                for use in uses if size == 32 else ("residual", "plain", "masked residual"):
+                    launch = conv3x3.arguments(*uses[use], precision, arch)
+                    yield f"conv3x3 {label} {size}×{size} {c_in}→{c_out} {use}", launch
+
+
+def conv3x3_uses(
+    batch: int, size: int, c_in: int, c_out: int, dtype: torch.dtype
+) -> dict[str, tuple[Any, ...]]:
+    """Of each use, the arguments up to the precision."""
+    x = torch.empty(batch, size, size, c_in, dtype=dtype)
+    y = torch.empty(batch, size, size, c_out, dtype=dtype)
+    there, back = (torch.empty(9, *pair, dtype=dtype) for pair in ((c_in, c_out), (c_out, c_in)))
+    one, each = torch.empty(1, c_out), torch.empty(batch, c_out)
+    words = torch.empty(c_out // 32, batch * size * size, dtype=torch.int32)
+    # out, x, weight, row, residual, signs, signs_out, transposed, residual activated, activate
+    return {
+        "activate": (y, x, there, one, None, None, words, False, False, True),
+        "activate, rows": (y, x, there, each, None, None, words, False, False, True),
+        "residual": (y, x, there, one, y, None, words, False, True, True),
+        "plain": (y, x, there, one, None, None, None, False, False, False),
+        "masked": (y, x, back, None, None, words, None, True, False, False),
+        "masked residual": (y, x, back, None, y, words, None, True, False, False),
+    }
+
+
 def triton_kernels(arch: int) -> Iterator[Result]:
     triton.runtime.driver.set_active(Target(arch))
-    for name, launch in launches():
-        made = launch.kernel.warmup(**launch.values, **OPTIONS, grid=(launch.programs,))
+    for name, launch in launches(arch):
+        made = launch.kernel.warmup(**launch.values, **launch.options, grid=(launch.programs,))
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(made.asm["cubin"])
             file.flush()
             for result in read(Path(file.name), arch):
-                yield Result(f"triton {name}", *result)
+                # The launch decides on the shared memory, so the machine code does not know.
+                yield replace(Result(f"triton {name}", *result), shared=made.metadata.shared)
 
 
 def cuda_kernels(arch: int, nvcc: str) -> Iterator[Result]:
@@ -114,10 +169,12 @@ def cuda_kernels(arch: int, nvcc: str) -> Iterator[Result]:
             )
             for i, result in enumerate(read(cubin, arch)):
                 name = f"cuda {source.stem} {i}"
-                yield Result(f"{name} {WIDE}" if result[-2] else name, *result)
+                yield Result(f"{name} {WIDE}" if result[5] else name, *result)
 
 
-def read(cubin: Path, arch: int) -> Iterator[tuple[int, int, int, int, int, int, int]]:
+def read(
+    cubin: Path, arch: int
+) -> Iterator[tuple[int, int, int, int, int, int, int, tuple[str, ...]]]:
     """What `Result` holds of each function, but for the name."""
     usage = _tool("--dump-resource-usage", str(cubin))
     code = {
@@ -128,9 +185,11 @@ def read(cubin: Path, arch: int) -> Iterator[tuple[int, int, int, int, int, int,
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert found, usage
     for name, registers, stack, shared, local in sorted(found):
-        accesses = re.findall(r"\b(?:LDG|STG)\.E[.\w]*", code[name])
+        accesses = re.findall(r"\b(?:LDG|LDGSTS|STG)\.E[.\w]*", code[name])
         wide = sum(".128" in access for access in accesses)
-        yield arch, int(registers), int(stack), int(local), int(shared), wide, len(accesses) - wide
+        tiles = tuple(unit for unit in UNITS if re.search(rf"\b{unit}\b", code[name]))
+        numbers = (int(n) for n in (registers, stack, local, shared))
+        yield arch, *numbers, wide, len(accesses) - wide, tiles
 
 
 def _tool(*arguments: str) -> str:
@@ -147,7 +206,9 @@ def main() -> int:
         "/usr/local/cuda/bin/nvcc"
     )
     print(f"triton {triton.__version__}; nvcc: {nvcc or 'not found, CUDA C++ is left out'}")
-    print(f"{'registers':>9} {'stack':>5} {'local':>5} {'shared':>6} {'16 B':>4} {'less':>4}")
+    print(
+        f"{'registers':>9} {'stack':>5} {'local':>5} {'shared':>6} {'16 B':>4} {'less':>4}  tiles"
+    )
     bad = 0
     for arch in (int(name) for name in options.archs.split(",")):
         results = list(triton_kernels(arch))
@@ -157,7 +218,8 @@ def main() -> int:
             bad += bool(faults)
             print(
                 f"{r.registers:9} {r.stack:5} {r.local:5} {r.shared:6} {r.wide:4} {r.narrow:4}"
-                f"  sm_{arch} {r.name}{''.join(f'  <- {fault}' for fault in faults)}"
+                f"  {','.join(r.tiles):19} sm_{arch} {r.name}"
+                f"{''.join(f'  <- {fault}' for fault in faults)}"
             )
     print(f"{bad} kernels are not as they should be" if bad else "all as they should be")
     return int(bad > 0)

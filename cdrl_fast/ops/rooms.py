@@ -15,6 +15,8 @@ from cdrl_fast.errors import BackendUnavailable
 ROOMS = ("native", "cuda", "triton", "reference")
 ON_CPUS = ("native", "reference")
 """The rooms of an operation whose kernels are for CPUs alone."""
+ON_GPUS = ("triton", "reference")
+"""The rooms of an operation whose kernels are in Triton alone."""
 BACKENDS = ("auto", *ROOMS)
 # In order of preference. Of the two rooms for GPUs the one that needs no compiler at run time comes
 # first, until they have been measured against each other.
@@ -88,7 +90,7 @@ def _why_not_cuda(device: torch.device) -> str | None:
             f"its CUDA {needs} runtime needs a driver for CUDA {needs}, and this machine's is for "
             f"CUDA {has}: update the driver (CUDA 13 needs 580 or later)"
         )
-    capability = _capability(device)
+    capability = compute_capability(device)
     if not serves(module.cuda_architectures, capability):
         return (
             f"it was built for architectures {module.cuda_architectures}, and {device} has "
@@ -101,7 +103,7 @@ def _why_not_triton(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cuda":
-        capability = _capability(device)
+        capability = compute_capability(device)
         if capability < _OLDEST_CAPABILITY:
             return (
                 f"it needs capability {_OLDEST_CAPABILITY} or later, and {device} has {capability}"
@@ -115,7 +117,8 @@ def _why_not_triton(device: torch.device) -> str | None:
     )
 
 
-def _capability(device: torch.device) -> int:
+def compute_capability(device: torch.device) -> int:
+    """90 for 9.0, of a CUDA device."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 

@@ -1,0 +1,142 @@
+"""A 3×3 convolution, or its transpose, of channels-last images, with what follows it fused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.ops.conv3x3 import reference
+from cdrl_fast.ops.rooms import ON_GPUS, choose
+
+WORD = reference.WORD
+"""Channels whose signs share an int32, and what numbers of channels are multiples of."""
+PRECISIONS = ("ieee", "tf32")
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    transposed: bool = False,
+    row: Tensor | None = None,
+    signs: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_activated: bool = False,
+    activate: bool = False,
+    signs_out: Tensor | None = None,
+    out: Tensor | None = None,
+    input_precision: str = "ieee",
+    backend: str = "auto",
+) -> Tensor:
+    """act(slope(signs)·(conv(x) + row) + residual), with stride 1 and zeros around the image.
+
+    Sums and all that follows are float32 until the result is rounded. Given ``out``, nothing is
+    allocated; nothing waits for the device.
+
+    Args:
+        x: (batch, height, width, channels), dense, float16, bfloat16, float32 or float64.
+        weight: (9, in, out), dense, of x's dtype; tap 3·dy + dx stands first.
+        transposed: conv is the input gradient of the convolution that ``weight`` means, so x has
+            ``out`` channels and the result ``in``.
+        row: (1 or batch, channels), float32 (float64 for float64): added to every pixel.
+        signs: int32 (channels / 32, pixels): slope is 1 where bit c % 32 of [c // 32, pixel] is
+            set, else 0.2.
+        residual: like the result, which may be written over it.
+        residual_activated: ``residual`` is a stored LeakyReLU(h) and h is what is added.
+        activate: act is LeakyReLU of slope 0.2, else the identity.
+        signs_out: takes the bits of the sum's signs, set where it is > 0 before act; as ``signs``.
+        out: where to write; like the result, apart from x.
+        input_precision: of float32 products, "ieee" or "tf32", where tensor cores multiply.
+        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+
+    Returns:
+        (batch, height, width, channels), of x's dtype.
+
+    Raises:
+        ValueError: shapes or sizes that do not fit. TypeError: dtypes that do not.
+        BackendUnavailable: an explicit backend that cannot be had.
+
+    Source: the convolutions of Zhu et al., ICLR 2024, as implicit matrix products.
+    """
+    _check(x, weight, transposed, input_precision)
+    shape = (*x.shape[:3], weight.shape[1 if transposed else 2])
+    out = x.new_empty(shape) if out is None else out
+    _check_rest(x, shape, row, residual, out, signs, signs_out)
+    room = choose("conv3x3", backend, x.device, x.dtype, ON_GPUS)
+    if not x.numel():
+        return out
+    tensors = (out, x, weight, row, residual, signs, signs_out)
+    flags = (transposed, residual_activated, activate)
+    if room == "reference":
+        reference.conv3x3(*tensors, *flags)
+    else:
+        from cdrl_fast.ops.conv3x3 import triton
+
+        triton.conv3x3(*tensors, *flags, input_precision)
+    return out
+
+
+def _check(x: Tensor, weight: Tensor, transposed: bool, input_precision: str) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"conv3x3: x must be of a floating dtype, got {x.dtype}")
+    if weight.dtype != x.dtype or weight.device != x.device:
+        raise TypeError(
+            f"conv3x3: weight must be {x.dtype} on {x.device} like x, got {weight.dtype} on "
+            f"{weight.device}"
+        )
+    if x.dim() != 4 or weight.dim() != 3 or weight.shape[0] != 9:
+        raise ValueError(
+            "conv3x3: x must be (batch, height, width, channels) and weight (9, in, out), got "
+            f"{tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    if x.shape[3] != weight.shape[2 if transposed else 1]:
+        raise ValueError(
+            f"conv3x3: x has {x.shape[3]} channels and does not fit the weight "
+            f"{tuple(weight.shape)}{', transposed' if transposed else ''}"
+        )
+    if weight.shape[1] % WORD or weight.shape[2] % WORD or not weight.numel():
+        raise ValueError(
+            f"conv3x3: numbers of channels must be multiples of {WORD}: pad the weight "
+            f"{tuple(weight.shape)} with zeros"
+        )
+    if not (x.is_contiguous() and weight.is_contiguous()):
+        raise ValueError("conv3x3: x and weight must be dense; call .contiguous()")
+    if input_precision not in PRECISIONS:
+        raise ValueError(
+            f"conv3x3: input_precision must be one of {PRECISIONS}, got {input_precision!r}"
+        )
+
+
+def _check_rest(
+    x: Tensor,
+    shape: tuple[int, ...],
+    row: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    signs: Tensor | None,
+    signs_out: Tensor | None,
+) -> None:
+    words = (shape[3] // WORD, shape[0] * shape[1] * shape[2])
+    rows = (1 if row is None or row.shape[:1] == (1,) else shape[0], shape[3])
+    wanted = [
+        ("row", row, rows, torch.promote_types(x.dtype, torch.float32)),
+        ("residual", residual, shape, x.dtype),
+        ("out", out, shape, x.dtype),
+        ("signs", signs, words, torch.int32),
+        ("signs_out", signs_out, words, torch.int32),
+    ]
+    for name, tensor, size, dtype in wanted:
+        if tensor is None:
+            continue
+        if tensor.dtype != dtype:
+            raise TypeError(f"conv3x3: {name} must be {dtype}, got {tensor.dtype}")
+        if tensor.shape != size or tensor.device != x.device or not tensor.is_contiguous():
+            raise ValueError(
+                f"conv3x3: {name} must be dense with shape {size} on {x.device}, got "
+                f"{tuple(tensor.shape)} on {tensor.device}"
+            )
+    begin, end = out.data_ptr(), out.data_ptr() + out.nbytes
+    if begin < x.data_ptr() + x.nbytes and x.data_ptr() < end:
+        raise ValueError(
+            "conv3x3: out must not share memory with x, which is read while out is written"
+        )
