@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cdrl_fast._native import load
-from cdrl_fast.ops.rooms import ON_CPUS, ROOMS, automatic, reason
+from cdrl_fast.ops.rooms import ON_CPUS, ON_GPUS, ROOMS, automatic, reason
 
 OPERATIONS = {
     "normal": ROOMS,
@@ -17,6 +17,10 @@ OPERATIONS = {
     "energy_gradient": ON_CPUS,
     "mlp_chain": ON_CPUS,
     "unet_forward": ON_CPUS,
+    "stem": ON_GPUS,
+    "pool": ON_GPUS,
+    "head": ON_GPUS,
+    "stem_gradient": ON_GPUS,
 }
 """The rooms that each operation has."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")

@@ -15,6 +15,8 @@ from cdrl_fast.errors import BackendUnavailable
 ROOMS = ("native", "cuda", "triton", "reference")
 ON_CPUS = ("native", "reference")
 """The rooms of an operation whose kernels are for CPUs alone."""
+ON_GPUS = ("triton", "reference")
+"""The rooms of a part of the energy network's plan on GPUs."""
 BACKENDS = ("auto", *ROOMS)
 # In order of preference. Of the two rooms for GPUs the one that needs no compiler at run time comes
 # first, until they have been measured against each other.
