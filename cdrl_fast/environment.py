@@ -18,6 +18,10 @@ OPERATIONS = {
     "mlp_chain": ON_CPUS,
     "unet_forward": ON_CPUS,
     "conv3x3": ON_GPUS,
+    "stem": ON_GPUS,
+    "pool": ON_GPUS,
+    "head": ON_GPUS,
+    "stem_gradient": ON_GPUS,
 }
 """The rooms that each operation has."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")

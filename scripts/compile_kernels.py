@@ -33,8 +33,12 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from cdrl_fast.ops.conv3x3 import triton as conv3x3  # noqa: E402
 from cdrl_fast.ops.device import Launch  # noqa: E402
+from cdrl_fast.ops.head import triton as head  # noqa: E402
 from cdrl_fast.ops.langevin_step import triton as langevin_step  # noqa: E402
 from cdrl_fast.ops.normal import triton as normal  # noqa: E402
+from cdrl_fast.ops.pool import triton as pool  # noqa: E402
+from cdrl_fast.ops.stem import triton as stem  # noqa: E402
+from cdrl_fast.ops.stem_gradient import triton as stem_gradient  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = "wide"
@@ -109,6 +113,51 @@ def launches(arch: int) -> Iterator[tuple[str, Launch]]:
             yield f"langevin_step {name} {short} full", langevin_step.arguments(*full)
             bare = (x, x, slope, None, None, (0.1,) * 4, (1, 2, 3), None, None)
             yield f"langevin_step {name} {short} bare", langevin_step.arguments(*bare)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        yield from plan_launches(dtype)
+
+
+def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
+    """What the plan of an energy network launches, the paper's shapes first."""
+
+    def activations(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def words(channels: int, pixels: int) -> torch.Tensor:
+        return torch.empty(channels // 32, pixels, dtype=torch.int32)
+
+    short = str(dtype).removeprefix("torch.")
+    batch, state = 16, torch.zeros(4, dtype=torch.int64)
+    for image, side, width in ((3, 32, 128), (1, 28, 32), (4, 7, 96)):
+        name = f"{image}×{side}×{side} to {width} {WIDE} {short}"
+        y, g = torch.empty(batch, image, side, side), activations(batch, side, side, width)
+        weight, bias = activations(9, image, width), torch.empty(width)
+        signs = words(width, batch * side * side)
+        yield f"stem {name}", stem.arguments(y, weight, bias, g, signs)
+        yield f"stem_gradient {name}", stem_gradient.gradient_arguments(g, weight, 8.0, y)
+        one, each = torch.zeros(1), torch.zeros(batch)
+        full = (y, (one, one, one, each), state, state[:1])
+        bare = (None, (0.1, 0.0, 0.1, 1.0), (1, 2, 3), None)
+        graph = (y, (one, one, one, 1.0), state, state[:1])
+        for kind, rest in (("full", full), ("bare", bare), ("graph", graph)):
+            launch = stem_gradient.langevin_arguments(y, g, weight, *rest)
+            yield f"stem_langevin {name} {kind}", launch
+    for side, width in ((16, 256), (14, 32)):
+        name = f"{side}×{side}×{width} {WIDE} {short}"
+        small, large = (activations(batch, s, s, width) for s in (side, 2 * side))
+        signs = words(width, batch * side * side)
+        yield f"pool {name} full", pool.pool_arguments(large, small, signs, small)
+        yield f"pool {name} bare", pool.pool_arguments(large, small, None, None)
+        yield f"spread {name}", pool.spread_arguments(small, large)
+    for side, width in ((4, 256), (7, 96)):
+        name = f"{side}×{side}×{width} {WIDE} {short}"
+        a, rows, out = (
+            activations(batch, side, side, width),
+            torch.empty(1, width),
+            torch.empty(batch),
+        )
+        yield f"head {name} full", head.arguments(a, rows.expand(batch, -1), 8.0, out, a)
+        yield f"head {name} bare", head.arguments(a, rows, 1.0, out, None)
 
 
 def convolutions(arch: int) -> Iterator[tuple[str, Launch]]:

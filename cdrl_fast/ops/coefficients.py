@@ -1,4 +1,4 @@
-"""Coefficients of the Langevin update, which are numbers or have one entry a sample."""
+"""Coefficients of the Langevin update: numbers, tensors of one element or of one a sample."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def check_coefficients(
 ) -> None:
     """Raises ValueError where shapes do not fit, or the recovery term has no anchor."""
     for name, value in zip(NAMES, coefficients, strict=True):
-        if isinstance(value, Tensor) and value.dim() and value.shape != (batch,):
+        if isinstance(value, Tensor) and value.dim() and value.shape not in ((1,), (batch,)):
             raise ValueError(
-                f"{where}: {name} must be a number or have shape ({batch},), got "
+                f"{where}: {name} must be a number or have shape ({batch},) or (1,), got "
                 f"{tuple(value.shape)}"
             )
     pull = coefficients[1]

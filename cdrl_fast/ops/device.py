@@ -1,4 +1,4 @@
-"""Device code that several Triton kernels share: the noise stream and the layout of work.
+"""Device code that several Triton kernels share: noise, sign words, the layout of work.
 
 The same generator and polynomials as csrc/common/philox.h, where the coefficients are explained.
 """
@@ -67,6 +67,61 @@ def noise(seed, draw, sample, block):
     n2, n3 = box_muller(c, d)
     pairs = tl.join(tl.join(n0, n2), tl.join(n1, n3))
     return tl.reshape(pairs, (block.shape[0], 4))
+
+
+@triton.jit
+def noise_of(seed, draw, sample, element):
+    """Normals of single elements, for where blocks of four do not lie side by side.
+
+    Four times the work of `noise`; sample (int64) has the shape of element.
+    """
+    low, high = sample.to(tl.uint32), (sample >> 32).to(tl.uint32)
+    a, b, c, d = tl.philox(seed, (element // 4).to(tl.uint32), draw.to(tl.uint32), low, high)
+    later = (element & 2) != 0
+    even, odd = box_muller(tl.where(later, c, a), tl.where(later, d, b))
+    return tl.where((element & 1) != 0, odd, even)
+
+
+@triton.jit
+def move_on(rng, draw):
+    """Moves a state's draw on by one: the last program to arrive does, when all have read it."""
+    tl.debug_barrier()
+    last = tl.atomic_add(rng + 3, 1) == tl.num_programs(0) - 1
+    tl.store(rng + 3, 0, mask=last)
+    tl.store(rng + 1, draw + 1, mask=last)
+
+
+@triton.jit
+def leaky(h):
+    """LeakyReLU with slope 0.2."""
+    return tl.where(h > 0.0, h, 0.2 * h)
+
+
+@triton.jit
+def recovered(a):
+    """What `leaky` gave a for; float32."""
+    wide = a.to(tl.float32)
+    return tl.where(wide > 0.0, wide, 5.0 * wide)
+
+
+@triton.jit
+def pack_signs(positive):
+    """Words as in ops/signs.py: booleans (pixels, channels) → int32 (pixels, channels // 32)."""
+    PIXELS: tl.constexpr = positive.shape[0]
+    WORDS: tl.constexpr = positive.shape[1] // 32
+    bits = tl.reshape(positive.to(tl.uint32), (PIXELS, WORDS, 32))
+    # Each bit comes once, so that their sum is their union. The cast is for the interpreter.
+    words = tl.sum(bits << tl.arange(0, 32).to(tl.uint32)[None, None, :], axis=2)
+    return words.to(tl.uint32).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def unpack_signs(words):
+    """The way back: int32 (pixels, words) → booleans (pixels, 32 words)."""
+    PIXELS: tl.constexpr = words.shape[0]
+    WORDS: tl.constexpr = words.shape[1]
+    bits = words[:, :, None] >> tl.arange(0, 32)[None, None, :]
+    return tl.reshape((bits & 1) != 0, (PIXELS, 32 * WORDS))
 
 
 @triton.jit

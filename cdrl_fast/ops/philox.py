@@ -112,6 +112,31 @@ def check_place(where: str, seed: object, draw: object, first_sample: object, sa
     check_integer(where, "first_sample", first_sample, 0, 2**63 - samples)
 
 
+def check_rng(where: str, rng: tuple[int, int, int] | Tensor, x: Tensor) -> None:
+    """Raises unless it is (seed, draw, first_sample) for x's samples, or a state on its device."""
+    if isinstance(rng, Tensor):
+        check_words(where, "rng", rng, 4, x)
+    elif not torch.compiler.is_compiling():
+        if len(rng) != 3:
+            raise ValueError(
+                f"{where}: rng must be (seed, draw, first_sample) or an rng_state, got {rng!r}"
+            )
+        check_place(where, *rng, x.shape[0])
+
+
+def check_words(where: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
+    """Raises unless the tensor, if there is one, is ``count`` int64 side by side on x's device."""
+    if tensor is None:
+        return
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{where}: {name} must be int64, got {tensor.dtype}")
+    if tensor.numel() != count or tensor.device != x.device or not tensor.is_contiguous():
+        raise ValueError(
+            f"{where}: {name} must have {count} elements side by side on {x.device}, got "
+            f"{tuple(tensor.shape)} on {tensor.device}"
+        )
+
+
 def rng_state(
     *, seed: int, draw: int, first_sample: int = 0, device: torch.device | str | None = None
 ) -> Tensor:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-SLOPE = 0.2
-"""Of LeakyReLU."""
-
 
 @dataclass(frozen=True)
 class Block:

@@ -10,7 +10,7 @@ from torch import Tensor
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
 from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
-from cdrl_fast.ops.philox import check_place, signed
+from cdrl_fast.ops.philox import check_rng, check_words, signed
 from cdrl_fast.ops.rooms import choose
 
 NEVER = 2**63 - 1
@@ -136,26 +136,5 @@ def _check(
     if not grad.is_floating_point():
         raise TypeError(f"langevin_step: grad must be of a floating dtype, got {grad.dtype}")
     check_coefficients("langevin_step", coefficients, x.shape[0], anchor)
-    _check_words("first_bad", first_bad, 1, x)
-    if isinstance(rng, Tensor):
-        _check_words("rng", rng, 4, x)
-    elif not torch.compiler.is_compiling():
-        if len(rng) != 3:
-            raise ValueError(
-                "langevin_step: rng must be (seed, draw, first_sample) or an rng_state, got "
-                f"{rng!r}"
-            )
-        check_place("langevin_step", *rng, x.shape[0])
-
-
-def _check_words(name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
-    """Raises unless the tensor, if there is one, is ``count`` int64 side by side on x's device."""
-    if tensor is None:
-        return
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"langevin_step: {name} must be int64, got {tensor.dtype}")
-    if tensor.numel() != count or tensor.device != x.device or not tensor.is_contiguous():
-        raise ValueError(
-            f"langevin_step: {name} must have {count} elements side by side on {x.device}, got "
-            f"{tuple(tensor.shape)} on {tensor.device}"
-        )
+    check_words("langevin_step", "first_bad", first_bad, 1, x)
+    check_rng("langevin_step", rng, x)

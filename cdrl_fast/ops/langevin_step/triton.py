@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdrl_fast.ops.device import BLOCK, Launch, launch, layout, noise, place
+from cdrl_fast.ops.device import BLOCK, Launch, launch, layout, move_on, noise, place
 
 
 @triton.jit(do_not_specialize=["seed", "draw", "first_sample"])
@@ -60,11 +60,7 @@ def cdrl_langevin_step(
             first_bad + tl.zeros_like(block), (draw.to(tl.int64) << 31) + sample, mask=bad
         )
     if rng is not None:
-        # The last program to arrive moves the draw on: by then all have read it.
-        tl.debug_barrier()
-        last = tl.atomic_add(rng + 3, 1) == tl.num_programs(0) - 1
-        tl.store(rng + 3, 0, mask=last)
-        tl.store(rng + 1, draw + 1, mask=last)
+        move_on(rng, draw)
 
 
 def arguments(

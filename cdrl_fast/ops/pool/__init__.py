@@ -1,0 +1,86 @@
+"""Mean pooling between the stages of an energy network on GPUs, and its transpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.ops.activations import check_activations, check_dense
+from cdrl_fast.ops.pool import reference
+from cdrl_fast.ops.rooms import ON_GPUS, choose
+from cdrl_fast.ops.signs import words_shape
+
+
+def pool(
+    a: Tensor,
+    *,
+    out: Tensor | None = None,
+    signs: Tensor | None = None,
+    mean: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """leaky(m), m being the means of h over squares of 2×2 pixels and a = leaky(h).
+
+    Args:
+        a: dense (batch, height, width, channels), height and width even, channels a multiple of
+            32; float16, bfloat16, float32 or float64.
+        out: where to write; dense (batch, height / 2, width / 2, channels) in a's dtype.
+        signs: where to write the bits m > 0, see ops/signs.py; None where no gradient follows.
+        mean: where to write m, like ``out``; None where no convolution takes it.
+        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+
+    Returns:
+        ``out``, or a new tensor.
+
+    Raises:
+        ValueError: shapes that do not fit. TypeError: dtypes that do not.
+        BackendUnavailable: an explicit backend that cannot be had.
+
+    Source: the network of Zhu et al., ICLR 2024.
+    """
+    check_activations("pool", "a", a)
+    batch, height, width, channels = a.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"pool: height and width must be even, got {height} and {width}")
+    shape = (batch, height // 2, width // 2, channels)
+    out = torch.empty(shape, dtype=a.dtype, device=a.device) if out is None else out
+    check_dense("pool", "out", out, shape, a.dtype, a.device)
+    check_dense("pool", "signs", signs, words_shape(out), torch.int32, a.device)
+    check_dense("pool", "mean", mean, shape, a.dtype, a.device)
+    room = choose("pool", backend, a.device, a.dtype, ON_GPUS)
+    if room == "reference" or not a.numel():
+        reference.pool(a, out, signs, mean)
+        return out
+    from cdrl_fast.ops.pool import triton
+
+    triton.pool(a, out, signs, mean)
+    return out
+
+
+def spread(g: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """The transpose of the means of `pool`: a quarter of g at each of four pixels.
+
+    Args:
+        g: dense (batch, height, width, channels); channels and dtype as in `pool`.
+        out: where to write; dense (batch, 2 height, 2 width, channels) in g's dtype.
+        backend: as in `pool`.
+
+    Returns:
+        ``out``, or a new tensor.
+
+    Raises:
+        As `pool`.
+    """
+    check_activations("spread", "g", g)
+    batch, height, width, channels = g.shape
+    shape = (batch, 2 * height, 2 * width, channels)
+    out = torch.empty(shape, dtype=g.dtype, device=g.device) if out is None else out
+    check_dense("spread", "out", out, shape, g.dtype, g.device)
+    room = choose("spread", backend, g.device, g.dtype, ON_GPUS)
+    if room == "reference" or not g.numel():
+        reference.spread(g, out)
+        return out
+    from cdrl_fast.ops.pool import triton
+
+    triton.spread(g, out)
+    return out

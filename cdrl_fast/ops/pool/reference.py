@@ -1,0 +1,24 @@
+"""The meaning of `pool` and `spread`, in plain torch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cdrl_fast.ops.activations import leaky, recovered
+from cdrl_fast.ops.signs import pack
+
+
+def pool(a: Tensor, out: Tensor, signs: Tensor | None, mean: Tensor | None) -> None:
+    """Writes leaky(m), and where asked for the words of m > 0 and m."""
+    batch, height, width, channels = out.shape
+    m = recovered(a).reshape(batch, height, 2, width, 2, channels).mean(dim=(2, 4))
+    out.copy_(leaky(m))
+    if signs is not None:
+        signs.copy_(pack(m > 0))
+    if mean is not None:
+        mean.copy_(m)
+
+
+def spread(g: Tensor, out: Tensor) -> None:
+    """Writes g / 4 at each of four pixels."""
+    out.copy_((0.25 * g).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2))

@@ -1,0 +1,70 @@
+"""The first convolution of an energy network on GPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.ops.activations import check_activations, check_dense, wide
+from cdrl_fast.ops.rooms import ON_GPUS, choose
+from cdrl_fast.ops.signs import words_shape
+from cdrl_fast.ops.stem import reference
+
+
+def stem(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    out: Tensor | None = None,
+    signs: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """leaky(h), h being a 3×3 convolution of images with zero padding, and a bias.
+
+    Args:
+        y: dense (batch, image channels, height, width) with 1 to 4 image channels, float32
+            (float64 with float64); rounded to the weight's dtype.
+        weight: dense (9, image channels, channels), entry 3·row + column of the first dimension
+            being a tap, channels a multiple of 32; float16, bfloat16, float32 or float64.
+        bias: dense (channels,) in y's dtype.
+        out: where to write; dense (batch, height, width, channels) in the weight's dtype.
+        signs: where to write the bits h > 0, see ops/signs.py; None where no gradient follows.
+        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+
+    Returns:
+        ``out``, or a new tensor. Sums are of y's dtype.
+
+    Raises:
+        ValueError: shapes that do not fit. TypeError: dtypes that do not.
+        BackendUnavailable: an explicit backend that cannot be had.
+
+    Source: the network of Zhu et al., ICLR 2024.
+    """
+    if y.dim() != 4 or not 1 <= y.shape[1] <= 4:
+        raise ValueError(
+            f"stem: y must be (batch, 1 to 4 image channels, height, width), got {tuple(y.shape)}"
+        )
+    batch, image, height, width = y.shape
+    if weight.dim() != 3 or weight.shape[2] % 32:
+        raise ValueError(
+            f"stem: weight must be (9, {image}, a multiple of 32 channels), got "
+            f"{tuple(weight.shape)}"
+        )
+    channels, dtype = weight.shape[2], weight.dtype
+    shape = (batch, height, width, channels)
+    out = torch.empty(shape, dtype=dtype, device=y.device) if out is None else out
+    check_activations("stem", "out", out)
+    check_dense("stem", "y", y, y.shape, wide(dtype), y.device)
+    check_dense("stem", "weight", weight, (9, image, channels), dtype, y.device)
+    check_dense("stem", "bias", bias, (channels,), y.dtype, y.device)
+    check_dense("stem", "out", out, shape, dtype, y.device)
+    check_dense("stem", "signs", signs, words_shape(out), torch.int32, y.device)
+    room = choose("stem", backend, y.device, y.dtype, ON_GPUS)
+    if room == "reference" or not y.numel():
+        reference.stem(y, weight, bias, out, signs)
+        return out
+    from cdrl_fast.ops.stem import triton
+
+    triton.stem(y, weight, bias, out, signs)
+    return out

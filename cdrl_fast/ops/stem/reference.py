@@ -1,0 +1,18 @@
+"""The meaning of `stem`, in plain torch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cdrl_fast.ops.activations import filters, leaky
+from cdrl_fast.ops.signs import pack
+
+
+def stem(y: Tensor, weight: Tensor, bias: Tensor, out: Tensor, signs: Tensor | None) -> None:
+    """Writes leaky(h) and, where asked for, the words of h > 0."""
+    rounded = y.to(weight.dtype).to(y.dtype)
+    h = F.conv2d(rounded, filters(weight), bias, padding=1).permute(0, 2, 3, 1)
+    out.copy_(leaky(h))
+    if signs is not None:
+        signs.copy_(pack(h > 0))

@@ -1,0 +1,30 @@
+"""The meaning of `stem_gradient` and `stem_langevin_`, in plain torch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cdrl_fast.ops.activations import filters
+from cdrl_fast.ops.coefficients import Coefficient
+from cdrl_fast.ops.langevin_step.reference import langevin_step
+
+
+def stem_gradient(g: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """The transposed convolution of g, divided by scale; in the dtype of sums."""
+    kernel = filters(weight)
+    return F.conv_transpose2d(g.to(kernel.dtype).permute(0, 3, 1, 2), kernel, padding=1) / scale
+
+
+def stem_langevin_(
+    y: Tensor,
+    g: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    coefficients: tuple[Coefficient, ...],
+    rng: tuple[int, int, int] | Tensor,
+    first_bad: Tensor | None,
+) -> None:
+    """Writes y: a Langevin step along the gradient."""
+    gradient = stem_gradient(g, weight, 1.0)
+    y.copy_(langevin_step(y, gradient, anchor, coefficients, rng, first_bad))
