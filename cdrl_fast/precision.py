@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from cdrl_fast._native import load
-from cdrl_fast.errors import BackendUnavailable
 
-NAMES = ("auto", "fp64", "fp32", "bf16")
-PLANNED_NAMES = ("tf32", "fp16")
+NAMES = ("auto", "fp64", "fp32", "tf32", "bf16", "fp16")
+ON_GPUS = ("tf32", "fp16")
+"""Those that only a GPU's tensor cores compute in."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Precision:
     """Dtypes of a chain.
 
     Attributes:
-        name: "fp64", "fp32" or "bf16".
+        name: "fp64", "fp32", "tf32", "bf16" or "fp16".
         state: of the chain's state, of sums and of all that is not a network.
         network: of the inputs and weights of convolutions and linear maps.
     """
@@ -32,11 +32,18 @@ class Precision:
         """Whether the networks compute in fewer bits than the state has."""
         return self.network != self.state
 
+    @property
+    def products(self) -> str:
+        """How tensor cores take float32: "tf32" or "ieee"."""
+        return "tf32" if self.name == "tf32" else "ieee"
+
 
 _PRECISIONS = {
     "fp64": Precision("fp64", torch.float64, torch.float64),
     "fp32": Precision("fp32", torch.float32, torch.float32),
+    "tf32": Precision("tf32", torch.float32, torch.float32),
     "bf16": Precision("bf16", torch.float32, torch.bfloat16),
+    "fp16": Precision("fp16", torch.float32, torch.float16),
 }
 
 
@@ -50,12 +57,10 @@ def resolve(name: str, device: torch.device, *, planned: bool) -> Precision:
         planned: whether the energy's gradient has compiled kernels there.
 
     Raises:
-        ValueError: an unknown name. BackendUnavailable: one that cannot be had.
+        ValueError: an unknown name.
     """
-    if name in PLANNED_NAMES:
-        raise BackendUnavailable(f"precision={name!r} is not available here; use one of {NAMES}")
     if name not in NAMES:
-        raise ValueError(f"precision: expected one of {NAMES + PLANNED_NAMES}, got {name!r}")
+        raise ValueError(f"precision: expected one of {NAMES}, got {name!r}")
     if name == "auto":
         name = "bf16" if planned and device.type == "cpu" and fast_bfloat16() else "fp32"
     return _PRECISIONS[name]

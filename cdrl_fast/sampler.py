@@ -117,7 +117,7 @@ class Sampler:
             model.initializer,
             device=self.device,
             precision=self.precision,
-            backend="reference" if backend == "reference" else "auto",
+            backend=backend if backend in ("reference", "triton") else "auto",
         )
 
     @overload

@@ -79,6 +79,15 @@ def room(request):
         yield {"backend": backend, "device": device}
 
 
+@pytest.fixture
+def interpreter():
+    """Triton's kernels on the CPU: the backend's name and the device."""
+    if torch.cuda.is_available():
+        pytest.skip("triton compiles here")
+    pytest.importorskip("triton")
+    return {"backend": "triton", "device": torch.device("cpu")}
+
+
 @pytest.fixture(params=CPU_VARIANTS)
 def variant(request):
     """The native room with each instruction set of this machine."""

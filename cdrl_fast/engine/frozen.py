@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cdrl_fast.engine.fallback import AutogradEnergy, AutogradPlan
 from cdrl_fast.engine.initializer import initializer_plan
-from cdrl_fast.engine.plan import ImagePlan, PlannedImages, PlannedPoints, PointPlan
+from cdrl_fast.engine.plan import (
+    ImagePlan,
+    PassedImages,
+    PassesPlan,
+    PlannedImages,
+    PlannedPoints,
+    PointPlan,
+)
+from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops import langevin_step_
 from cdrl_fast.ops.coefficients import Coefficient
+from cdrl_fast.ops.rooms import ON_GPUS, automatic
+from cdrl_fast.precision import ON_GPUS as FOR_TENSOR_CORES
 from cdrl_fast.precision import Precision
 
-Plan = ImagePlan | PointPlan | AutogradPlan
+Plan = ImagePlan | PassesPlan | PointPlan | AutogradPlan
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class LevelEnergy:
     """Σ weight_i f(·, λ_{t-1}, label_i) of one level."""
 
     weights: tuple[float, ...]
-    parts: list[PlannedImages | PlannedPoints | AutogradEnergy]
+    parts: list[PlannedImages | PassedImages | PlannedPoints | AutogradEnergy]
 
     def value(self, y: Tensor) -> Tensor:
         """(batch,)."""
@@ -95,27 +106,43 @@ class LevelEnergy:
                 each(step)
             return
         for step in range(1, steps + 1):
-            langevin_step_(
-                y,
-                self.gradient(y),
-                anchor,
-                rng=(seed, draw + step - 1, first_sample),
-                rescale=rescale if step == steps else 1.0,
-                backend=backend,
-                **numbers,
-            )
+            at = (seed, draw + step - 1, first_sample)
+            last = rescale if step == steps else 1.0
+            self.step_(y, anchor, rng=at, rescale=last, backend=backend, **numbers)
             each(step)
+
+    def step_(self, y: Tensor, anchor: Tensor | None, *, backend: str, **numbers: Any) -> None:
+        """One Langevin step of y in place; arguments of `langevin_step_`."""
+        part = self.parts[0]
+        if isinstance(part, PassedImages) and self.weights == (1.0,):
+            part.step_(y, anchor, **numbers)
+        else:
+            langevin_step_(y, self.gradient(y), anchor, backend=backend, **numbers)
 
 
 def energy_plan(
     network: nn.Module, *, device: torch.device, precision: Precision, backend: str = "auto"
 ) -> Plan:
     """The fastest plan that a network has: without autograd for the library's own networks."""
+    if type(network) is ResNetEnergy and _by_passes(device, precision, backend):
+        return PassesPlan(network, device=device, precision=precision, backend=backend)
+    if precision.name in FOR_TENSOR_CORES:
+        raise BackendUnavailable(
+            f"precision={precision.name!r} is for the library's own energies of images on GPUs"
+        )
     if type(network) is ResNetEnergy:
         return ImagePlan(network, device=device, precision=precision, backend=backend)
     if type(network) is MLPEnergy:
         return PointPlan(network, device=device, precision=precision, backend=backend)
     return AutogradPlan(network, device=device, precision=precision)
+
+
+def _by_passes(device: torch.device, precision: Precision, backend: str) -> bool:
+    """Whether the operations for GPUs compute the gradient; float64 has one reference for all."""
+    if precision.state == torch.float64:
+        return False
+    on_gpu = backend == "auto" and device.type == "cuda"
+    return backend == "triton" or (on_gpu and automatic(device, ON_GPUS) == "triton")
 
 
 def has_plan(network: nn.Module) -> bool:
@@ -144,8 +171,10 @@ class FrozenModel:
         self.device, self.dtype = device, precision.state
         self._sources = [n for n in (energy, initializer) if n is not None]
         self._energy = energy_plan(energy, device=device, precision=precision, backend=backend)
+        # The initializer has no kernels for GPUs yet.
+        rest = "auto" if backend == "triton" else backend
         self._initializer = (
-            initializer_plan(initializer, device=device, precision=precision, backend=backend)
+            initializer_plan(initializer, device=device, precision=precision, backend=rest)
             if initializer is not None
             else None
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.engine.fold import fold_mlp, fold_resnet
+from cdrl_fast.engine.passes import Conditions, ResNetPasses, conditions_of
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops.energy_gradient import EnergyGradient
 from cdrl_fast.ops.mlp_chain import mlp_chain_, value_and_gradient
@@ -81,6 +82,71 @@ class ImagePlan:
                 backend=self._backend,
             )
         return self._operations[height, width]
+
+
+@dataclass
+class PassedImages:
+    """A `ResNetEnergy` at given levels and labels, by the operations for GPUs."""
+
+    plan: PassesPlan
+    conditions: Conditions
+    _out: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def value(self, y: Tensor) -> Tensor:
+        """f(y): (batch,)."""
+        return self.plan.passes(y.shape).value(y, self.conditions)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """∇f(y), in memory that the next call writes again."""
+        if self._out.shape != y.shape:
+            self._out = torch.empty_like(y, memory_format=torch.contiguous_format)
+        passes = self.plan.passes(y.shape)
+        return passes.value_and_gradient(y, self.conditions, out=self._out)[1]
+
+    def step_(self, y: Tensor, anchor: Tensor | None, *, drift: Any, **numbers: Any) -> None:
+        """A Langevin step of y in place; see `stem_langevin_`."""
+        drift = drift * self.conditions.unit
+        self.plan.passes(y.shape).step_(y, self.conditions, anchor, drift=drift, **numbers)
+
+
+class PassesPlan:
+    """A folded copy of a `ResNetEnergy` on a GPU; arguments as of `ImagePlan`."""
+
+    def __init__(
+        self, network: ResNetEnergy, *, device: torch.device, precision: Precision, backend: str
+    ) -> None:
+        self._network, self._device = network, device
+        self._precision, self._backend = precision, backend
+        self._passes: dict[tuple[int, int], ResNetPasses] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the network's weights as they are now."""
+        self._folded = fold_resnet(self._network, self._device, self._precision.state)
+        for passes in self._passes.values():
+            passes.load(self._folded.weights)
+
+    def at(self, logsnr: Tensor, label: Tensor | None) -> PassedImages:
+        """The energy at levels (1,) or (batch,), and labels likewise."""
+        rows, head = self._folded.at(logsnr, label)
+        return PassedImages(self, conditions_of(self._folded.weights, rows, head, self._precision))
+
+    def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
+        """Bytes that a gradient takes for a batch of states, besides them and the weights."""
+        return self.passes(shape).working_memory(batch)
+
+    def passes(self, shape: Sequence[int]) -> ResNetPasses:
+        """The operations for images of a size."""
+        height, width = shape[-2:]
+        if (height, width) not in self._passes:
+            self._passes[height, width] = ResNetPasses(
+                self._folded.weights,
+                height,
+                width,
+                precision=self._precision,
+                backend=self._backend,
+            )
+        return self._passes[height, width]
 
 
 @dataclass

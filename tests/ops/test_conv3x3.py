@@ -141,14 +141,6 @@ def compare(use, shape, dtype, room, *, rows=1, input_precision="ieee"):
 
 
 @pytest.fixture
-def interpreter():
-    if torch.cuda.is_available():
-        pytest.skip("triton compiles here")
-    pytest.importorskip("triton")
-    return {"backend": "triton", "device": torch.device("cpu")}
-
-
-@pytest.fixture
 def as_on(monkeypatch):
     """Makes the interpreter run the kernel of a capability, with the tiles of many programs."""
 

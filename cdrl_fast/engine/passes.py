@@ -1,0 +1,319 @@
+"""The two passes over a residual energy network on a GPU: which operation when, and where to.
+
+The native room does a whole gradient in one call; a GPU gets this list of launches. It never waits
+for the device and allocates nothing after the first call for a batch, so a CUDA graph can hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cdrl_fast.ops.activations import SLOPE, wide
+from cdrl_fast.ops.conv3x3 import WORD, conv3x3
+from cdrl_fast.ops.energy_gradient import Block, ResNetWeights
+from cdrl_fast.ops.head import head as head_of
+from cdrl_fast.ops.pool import pool, spread
+from cdrl_fast.ops.stem import stem
+from cdrl_fast.ops.stem_gradient import stem_gradient, stem_langevin_
+from cdrl_fast.precision import Precision
+
+HEADROOM = 6
+"""float16's gradients begin below 2⁶: they may grow a thousandfold and shrink a millionfold."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What level and labels decide, in one piece of memory.
+
+    Attributes:
+        flat: all numbers: of each block its rows, then the head's, then `unit`.
+        rows: of each block a view (1 or batch, channels).
+        head: a view (1 or batch, channels), divided by `unit`.
+        unit: (1,), a power of two: of energies and gradients as the operations compute them.
+    """
+
+    flat: Tensor
+    rows: tuple[Tensor, ...]
+    head: Tensor
+    unit: Tensor
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Blocks of one resolution, as kernels take them; buffers by their shapes (sample's)."""
+
+    height: int
+    width: int
+    blocks: tuple[Block, ...]
+
+    def shape(self, batch: int, channels: int) -> tuple[int, int, int, int]:
+        return batch, self.height, self.width, channels
+
+
+def conditions_of(
+    weights: ResNetWeights, rows: Tensor, head: Tensor, precision: Precision
+) -> Conditions:
+    """Rows and head of `EnergyGradient`, each (1 or batch, …), as the passes take them."""
+    dtype = precision.state
+    parts = [_padded(part, dtype) for part in torch.split(rows, weights.row_sizes, dim=1)]
+    unit = head.new_ones(1, dtype=dtype)
+    if precision.network == torch.float16:
+        largest = head.abs().amax().clamp_min(2.0**-20)
+        unit = torch.exp2(torch.ceil(torch.log2(largest)) - HEADROOM).to(dtype).reshape(1)
+    parts.append(_padded(head, dtype) / unit)
+    flat = torch.cat([*(part.flatten() for part in parts), unit])
+    views, at = [], 0
+    for part in parts:
+        views.append(flat[at : at + part.numel()].view(part.shape))
+        at += part.numel()
+    return Conditions(flat, tuple(views[:-1]), views[-1], flat[-1:])
+
+
+class ResNetPasses:
+    """f(y; rows, head) of a folded network and its gradient, by the operations for GPUs.
+
+    Args:
+        weights: as `EnergyGradient` takes them; copied, in channels of a multiple of 32.
+        height, width: of the images; multiples of ``weights.multiple``.
+        precision: `Precision.network` is the dtype of activations and weights. Sums are float32
+            (float64 with float64).
+        backend: of the operations: "triton", "reference", or "auto".
+
+    Raises:
+        ValueError: a size that does not fit. BackendUnavailable: a room that cannot be had.
+
+    Source: the network of Zhu et al., ICLR 2024.
+    """
+
+    def __init__(
+        self,
+        weights: ResNetWeights,
+        height: int,
+        width: int,
+        *,
+        precision: Precision,
+        backend: str = "auto",
+    ) -> None:
+        if height < 1 or width < 1 or height % weights.multiple or width % weights.multiple:
+            raise ValueError(
+                f"ResNetPasses: height and width must be multiples of {weights.multiple}, got "
+                f"{height} and {width}"
+            )
+        self._size, self._dtype, self._backend = (height, width), precision.network, backend
+        self._products = precision.products
+        self._buffers: dict[str, Tensor] = {}
+        self.load(weights)
+
+    def load(self, weights: ResNetWeights) -> None:
+        """Takes other weights of the same shapes."""
+        new = [self._stage(i, stage) for i, stage in enumerate(weights.stages)]
+        stem_weight = _taps(weights.stem, self._dtype, pad_in=False)
+        stem_bias = _padded(weights.stem_bias, wide(self._dtype))
+        if not self._buffers:
+            self._stages, self._stem, self._stem_bias = new, stem_weight, stem_bias
+            return
+        # Into the same memory: a captured graph reads it.
+        for tensor, fresh in zip(
+            self.weights(), _tensors(new, stem_weight, stem_bias), strict=True
+        ):
+            tensor.copy_(fresh)
+
+    def weights(self) -> list[Tensor]:
+        """All weights as the kernels take them, in memory that `load` writes again."""
+        return _tensors(self._stages, self._stem, self._stem_bias)
+
+    def buffers(self) -> list[Tensor]:
+        """Memory that the largest batch so far has needed."""
+        return list(self._buffers.values())
+
+    def value(self, y: Tensor, conditions: Conditions) -> Tensor:
+        """f(y): (batch,)."""
+        a = self._forward(y, conditions, keep=False)
+        return head_of(a, conditions.head, backend=self._backend) * conditions.unit
+
+    def value_and_gradient(
+        self, y: Tensor, conditions: Conditions, *, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """f(y) and ∇f(y) for y (batch, image channels, height, width)."""
+        energy, g = self._to_stem(y, conditions)
+        gradient = stem_gradient(g, self._stem, out=out, backend=self._backend)
+        return energy * conditions.unit, gradient.mul_(conditions.unit)
+
+    def step_(
+        self, y: Tensor, conditions: Conditions, anchor: Tensor | None, **numbers: Any
+    ) -> Tensor:
+        """A Langevin step of y in place along ∇f / unit; ``numbers`` as of `stem_langevin_`.
+
+        ``drift`` is to have `Conditions.unit` in it. The step reads the gradient once, where the
+        stem's is made, and never stores it.
+        """
+        _, g = self._to_stem(y, conditions)
+        return stem_langevin_(y, g, self._stem, anchor, backend=self._backend, **numbers)
+
+    def working_memory(self, batch: int) -> int:
+        """Bytes that a gradient takes for a batch, besides arguments and weights."""
+        size = torch.empty((), dtype=self._dtype).element_size()
+        total, words = 0, 0
+        for stage in self._stages:
+            pixels = batch * stage.height * stage.width
+            first, last = stage.blocks[0].conv1.shape[1], stage.blocks[-1].bias.shape[1]
+            total += 2 * pixels * last * size
+            if stage.blocks[0].shortcut is not None:
+                total += 2 * pixels * first * size
+            channels = sum(sum(block.conv1.shape[1:]) for block in stage.blocks)
+            words += pixels * channels // WORD
+        return total + 4 * words
+
+    def _stage(self, index: int, blocks: Sequence[Block]) -> _Stage:
+        height, width = (side >> index for side in self._size)
+        return _Stage(height, width, tuple(self._block(block) for block in blocks))
+
+    def _block(self, block: Block) -> Block:
+        dtype, shortcut, bias = self._dtype, block.shortcut, block.shortcut_bias
+        return Block(
+            conv1=_taps(block.conv1, dtype),
+            conv2=_taps(block.conv2, dtype),
+            bias=_padded(block.bias, wide(dtype))[None],
+            shortcut=None if shortcut is None else _taps(shortcut, dtype),
+            shortcut_bias=None if bias is None else _padded(bias, wide(dtype))[None],
+        )
+
+    def _buffer(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Memory of that name, which grows with the batch and is the same at every call."""
+        count = 1
+        for size in shape:
+            count *= size
+        held = self._buffers.get(name)
+        if held is None or held.numel() < count:
+            dtype = self._dtype if dtype is None else dtype
+            held = torch.empty(count, dtype=dtype, device=self._stem.device)
+            self._buffers[name] = held
+        return held[:count].view(shape)
+
+    def _signs(self, stage: int, name: str, batch: int, channels: int) -> Tensor:
+        at = self._stages[stage]
+        shape = (channels // WORD, batch * at.height * at.width)
+        return self._buffer(f"signs {stage} {name}", shape, torch.int32)
+
+    def _convolve(self, x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+        return conv3x3(x, weight, input_precision=self._products, backend=self._backend, **rest)
+
+    def _forward(self, y: Tensor, conditions: Conditions, *, keep: bool) -> Tensor:
+        """The last block's output as leaky(h); signs of all that act are kept for `_backward`."""
+        batch, rows = y.shape[0], iter(conditions.rows)
+        a = y
+        for i, stage in enumerate(self._stages):
+            first = stage.blocks[0].conv1.shape[1]
+            signs = self._signs(i, "0", batch, first) if keep else None
+            into = "in" if stage.blocks[0].shortcut is not None else "a"
+            entry = self._buffer(f"{into} {i}", stage.shape(batch, first))
+            raw = None
+            if stage.blocks[0].shortcut is not None:
+                raw = self._buffer(f"raw {i}", entry.shape)
+            if i == 0:
+                stem(y, self._stem, self._stem_bias, out=entry, signs=signs, backend=self._backend)
+                if raw is not None:
+                    raw.copy_(F.leaky_relu(entry, 1 / SLOPE))  # the inverse
+            else:
+                pool(a, out=entry, signs=signs, mean=raw, backend=self._backend)
+            a = entry
+            for j, block in enumerate(stage.blocks):
+                more = keep and j + 1 < len(stage.blocks)
+                a = self._forward_block(i, j, block, a, raw, next(rows), keep=keep, more=more)
+                raw = None
+        return a
+
+    def _forward_block(
+        self,
+        i: int,
+        j: int,
+        block: Block,
+        a: Tensor,
+        raw: Tensor | None,
+        row: Tensor,
+        *,
+        keep: bool,
+        more: bool,
+    ) -> Tensor:
+        """leaky(h') from a = leaky(h), in its place unless there is a shortcut."""
+        batch, channels = a.shape[0], block.bias.shape[1]
+        shape = self._stages[i].shape(batch, channels)
+        hidden = self._buffer(f"u {i}", shape)
+        signs = self._signs(i, f"{j} hidden", batch, channels) if keep else None
+        self._convolve(a, block.conv1, row=row, activate=True, signs_out=signs, out=hidden)
+        residual = a
+        if block.shortcut is not None:
+            assert raw is not None
+            residual = self._buffer(f"a {i}", shape)
+            self._convolve(raw, block.shortcut, row=block.shortcut_bias, out=residual)
+        return self._convolve(
+            hidden,
+            block.conv2,
+            row=block.bias,
+            residual=residual,
+            residual_activated=raw is None,
+            activate=True,
+            signs_out=self._signs(i, f"{j + 1}", batch, channels) if more else None,
+            out=residual,
+        )
+
+    def _to_stem(self, y: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """Energies, and the gradient by the stem's output; both in units of `Conditions.unit`."""
+        a = self._forward(y, conditions, keep=True)
+        batch, last = y.shape[0], len(self._stages) - 1
+        # Once it has been read, what a stage held on the way up serves on the way down.
+        g = self._buffer(f"u {last}", a.shape)
+        energy = head_of(a, conditions.head, gradient=g, backend=self._backend)
+        for i in range(last, -1, -1):
+            stage = self._stages[i]
+            for j in range(len(stage.blocks) - 1, -1, -1):
+                g = self._backward_block(i, j, stage.blocks[j], g)
+            if i:
+                below = self._stages[i - 1].shape(batch, g.shape[3])
+                g = spread(g, out=self._buffer(f"u {i - 1}", below), backend=self._backend)
+        return energy, g
+
+    def _backward_block(self, i: int, j: int, block: Block, g: Tensor) -> Tensor:
+        """The gradient by h from that by h', in its place unless there is a shortcut."""
+        batch, (_, before, channels) = g.shape[0], block.conv1.shape
+        hidden = self._signs(i, f"{j} hidden", batch, channels)
+        inner = self._buffer(f"a {i}", g.shape)
+        self._convolve(g, block.conv2, transposed=True, signs=hidden, out=inner)
+        residual = g
+        if block.shortcut is not None:
+            residual = self._buffer(f"raw {i}", self._stages[i].shape(batch, before))
+            self._convolve(g, block.shortcut, transposed=True, out=residual)
+        signs = self._signs(i, f"{j}", batch, before)
+        return self._convolve(
+            inner, block.conv1, transposed=True, signs=signs, residual=residual, out=residual
+        )
+
+
+def _tensors(stages: Sequence[_Stage], *rest: Tensor) -> list[Tensor]:
+    found = list(rest)
+    for stage in stages:
+        for b in stage.blocks:
+            found += [b.conv1, b.conv2, b.bias]
+            found += [t for t in (b.shortcut, b.shortcut_bias) if t is not None]
+    return found
+
+
+def _padded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros after the last dimension's entries, up to a multiple of `WORD`."""
+    return F.pad(tensor.to(dtype), (0, -tensor.shape[-1] % WORD)).contiguous()
+
+
+def _taps(weight: Tensor, dtype: torch.dtype, *, pad_in: bool = True) -> Tensor:
+    """(out, in, 3, 3) → (9, in, out), channels padded with zeros."""
+    outs, ins = weight.shape[:2]
+    taps = weight.permute(2, 3, 1, 0).reshape(9, ins, outs)
+    more = -ins % WORD if pad_in else 0
+    return F.pad(taps.to(dtype), (0, -outs % WORD, 0, more)).contiguous()
