@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from cdrl_fast.engine.plan import ImagePlan, PlannedImages, PlannedPoints, Point
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops import langevin_step_
 from cdrl_fast.ops.coefficients import Coefficient
-from cdrl_fast.precision import Precision
+from cdrl_fast.ops.rooms import automatic
+from cdrl_fast.precision import Precision, resolve
 
 Plan = ImagePlan | PointPlan | AutogradPlan
 
@@ -108,19 +110,56 @@ class LevelEnergy:
 
 
 def energy_plan(
-    network: nn.Module, *, device: torch.device, precision: Precision, backend: str = "auto"
+    network: nn.Module,
+    *,
+    device: torch.device,
+    precision: Precision,
+    backend: str = "auto",
+    compile: bool = False,
 ) -> Plan:
-    """The fastest plan that a network has: without autograd for the library's own networks."""
+    """The fastest plan that a network has: without autograd for the library's own networks.
+
+    ``compile`` is for the others: ``torch.compile``.
+    """
     if type(network) is ResNetEnergy:
         return ImagePlan(network, device=device, precision=precision, backend=backend)
     if type(network) is MLPEnergy:
         return PointPlan(network, device=device, precision=precision, backend=backend)
-    return AutogradPlan(network, device=device, precision=precision)
+    return AutogradPlan(network, device=device, precision=precision, compile=compile)
 
 
-def has_plan(network: nn.Module) -> bool:
-    """Whether the network is one of ours; a subclass may compute something else."""
-    return type(network) in (ResNetEnergy, MLPEnergy)
+def chain_precision(
+    name: str,
+    energy: nn.Module,
+    device: torch.device,
+    *,
+    backend: str = "auto",
+    state: torch.dtype | None = None,
+) -> Precision:
+    """The precision that a name stands for in an energy's chain; see `resolve`.
+
+    Args:
+        name: "auto", "fp32", ….
+        backend: the room that was asked for.
+        state: the dtype that the chain's state has already, or None where the name decides.
+
+    Raises:
+        ValueError: an unknown name, or one whose state has another dtype than ``state``.
+        BackendUnavailable: a precision that cannot be had.
+    """
+    double = state == torch.float64
+    native = backend in ("auto", "native") and automatic(device) == "native"
+    # A subclass of ours may compute something else.
+    planned = native and type(energy) in (ResNetEnergy, MLPEnergy)
+    if name == "auto" and double:
+        name = "fp64"
+    precision = resolve(name, device, planned=planned)
+    if state is not None and double != (precision.state == torch.float64):
+        raise ValueError(
+            f'precision: a chain of {state} cannot be "{name}"; use "auto", or the model in '
+            f"{precision.state}"
+        )
+    return precision
 
 
 class FrozenModel:
@@ -130,6 +169,7 @@ class FrozenModel:
         energy, initializer: the networks; never modified.
         device, precision: where and how the copy computes.
         backend: the room of the networks.
+        compile: whether networks that are not the library's go through ``torch.compile``.
     """
 
     def __init__(
@@ -140,14 +180,19 @@ class FrozenModel:
         device: torch.device,
         precision: Precision,
         backend: str = "auto",
+        compile: bool = False,
     ) -> None:
         self.device, self.dtype = device, precision.state
+        options: dict[str, Any] = {
+            "device": device,
+            "precision": precision,
+            "backend": backend,
+            "compile": compile,
+        }
         self._sources = [n for n in (energy, initializer) if n is not None]
-        self._energy = energy_plan(energy, device=device, precision=precision, backend=backend)
+        self._energy = energy_plan(energy, **options)
         self._initializer = (
-            initializer_plan(initializer, device=device, precision=precision, backend=backend)
-            if initializer is not None
-            else None
+            initializer_plan(initializer, **options) if initializer is not None else None
         )
         self._versions = self._current_versions()
 
