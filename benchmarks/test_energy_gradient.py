@@ -20,7 +20,9 @@ CASES = {
     "width 32, 28×28, batch 64": (lambda: ResNetEnergy(1, 32, (1, 2, 2), 2), 28, 64),
     "digits, 8×8, batch 64": (lambda: CDRL.from_pretrained("digits").energy, 8, 64),
 }
-NAMES = ("eager", "afternoon", "ours, fp32", "ours, bf16")
+NAMES = ("eager", "afternoon", "compiled", "ours, fp32", "ours, bf16")
+COMPILED = "width 32, 28×28, batch 64"
+"""The case whose afternoon is compiled as well: that takes half a minute a network."""
 
 
 def autograd(network, y, logsnr, label):
@@ -32,6 +34,18 @@ def autograd(network, y, logsnr, label):
 def half_autograd(network, y, logsnr, label):
     with torch.autocast(y.device.type, torch.bfloat16):
         return autograd(network, y, logsnr, label)
+
+
+def compiled(network, logsnr, label):
+    """The same, there and back in one graph."""
+    gradient = torch.compile(torch.func.grad(lambda y: network(y, logsnr, label).sum()))
+
+    @torch.no_grad()
+    def run(y):
+        with torch.autocast(y.device.type, torch.bfloat16):
+            return gradient(y)
+
+    return run
 
 
 @cache
@@ -52,6 +66,8 @@ def race(name, device):
         "eager": lambda: autograd(energy, y, logsnr, label),
         "afternoon": lambda: half_autograd(half, turned, logsnr, label),
     }
+    if name == COMPILED:
+        found["compiled"] = partial(compiled(half, logsnr, label), turned)
     for precision in ("fp32", "bf16") if device.type == "cpu" else ("fp32",):
         plan = energy_plan(
             energy, device=device, precision=resolve(precision, device, planned=True)
@@ -82,4 +98,6 @@ def gigaflops(energy, size):
 def test_energy_gradient(benchmark, name, case, device, rounds):
     if name == "ours, bf16" and device.type != "cpu":
         pytest.skip("compiled half precision of the energy is for CPUs")
+    if name == "compiled" and case != COMPILED:
+        pytest.skip(f"compiled for {COMPILED} alone")
     race(case, device).time(benchmark, name, rounds)

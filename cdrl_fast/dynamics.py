@@ -11,6 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.ops.langevin_step import NEVER, bound_step
@@ -36,6 +37,7 @@ def langevin(
     first_step: int = 0,
     trace: Literal[False] = False,
     backend: str = "auto",
+    compile: bool = False,
 ) -> Tensor: ...
 
 
@@ -51,6 +53,7 @@ def langevin(
     first_step: int = 0,
     trace: Literal[True],
     backend: str = "auto",
+    compile: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -65,6 +68,7 @@ def langevin(
     first_step: int = 0,
     trace: bool = False,
     backend: str = "auto",
+    compile: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Unadjusted Langevin dynamics: each step x ← x + (step_size/2) ∇ log p(x) + √step_size z.
 
@@ -85,6 +89,10 @@ def langevin(
         trace: return the states as well.
         backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto": the first that
             can.
+        compile: whether an energy that is followed by autograd goes through ``torch.compile``,
+            there and back in one graph with the batch as a variable. The energy must be one that
+            `torch.func.grad` takes; compiling takes seconds, and needs a C++ compiler on CPUs and
+            triton on GPUs.
 
     Returns:
         The last state, like ``x``. With ``trace`` a pair (last state, states), the states being
@@ -94,6 +102,7 @@ def langevin(
         ValueError, TypeError: an argument that does not fit, or an energy that does not give one
             differentiable number a chain.
         ChainDiverged: a state left the finite numbers; names step and chain.
+        BackendUnavailable: an explicit backend, or ``compile``, that cannot be had.
 
     Example:
         >>> import torch
@@ -140,9 +149,11 @@ def langevin(
                 backend="native",
             )
         else:
-            if isinstance(energy, Program):
-                energy = partial(value, energy)
-            _follow(energy, y, steps, FIRST_DRAW + first_step, update, states)
+            gradient = _gradient_of(energy, y, compile=compile and steps > 0)
+            for step in range(steps):
+                if states is not None:
+                    states[step] = y
+                update(gradient(), FIRST_DRAW + first_step + step)
     _raise_if_diverged(int(first_bad), first_sample)
     if states is None:
         return y
@@ -166,29 +177,33 @@ def _compiled(energy: LogDensity, x: Tensor, backend: str) -> Program | None:
     return program if fits else None
 
 
-def _follow(
-    energy: Callable[[Tensor], Tensor],
-    y: Tensor,
-    steps: int,
-    first_draw: int,
-    update: Callable[[Tensor, int], None],
-    states: Tensor | None,
-) -> None:
-    """The steps by autograd: ``update`` changes y, and states keep what it was before each."""
+def _gradient_of(energy: LogDensity, y: Tensor, *, compile: bool) -> Callable[[], Tensor]:
+    """A function that gives ∇ energy at what y holds when it is called."""
+    if isinstance(energy, Program):
+        return _by_autograd(partial(value, energy), y)
+    if not compile:
+        return _by_autograd(energy, y)
+    # What autograd would say of a wrong energy, before a compiler sees it.
+    _by_autograd(energy, y)()
+    return partial(compiled_gradient(energy), y)
+
+
+def _by_autograd(energy: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[], Tensor]:
     # One leaf on y's memory serves all steps: a step's graph is gone before y changes.
     leaf = y.detach().requires_grad_(True)
     ones = None
-    for step in range(steps):
-        if states is not None:
-            states[step] = y
+
+    def gradient() -> Tensor:
+        nonlocal ones
         value = energy(leaf)
         if ones is None or value.shape != ones.shape or value.dtype != ones.dtype:
             _check_value(value, y.shape[0])
             ones = torch.ones_like(value)
         if not value.requires_grad:
             raise ValueError("langevin: energy's value does not depend on x differentiably")
-        (gradient,) = torch.autograd.grad(value, leaf, ones)
-        update(gradient, first_draw + step)
+        return torch.autograd.grad(value, leaf, ones)[0]
+
+    return gradient
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, has_plan
+from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, chain_precision
 from cdrl_fast.errors import BackendUnavailable, ChainDiverged
 from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops import normal
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
-from cdrl_fast.ops.rooms import automatic, choose
-from cdrl_fast.precision import resolve
+from cdrl_fast.ops.rooms import choose
 from cdrl_fast.schedule import Level, StepPlan, Steps
 
 TraceKind = Literal["levels", "steps"]
@@ -83,6 +82,9 @@ class Sampler:
         backend: which room of the operations to use: "native" (C++, on CPUs), "cuda", "triton",
             "reference", or "auto": the first that can.
         graph: "off" or "auto".
+        compile: whether energies and initializers of your own go through ``torch.compile``, there
+            and back in one graph, when first called; it needs a C++ compiler on CPUs and triton on
+            GPUs. The library's networks have kernels and stay as they are.
 
     Raises:
         ValueError: an unknown choice. BackendUnavailable: a choice that cannot be had.
@@ -101,6 +103,7 @@ class Sampler:
         precision: str = "auto",
         backend: str = "auto",
         graph: str = "auto",
+        compile: bool = False,
     ) -> None:
         if not isinstance(model, CDRL):
             raise TypeError(f"Sampler: model must be a CDRL, got {type(model).__name__}")
@@ -108,8 +111,7 @@ class Sampler:
         parameter = next(model.parameters(), torch.empty(0))
         self.model = model
         self.device = torch.device(device) if device is not None else parameter.device
-        native = backend in ("auto", "native") and automatic(self.device) == "native"
-        self.precision = resolve(precision, self.device, planned=native and has_plan(model.energy))
+        self.precision = chain_precision(precision, model.energy, self.device, backend=backend)
         self.dtype = self.precision.state
         self.backend = choose("Sampler", backend, self.device, self.dtype)
         self._frozen = FrozenModel(
@@ -118,6 +120,7 @@ class Sampler:
             device=self.device,
             precision=self.precision,
             backend=backend if backend in ("reference", "triton") else "auto",
+            compile=compile,
         )
 
     @overload

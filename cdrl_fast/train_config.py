@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class TrainConfig:
         label_drop: probability that a label is replaced by "no label".
         flip: mirror images at random.
         seed: of all noise and of the data's order.
+        precision: of the Langevin chain, as in `Sampler`; losses and their gradients keep the
+            model's dtype. "auto" is "fp64" for a float64 model, else "bf16" where the processor
+            multiplies it and the energy has kernels, else "fp32"; a resumed run keeps its own.
         log_every: iterations between lines of the log.
         preview_every, metrics_every, checkpoint_every: iterations between previews, metrics and
             checkpoints; 0 for none.
@@ -37,6 +41,7 @@ class TrainConfig:
     label_drop: float = 0.1
     flip: bool = False
     seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     log_every: int = 10
     preview_every: int = 0
     metrics_every: int = 0

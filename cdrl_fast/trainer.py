@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cdrl_fast import checkpoint
 from cdrl_fast.batches import Batches
 from cdrl_fast.data import Dataset
-from cdrl_fast.engine import LevelEnergy, energy_plan
+from cdrl_fast.engine import LevelEnergy, chain_precision, energy_plan
 from cdrl_fast.errors import ChainDiverged, CheckpointError
 from cdrl_fast.levels import LevelTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_checkpoint
@@ -24,7 +24,6 @@ from cdrl_fast.networks.layers import dropout_from
 from cdrl_fast.ops import normal, philox
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
-from cdrl_fast.precision import resolve
 from cdrl_fast.run_folder import (
     Interrupt,
     append_log,
@@ -58,9 +57,10 @@ class Trainer:
         iteration: updates done so far.
         ema: the averaged model, for samples and metrics.
         batches: the data of each iteration.
+        precision: of the chain, see `TrainConfig`.
 
     Raises:
-        ValueError: data whose shape or classes do not fit the model.
+        ValueError: data, or a precision, that does not fit the model.
 
     Source: Zhu, Xie, Wu, Gao, ICLR 2024, algorithm 1.
     """
@@ -83,12 +83,10 @@ class Trainer:
             else None
         )
         self._levels = LevelTable.of(model, self.device, self.dtype)
-        precision = "fp64" if self.dtype == torch.float64 else "fp32"
-        self._chain = energy_plan(
-            model.energy,
-            device=self.device,
-            precision=resolve(precision, self.device, planned=True),
+        self.precision = chain_precision(
+            self.config.precision, model.energy, self.device, state=self.dtype
         )
+        self._chain = energy_plan(model.energy, device=self.device, precision=self.precision)
         self.batches = Batches(
             data,
             self.config,
@@ -334,7 +332,7 @@ class Trainer:
         Args:
             path: a checkpoint folder, or a run's folder: then its newest checkpoint.
             data: the data set of the run; its size must be the same.
-            config: replaces the stored one; for intervals of logs and checkpoints, say.
+            config: replaces the stored one, but "auto" keeps the stored precision; for intervals.
             device: where to train; by default the CPU.
 
         Raises:
@@ -354,7 +352,13 @@ class Trainer:
         state = checkpoint.read_tensors(folder, files, STATE)
         model = CDRL.from_config(stored)
         dtype = next(v.dtype for k, v in state.items() if k.startswith("model.energy."))
-        trainer = cls(model.to(device, dtype), data, config or TrainConfig(**training["config"]))
+        # Runs from before there was a choice were in full precision.
+        full = "fp64" if dtype == torch.float64 else "fp32"
+        before = TrainConfig(**{"precision": full, **training["config"]})
+        config = config or before
+        if config.precision == "auto":
+            config = replace(config, precision=before.precision)
+        trainer = cls(model.to(device, dtype), data, config)
         model.load_state_dict(_part(state, "model."))
         trainer.ema.load_state_dict(checkpoint.read_tensors(folder, files, WEIGHTS))
         for name, optimizer in trainer._optimizers():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cdrl_fast import CDRL, UNetInitializer
+from cdrl_fast import CDRL, MLPInitializer, UNetInitializer
 from cdrl_fast.engine.fallback import FrozenNetwork
 from cdrl_fast.engine.fold_unet import fold_unet
 from cdrl_fast.engine.initializer import InitializerPlan, initializer_plan
@@ -79,14 +79,11 @@ def test_the_plan_follows_the_network(network, precision):
         plan.refresh()
 
 
-def test_other_initializers_keep_their_module(point_model):
-    class Other(UNetInitializer):
-        pass
-
-    precision = resolve("fp32", CPU, planned=True)
-    for network in (Other(1, 8, 8, (1,), 1, ()), point_model.initializer):
-        plan = initializer_plan(network, device=CPU, precision=precision)
-        assert type(plan) is FrozenNetwork
+@pytest.mark.parametrize("base", [UNetInitializer, MLPInitializer])
+def test_other_initializers_keep_their_module(base):
+    network = type("Other", (base,), {})()
+    plan = initializer_plan(network, device=CPU, precision=resolve("fp32", CPU, planned=True))
+    assert type(plan) is FrozenNetwork
 
 
 def test_the_reference_room_is_taken_where_it_is_asked_for():

@@ -29,12 +29,13 @@ SIGNATURES = {
     "CDRL.save_pretrained": "(self, folder)",
     "CDRL.from_pretrained": "(name)",
     "load_released_checkpoint": "(path, *, image_size, schedule)",
-    "Sampler": "(model, *, device, precision, backend, graph)",
+    "Sampler": "(model, *, device, precision, backend, graph, compile)",
     "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
     "denoise_scale, progress, trace)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
     "about": "()",
-    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, trace, backend)",
+    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, trace, backend, "
+    "compile)",
     "ops.rng_state": "(*, seed, draw, first_sample, device)",
     "Trainer": "(model, data, config)",
     "Trainer.fit": "(self, iterations, *, folder, progress, preview, evaluate)",

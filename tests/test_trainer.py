@@ -4,14 +4,16 @@ import copy
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from cdrl_fast import CDRL, ChainDiverged, CheckpointError, reference
+from cdrl_fast import CDRL, ChainDiverged, CheckpointError, _native, checkpoint, reference
 from cdrl_fast.data import Dataset
 from cdrl_fast.levels import noised_pair
+from cdrl_fast.precision import fast_bfloat16
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
 
@@ -148,6 +150,60 @@ def test_resume_is_bit_identical(image_model, images, tmp_path):
     assert [x["iteration"] for x in lines] == [1, 2, 3, 4, 5, 6, 7]
     kept = sorted(f.name for f in (tmp_path / "checkpoints").iterdir())
     assert kept == ["00000006", "00000007"]
+
+
+@pytest.mark.skipif(_native.load() is None, reason="bfloat16 is the compiled module's")
+def test_precision_is_of_the_chain(image_model, images):
+    revised = []
+    for precision in ("fp32", "bf16"):
+        trainer = Trainer(image_model, images, replace(CONFIG, precision=precision))
+        assert trainer.precision.name == precision
+        level, x, _ = trainer._noised(trainer.batches.at(0)[0])
+        revised.append(trainer._revise(x, x, level, None))
+        assert revised[-1].dtype == torch.float32
+    difference = (revised[0] - revised[1]).abs()
+    assert 0 < difference.median() < 0.01
+
+
+def test_automatic_precision(image_model, images):
+    class Other(type(image_model.energy)):
+        pass
+
+    fast = "bf16" if fast_bfloat16() else "fp32"
+    assert Trainer(image_model, images).precision.name == fast
+    image_model.energy.__class__ = Other
+    assert Trainer(image_model, images).precision.name == "fp32"
+    assert Trainer(image_model.double(), images).precision.name == "fp64"
+
+
+def test_precision_that_does_not_fit(image_model, images):
+    with pytest.raises(ValueError, match='chain of torch.float32 cannot be "fp64"'):
+        Trainer(image_model, images, TrainConfig(precision="fp64"))
+    with pytest.raises(ValueError, match="precision: expected one of"):
+        Trainer(image_model, images, TrainConfig(precision="half"))
+    with pytest.raises(ValueError, match='chain of torch.float64 cannot be "fp32"'):
+        Trainer(image_model.double(), images, TrainConfig(precision="fp32"))
+
+
+def test_resumed_runs_keep_their_precision(image_model, images, tmp_path):
+    """Also those of versions without a choice, which were in full precision."""
+    folder = Trainer(image_model, images, replace(CONFIG, precision="fp32")).save(tmp_path / "new")
+    files = checkpoint.read_folder(folder)
+    stored = json.loads(files["config.json"])
+    del stored["training"]["config"]["precision"]
+    files["config.json"] = checkpoint.json_to_bytes(stored)
+    checkpoint.write_folder(tmp_path / "old", files)
+    for name in ("new", "old"):
+        for config in (None, CONFIG):
+            trainer = Trainer.resume(tmp_path / name, images, config=config)
+            assert (trainer.precision.name, trainer.config.precision) == ("fp32", "fp32")
+    automatic = Trainer(image_model, images, CONFIG)
+    automatic.save(tmp_path / "automatic")
+    resumed = Trainer.resume(tmp_path / "automatic", images)
+    assert resumed.precision == automatic.precision
+    config = replace(CONFIG, precision="fp32")
+    resumed = Trainer.resume(tmp_path / "automatic", images, config=config)
+    assert resumed.precision.name == "fp32"
 
 
 def test_ctrl_c_writes_a_checkpoint(image_model, images, tmp_path):

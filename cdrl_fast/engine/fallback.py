@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cdrl_fast.engine.compiled import compiled_gradient, compiled_value
 from cdrl_fast.networks.layers import fix_weights
 from cdrl_fast.precision import Precision
 
@@ -19,12 +20,22 @@ class FrozenNetwork:
     Args:
         network: never modified.
         device, precision: where and how the copy computes; half precision is autocast.
+        compile: whether values and gradients go through ``torch.compile``, when first needed.
     """
 
-    def __init__(self, network: nn.Module, *, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        device: torch.device,
+        precision: Precision,
+        compile: bool = False,
+    ) -> None:
         self._source, self._precision, self._device = network, precision, device
         twin = copy.deepcopy(network).to(device, precision.state)
         self.network = twin.eval().requires_grad_(False)
+        self._forward = compiled_value(self.network) if compile else self.network
+        self._compiled_gradient = compiled_gradient(self.network) if compile else None
         fix_weights(self.network)
 
     def refresh(self) -> None:
@@ -34,8 +45,18 @@ class FrozenNetwork:
 
     def __call__(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
         with self._autocast():
-            result: Tensor = self.network(x, logsnr, label)
+            result: Tensor = self._forward(x, logsnr, label)
         return result.to(x.dtype)
+
+    def gradient(self, y: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
+        """∇ of an energy's value with respect to y."""
+        if self._compiled_gradient is not None:
+            with self._autocast():
+                return self._compiled_gradient(y, logsnr, label)
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self(y, logsnr, label).sum(), y)
+        return gradient
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self._precision.half:
@@ -57,10 +78,7 @@ class AutogradEnergy:
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y)."""
-        with torch.enable_grad():
-            y = y.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.value(y).sum(), y)
-        return gradient
+        return self.network.gradient(y, self.logsnr, self.label)
 
 
 class AutogradPlan(FrozenNetwork):

@@ -9,25 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.engine.fallback import AutogradEnergy, AutogradPlan
+from cdrl_fast.engine.choice import energy_plan
+from cdrl_fast.engine.fallback import AutogradEnergy
 from cdrl_fast.engine.initializer import initializer_plan
-from cdrl_fast.engine.plan import (
-    ImagePlan,
-    PassedImages,
-    PassesPlan,
-    PlannedImages,
-    PlannedPoints,
-    PointPlan,
-)
-from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.networks import MLPEnergy, ResNetEnergy
+from cdrl_fast.engine.plan import PassedImages, PlannedImages, PlannedPoints
 from cdrl_fast.ops import langevin_step_
 from cdrl_fast.ops.coefficients import Coefficient
-from cdrl_fast.ops.rooms import ON_GPUS, automatic
-from cdrl_fast.precision import ON_GPUS as FOR_TENSOR_CORES
 from cdrl_fast.precision import Precision
-
-Plan = ImagePlan | PassesPlan | PointPlan | AutogradPlan
 
 
 @dataclass(frozen=True)
@@ -120,36 +108,6 @@ class LevelEnergy:
             langevin_step_(y, self.gradient(y), anchor, backend=backend, **numbers)
 
 
-def energy_plan(
-    network: nn.Module, *, device: torch.device, precision: Precision, backend: str = "auto"
-) -> Plan:
-    """The fastest plan that a network has: without autograd for the library's own networks."""
-    if type(network) is ResNetEnergy and _by_passes(device, precision, backend):
-        return PassesPlan(network, device=device, precision=precision, backend=backend)
-    if precision.name in FOR_TENSOR_CORES:
-        raise BackendUnavailable(
-            f"precision={precision.name!r} is for the library's own energies of images on GPUs"
-        )
-    if type(network) is ResNetEnergy:
-        return ImagePlan(network, device=device, precision=precision, backend=backend)
-    if type(network) is MLPEnergy:
-        return PointPlan(network, device=device, precision=precision, backend=backend)
-    return AutogradPlan(network, device=device, precision=precision)
-
-
-def _by_passes(device: torch.device, precision: Precision, backend: str) -> bool:
-    """Whether the operations for GPUs compute the gradient; float64 has one reference for all."""
-    if precision.state == torch.float64:
-        return False
-    on_gpu = backend == "auto" and device.type == "cuda"
-    return backend == "triton" or (on_gpu and automatic(device, ON_GPUS) == "triton")
-
-
-def has_plan(network: nn.Module) -> bool:
-    """Whether the network is one of ours; a subclass may compute something else."""
-    return type(network) in (ResNetEnergy, MLPEnergy)
-
-
 class FrozenModel:
     """A private copy of a model's networks, which follows the original when refreshed.
 
@@ -157,6 +115,7 @@ class FrozenModel:
         energy, initializer: the networks; never modified.
         device, precision: where and how the copy computes.
         backend: the room of the networks.
+        compile: whether networks that are not the library's go through ``torch.compile``.
     """
 
     def __init__(
@@ -167,16 +126,21 @@ class FrozenModel:
         device: torch.device,
         precision: Precision,
         backend: str = "auto",
+        compile: bool = False,
     ) -> None:
         self.device, self.dtype = device, precision.state
+        options: dict[str, Any] = {
+            "device": device,
+            "precision": precision,
+            "backend": backend,
+            "compile": compile,
+        }
         self._sources = [n for n in (energy, initializer) if n is not None]
-        self._energy = energy_plan(energy, device=device, precision=precision, backend=backend)
+        self._energy = energy_plan(energy, **options)
         # The initializer has no kernels for GPUs yet.
-        rest = "auto" if backend == "triton" else backend
+        options["backend"] = "auto" if backend == "triton" else backend
         self._initializer = (
-            initializer_plan(initializer, device=device, precision=precision, backend=rest)
-            if initializer is not None
-            else None
+            initializer_plan(initializer, **options) if initializer is not None else None
         )
         self._versions = self._current_versions()
 
