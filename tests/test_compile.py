@@ -69,12 +69,13 @@ def test_sampler_compiles_a_users_networks_once(model):
 
 @needs_compiler
 def test_a_network_that_is_compiled_already(model):
-    expected = Sampler(model, precision="fp64").sample(5)
+    expected = Sampler(model, precision="fp64").sample(64)
     wrapped = copy.deepcopy(model)
     wrapped.energy = torch.compile(wrapped.energy)
     sampler = Sampler(wrapped, precision="fp64", compile=True)
     before = graphs()
-    torch.testing.assert_close(sampler.sample(5), expected, rtol=0, atol=1e-9)
+    for n in (64, 40):
+        torch.testing.assert_close(sampler.sample(n), expected[:n], rtol=0, atol=1e-9)
     assert graphs() == before + 2
 
 
@@ -82,7 +83,7 @@ def test_a_network_that_is_compiled_already(model):
 def test_half_precision_is_autocast_inside(model):
     samples = [Sampler(model, precision="bf16", compile=c).sample(64) for c in (False, True)]
     full = Sampler(model).sample(64)
-    assert 0 < (samples[1] - full).abs().max() < 0.05
+    assert 1e-5 < (samples[1] - full).abs().max() < 0.05
     torch.testing.assert_close(*samples, rtol=0, atol=0.02)
 
 

@@ -27,12 +27,12 @@ def compiled_gradient(energy: Callable[..., Tensor]) -> Callable[..., Tensor]:
     Raises:
         BackendUnavailable: when called, where no compiler works.
     """
-    return _guarded(_compiled(energy, _gradient), _unwrapped(energy))
+    return _guarded(_compiled(energy, _gradient), energy)
 
 
 def compiled_value(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """network(x, …), compiled as in `compiled_gradient`."""
-    return _guarded(_compiled(network, _value), _unwrapped(network))
+    return _guarded(_compiled(network, _value), network)
 
 
 def _gradient(energy: Callable[..., Tensor], y: Tensor, *rest: Tensor | None) -> Tensor:
@@ -60,15 +60,6 @@ def _compiled(function: Callable[..., Tensor], body: Any) -> Callable[..., Tenso
         own = FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
         bodies[body] = torch.compile(own)
     return bodies[body]
-
-
-def _unwrapped(function: Any) -> Any:
-    """The module or function itself where it is already compiled: compilations do not nest."""
-    from torch._dynamo import OptimizedModule
-
-    if isinstance(function, OptimizedModule):
-        return function._orig_mod
-    return getattr(function, "_torchdynamo_orig_callable", function)
 
 
 def _guarded(run: Callable[..., Tensor], function: Callable[..., Tensor]) -> Callable[..., Tensor]:
