@@ -21,8 +21,9 @@ from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.ops import normal
 from cdrl_fast.released import load_released_checkpoint
-from cdrl_fast.sampler import Sampler, Trace
+from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import NoiseSchedule, StepPlan
+from cdrl_fast.trace import Trace
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, chain_precision
+from cdrl_fast.engine.graph import ChainGraph, Graphs, form_of, unavailable
 from cdrl_fast.errors import BackendUnavailable, ChainDiverged
 from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops import normal
@@ -18,52 +17,9 @@ from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
 from cdrl_fast.ops.rooms import choose
 from cdrl_fast.schedule import Level, StepPlan, Steps
+from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
 
-TraceKind = Literal["levels", "steps"]
-
-_GRAPHS, _PLANNED_GRAPHS = ("auto", "off"), ("chain", "step")
-
-
-@dataclass
-class Trace:
-    """What a chain went through, from noise to sample.
-
-    Attributes:
-        states: float32 (m, n, …) in the coordinates of x: x_T, then the state after each level
-            (trace="levels") or, within each level, the proposal and the state after each step
-            (trace="steps").
-        energies: float32 (m, n), the log-density f / s² of each state at its level, up to that
-            level's constant.
-        levels: int64 (m,), the level whose energy is meant.
-    """
-
-    states: Tensor
-    energies: Tensor
-    levels: Tensor
-
-
-@dataclass
-class _Recorder:
-    """Collects a trace of one batch."""
-
-    kind: TraceKind | None
-    states: list[Tensor] = field(default_factory=list)
-    energies: list[Tensor] = field(default_factory=list)
-    levels: list[int] = field(default_factory=list)
-
-    @torch.no_grad()
-    def record(
-        self, kind: TraceKind, y: Tensor, level: Level, energy: LevelEnergy, *, rescaled: bool
-    ) -> None:
-        if self.kind != kind:
-            return
-        # Copies: the chain goes on in place.
-        x = y.clone() if rescaled else y * level.rescale
-        y = y * level.scale if rescaled else y
-        value = energy.value(y)
-        self.states.append(x.float().cpu())
-        self.energies.append((value / level.energy_variance).float().cpu())
-        self.levels.append(level.t)
+_GRAPHS = ("auto", "chain", "step", "off")
 
 
 class Sampler:
@@ -81,7 +37,10 @@ class Sampler:
             chain's state and all sums are float32 at least.
         backend: which room of the operations to use: "native" (C++, on CPUs), "cuda", "triton",
             "reference", or "auto": the first that can.
-        graph: "off" or "auto".
+        graph: on CUDA devices, for the library's own energies of images: "step", a Langevin step
+            is captured once as a CUDA graph and replayed; "chain", all of a chain is, which serves
+            small batches drawn again and again; "off"; or "auto": "step" where it can be had.
+            Each batch size and plan of steps is captured when first drawn.
         compile: whether energies and initializers of your own go through ``torch.compile``, there
             and back in one graph, when first called; it needs a C++ compiler on CPUs and triton on
             GPUs. The library's networks have kernels and stay as they are.
@@ -107,7 +66,8 @@ class Sampler:
     ) -> None:
         if not isinstance(model, CDRL):
             raise TypeError(f"Sampler: model must be a CDRL, got {type(model).__name__}")
-        _check_graph(graph)
+        if graph not in _GRAPHS:
+            raise ValueError(f"graph: expected one of {_GRAPHS}, got {graph!r}")
         parameter = next(model.parameters(), torch.empty(0))
         self.model = model
         self.device = torch.device(device) if device is not None else parameter.device
@@ -122,6 +82,8 @@ class Sampler:
             backend=backend if backend in ("reference", "triton") else "auto",
             compile=compile,
         )
+        self.graph = self._graph_of(graph)
+        self._graphs = Graphs()
 
     @overload
     def sample(
@@ -207,17 +169,23 @@ class Sampler:
         size = 1024 if batch_size is None else batch_size
         check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
         self._frozen.refresh()
+        graphed = trace is None and n > 0
         parts, recorders = [], []
         with _Advance(progress, -(-n // size) * sum(plan.counts)) as advance:
             for start in range(0, max(n, 1), size):
                 stop = min(start + size, n)
-                recorder = _Recorder(trace)
+                recorder = Recorder(trace)
                 rng, part = (seed, first_sample + start), terms.slice(start, stop)
-                chain = self._chain(stop - start, rng, plan, part, recorder, advance)
-                parts.append(self._finish(chain, part, denoise_scale))
+                graph = self._captured(stop - start, plan, part, denoise_scale) if graphed else None
+                if graph is not None:
+                    parts.append(graph.run(part, *rng, advance).clone())
+                    self._raise_if_diverged(graph.first_bad, first_sample + start)
+                    continue
+                x, energy = self._chain(stop - start, rng, plan, part, recorder, advance)
+                parts.append(self._finish(x, energy, denoise_scale))
                 recorders.append(recorder)
         samples = torch.cat(parts)
-        return samples if trace is None else (samples, _joined(recorders))
+        return samples if trace is None else (samples, joined(recorders))
 
     def working_memory(self, batch: int) -> int | None:
         """Bytes that one energy gradient of a batch takes, besides weights, state and gradient.
@@ -225,6 +193,34 @@ class Sampler:
         None where it is left to autograd.
         """
         return self._frozen.working_memory(batch, self.model.sample_shape)
+
+    def _graph_of(self, asked: str) -> str:
+        why = unavailable(self._frozen)
+        if asked == "off" or (asked == "auto" and why is not None):
+            return "off"
+        if why is not None:
+            raise BackendUnavailable(f"graph={asked!r} is not available: {why}")
+        return "step" if asked == "auto" else asked
+
+    def _captured(
+        self, n: int, plan: StepPlan, terms: Terms, denoise_scale: float
+    ) -> ChainGraph | None:
+        """The batch's chain as CUDA graphs; None where they are off."""
+        if self.graph == "off":
+            return None
+        schedule = self.model.schedule
+
+        def made() -> ChainGraph:
+            return ChainGraph(
+                self._frozen,
+                [schedule.level(t, plan) for t in range(schedule.levels, 0, -1)],
+                (n, *self.model.sample_shape),
+                terms,
+                whole=self.graph == "chain",
+                finish=lambda x, energy: self._finish(x, energy, denoise_scale),
+            )
+
+        return self._graphs.get((n, plan, form_of(terms), denoise_scale), made)
 
     def _terms(self, n: int, label: Label, guidance: float) -> Terms:
         if not math.isfinite(guidance):
@@ -244,10 +240,10 @@ class Sampler:
         rng: tuple[int, int],
         plan: StepPlan,
         terms: Terms,
-        recorder: _Recorder,
+        recorder: Recorder,
         advance: _Advance,
-    ) -> Tensor:
-        """All levels, from x_T to x_0."""
+    ) -> tuple[Tensor, LevelEnergy]:
+        """All levels, from x_T to x_0; and the last one's energy."""
         seed, first_sample = rng
         schedule, frozen = self.model.schedule, self._frozen
         shape = (n, *self.model.sample_shape)
@@ -273,9 +269,9 @@ class Sampler:
             level = schedule.level(t, plan)
             draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
             energy = frozen.at(level.logsnr, terms)
-            mean = frozen.propose(x, level.logsnr_noisy, terms)
+            proposal = frozen.proposal(level.logsnr_noisy, terms)
             # Without an initializer y is x itself, which the recovery term still needs.
-            y = x.clone() if mean is None else mean + level.init_std * noise(draw)
+            y = x.clone() if proposal is None else proposal(x) + level.init_std * noise(draw)
             recorder.record("steps", y, level, energy, rescaled=False)
 
             def each(
@@ -301,14 +297,14 @@ class Sampler:
             x = y
             recorder.record("levels", x, level, energy, rescaled=True)
         self._raise_if_diverged(first_bad, first_sample)
-        return x
+        return x, energy
 
-    def _finish(self, x: Tensor, terms: Terms, denoise_scale: float) -> Tensor:
+    def _finish(self, x: Tensor, energy: LevelEnergy, denoise_scale: float) -> Tensor:
         """Tweedie's denoising step and the clamp, for images; returns float32 (float64)."""
         if not self.model.is_image:
             return x
         schedule, level = self.model.schedule, self.model.schedule.level(1)
-        gradient = self._frozen.at(level.logsnr, terms).gradient(level.scale * x)
+        gradient = energy.gradient(level.scale * x)
         score = (denoise_scale * level.scale / level.energy_variance) * gradient
         clean = (x + float(schedule.noise_variance[0]) * score) / math.sqrt(schedule.alpha_bar[0])
         return clean.clamp(-1.0, 1.0)
@@ -348,21 +344,3 @@ class _Advance:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _joined(recorders: list[_Recorder]) -> Trace:
-    def joined(parts: Iterable[list[Tensor]]) -> Tensor:
-        return torch.cat([torch.stack(part) for part in parts], dim=1)
-
-    return Trace(
-        states=joined(r.states for r in recorders),
-        energies=joined(r.energies for r in recorders),
-        levels=torch.tensor(recorders[0].levels),
-    )
-
-
-def _check_graph(graph: str) -> None:
-    if graph in _PLANNED_GRAPHS:
-        raise BackendUnavailable(f"graph={graph!r} is not available here; use one of {_GRAPHS}")
-    if graph not in _GRAPHS:
-        raise ValueError(f"graph: expected one of {_GRAPHS + _PLANNED_GRAPHS}, got {graph!r}")

@@ -14,12 +14,17 @@ FLOORS = {
     "data": 2, "ops": 2, "model": 2, "run_folder": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "environment": 3,
-    "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
+    "trace": 4, "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
     "evaluation": 5, "trainer": 5, "bench": 5,
     "demo": 6, "cli": 7,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.
-SAME_FLOOR = {("checkpoint", "errors"), ("precision", "errors"), ("precision", "_native")}
+SAME_FLOOR = {
+    ("checkpoint", "errors"),
+    ("precision", "errors"),
+    ("precision", "_native"),
+    ("sampler", "trace"),
+}
 CLOSED = {
     "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": set(),
     "ops": {"errors", "_native"},
@@ -27,7 +32,8 @@ CLOSED = {
     "engine": {"ops", "networks", "precision", "schedule", "errors"},
     "reference": {"networks", "schedule", "ops", "model"},
     "dynamics": {"engine", "ops", "errors"},
-    "sampler": {"model", "schedule", "engine", "ops", "precision", "errors"},
+    "trace": {"engine", "schedule"},
+    "sampler": {"trace", "model", "schedule", "engine", "ops", "precision", "errors"},
 }  # fmt: skip
 
 

@@ -48,6 +48,14 @@ class FrozenNetwork:
             result: Tensor = self._forward(x, logsnr, label)
         return result.to(x.dtype)
 
+    def conditions(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What `forward` takes."""
+        return logsnr, label
+
+    def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
+        """The network's value."""
+        return self(x, logsnr, label)
+
     def gradient(self, y: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """∇ of an energy's value with respect to y."""
         if self._compiled_gradient is not None:
@@ -71,6 +79,10 @@ class AutogradEnergy:
     network: FrozenNetwork
     logsnr: Tensor
     label: Tensor | None
+
+    def inputs(self) -> list[Tensor]:
+        """What level and labels decide."""
+        return [self.logsnr] if self.label is None else [self.logsnr, self.label]
 
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cdrl_fast.engine.choice import energy_plan
 from cdrl_fast.engine.fallback import AutogradEnergy
-from cdrl_fast.engine.initializer import initializer_plan
-from cdrl_fast.engine.plan import PassedImages, PlannedImages, PlannedPoints
+from cdrl_fast.engine.initializer import InitializerPlan, initializer_plan
+from cdrl_fast.engine.plan import PassedImages, PassesPlan, PlannedImages, PlannedPoints
 from cdrl_fast.ops import langevin_step_
 from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.precision import Precision
@@ -47,6 +47,24 @@ class Terms:
 
 
 @dataclass
+class Proposal:
+    """Σ weight_i initializer(·, λ_t, label_i) of one level: its chain's mean start."""
+
+    weights: tuple[float, ...]
+    forward: Callable[..., Tensor]
+    conditions: Sequence[tuple[Tensor | None, ...]]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of x's shape."""
+        parts = (self.forward(x, *condition) for condition in self.conditions)
+        return _combined(self.weights, parts)
+
+    def inputs(self) -> list[Tensor]:
+        """What level and labels decide."""
+        return [t for condition in self.conditions for t in condition if t is not None]
+
+
+@dataclass
 class LevelEnergy:
     """Σ weight_i f(·, λ_{t-1}, label_i) of one level."""
 
@@ -60,6 +78,10 @@ class LevelEnergy:
     def gradient(self, y: Tensor) -> Tensor:
         """∇ of the value, of y's shape; the next call may write into the same memory."""
         return _combined(self.weights, (part.gradient(y) for part in self.parts))
+
+    def inputs(self) -> list[Tensor]:
+        """What level and labels decide."""
+        return [tensor for part in self.parts for tensor in part.inputs()]
 
     @torch.no_grad()
     def walk(
@@ -159,6 +181,13 @@ class FrozenModel:
         """Bytes that a gradient of the energy takes; None where it is left to autograd."""
         return self._energy.working_memory(batch, shape)
 
+    @property
+    def steps_by_launches(self) -> bool:
+        """Whether a step is a list of launches, and weights stay where they are when refreshed."""
+        return isinstance(self._energy, PassesPlan) and isinstance(
+            self._initializer, InitializerPlan | None
+        )
+
     def _current_versions(self) -> list[tuple[int, int]]:
         tensors = (t for n in self._sources for t in (*n.parameters(), *n.buffers()))
         return [(t.data_ptr(), t._version) for t in tensors]
@@ -167,12 +196,13 @@ class FrozenModel:
         return torch.full((1,), value, device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
-    def propose(self, x: Tensor, logsnr: float, terms: Terms) -> Tensor | None:
-        """Σ weight_i initializer(x, λ_t, label_i), a level's mean start; None without one."""
+    def proposal(self, logsnr: float, terms: Terms) -> Proposal | None:
+        """The initializer at a level λ_t; None without one."""
         if self._initializer is None:
             return None
         network, level = self._initializer, self._logsnr(logsnr)
-        return _combined(terms.weights, (network(x, level, label) for label in terms.labels))
+        conditions = [network.conditions(level, label) for label in terms.labels]
+        return Proposal(terms.weights, network.forward, conditions)
 
     @torch.no_grad()
     def at(self, logsnr: float, terms: Terms) -> LevelEnergy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -33,13 +35,20 @@ class InitializerPlan:
         self.operation = UNetForward(self.folded.weights, backend=backend)
 
     def refresh(self) -> None:
-        """Takes the network's weights as they are now."""
-        self.folded = fold_unet(self._network, self._device, self._dtype)
-        self.operation.load(self.folded.weights)
+        """Takes the network's weights as they are now, into the same memory."""
+        fresh, weights = fold_unet(self._network, self._device, self._dtype), self.folded.weights
+        for old, new in zip(weights.tensors(), fresh.weights.tensors(), strict=True):
+            old.copy_(new)
+        self.folded = replace(fresh, weights=weights)
+        self.operation.load(weights)
 
-    def __call__(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        """The proposal for x at levels (1,) or (batch,), and labels likewise."""
-        return self.operation(x, self.folded.at(logsnr, label))
+    def conditions(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor]:
+        """What `forward` takes at levels (1,) or (batch,), and labels likewise."""
+        return (self.folded.at(logsnr, label),)
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The proposal for x."""
+        return self.operation(x, rows)
 
 
 class PointInitializerPlan:
@@ -55,9 +64,13 @@ class PointInitializerPlan:
         """Takes the network's weights as they are now."""
         self.folded = fold_points(self._network, self._device, self._dtype)
 
-    def __call__(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        """The proposal for x at levels (1,) or (batch,), and labels likewise."""
-        return self.folded.forward(x, *self.folded.at(logsnr, label))
+    def conditions(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `forward` takes at levels (1,) or (batch,), and labels likewise."""
+        return self.folded.at(logsnr, label)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """The proposal for x."""
+        return self.folded.forward(x, scale, shift)
 
 
 def initializer_plan(

@@ -26,6 +26,10 @@ class PlannedImages:
     head: Tensor
     _out: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    def inputs(self) -> list[Tensor]:
+        """What level and labels decide."""
+        return [self.rows, self.head]
+
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""
         return self.plan.operation(y.shape).value(y, self.rows, self.head)
@@ -92,6 +96,10 @@ class PassedImages:
     conditions: Conditions
     _out: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    def inputs(self) -> list[Tensor]:
+        """What level and labels decide."""
+        return [self.conditions.flat]
+
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""
         return self.plan.passes(y.shape).value(y, self.conditions)
@@ -155,6 +163,10 @@ class PlannedPoints:
 
     plan: PointPlan
     rows: Tensor
+
+    def inputs(self) -> list[Tensor]:
+        """What level and labels decide."""
+        return [self.rows]
 
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""
