@@ -45,6 +45,15 @@ WIDE = "wide"
 HALF = "half"
 # By major capability, the instruction that multiplies half-precision tiles.
 PRODUCTS = {8: "HMMA", 9: "HGMMA", 10: "UTCHMMA"}
+# Batch, size, channels in and out. The last two are a few pixels, and boxes that leave much empty.
+CONVOLUTIONS = (
+    (64, 32, 128, 128), (64, 16, 128, 256), (64, 8, 256, 256), (64, 4, 256, 256),
+    (1, 8, 256, 256), (33, 7, 32, 64),
+)  # fmt: skip
+TYPES = (
+    (torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "ieee"),
+    (torch.float32, "tf32"),
+)  # fmt: skip
 UNITS = ("FFMA", *PRODUCTS.values(), "LDGSTS", "UTMALDG")
 
 
@@ -161,19 +170,16 @@ def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
 
 
 def convolutions(arch: int) -> Iterator[tuple[str, Launch]]:
-    """The five uses in each type at the paper's shapes, and an odd size with few channels."""
-    for size, c_in, c_out in ((32, 128, 128), (16, 128, 256), (16, 256, 256), (8, 256, 256),
-                              (4, 256, 256), (7, 32, 64)):  # fmt: skip
-        for dtype in (torch.float16, torch.bfloat16, torch.float32):
-            kinds = ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
-            for precision in kinds:
-                short = str(dtype).removeprefix("torch.") if precision == "ieee" else precision
-                label = f"{WIDE} {short}{'' if dtype == torch.float32 else f' {HALF}'}"
-                uses = conv3x3_uses(64, size, c_in, c_out, dtype)
-                # Where the shape alone differs, the uses with most and with least.
-                for use in uses if size == 32 else ("residual", "plain", "masked residual"):
-                    launch = conv3x3.arguments(*uses[use], precision, arch)
-                    yield f"conv3x3 {label} {size}×{size} {c_in}→{c_out} {use}", launch
+    """Every use in every type at the paper's first stage; those that hold most at other shapes."""
+    for batch, size, c_in, c_out in CONVOLUTIONS:
+        first = size == CONVOLUTIONS[0][1]
+        for dtype, precision in TYPES if first else (TYPES[0], TYPES[2]):
+            short = precision if precision == "tf32" else str(dtype).removeprefix("torch.")
+            label = f"{WIDE} {short}{'' if dtype == torch.float32 else f' {HALF}'}"
+            uses = conv3x3_uses(batch, size, c_in, c_out, dtype)
+            for use in uses if first else ("residual", "masked residual"):
+                launch = conv3x3.arguments(arch, *uses[use], precision)
+                yield f"conv3x3 {label} {batch}×{size}×{size} {c_in}→{c_out} {use}", launch
 
 
 def conv3x3_uses(

@@ -85,7 +85,7 @@ class ChainGraph:
         self._most = max(level.steps for level in levels)
         self._table = torch.tensor([self._rows(level) for level in levels], **options).flatten(0, 1)
         self._count = torch.zeros(1, dtype=torch.int64, device=frozen.device)
-        self._now = torch.zeros((4, shape[0]), **options)
+        self._now = torch.zeros((4, 1), **options)
         with torch.no_grad():
             self._replay = capture(self._run_whole if whole else self._step, frozen.device)
 

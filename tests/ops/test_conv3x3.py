@@ -13,9 +13,9 @@ SHAPES = {
     "one sample, TMA": (1, 8, 8, 32, 64),
     "boxes of samples, TMA": (8, 4, 4, 32, 32),
     "odd batch, TMA": (15, 4, 4, 64, 32),
-    "boxes side by side, TMA": (8, 2, 12, 32, 32),
+    "boxes side by side, TMA": (8, 6, 12, 32, 32),
     "odd size": (3, 7, 7, 32, 32),
-    "odd sides": (2, 5, 14, 64, 96),
+    "odd sides": (2, 5, 14, 96, 64),
 }
 
 

@@ -45,8 +45,8 @@ def pack(positive: Tensor) -> Tensor:
     bits = positive.long().view(len(positive), -1, WORD) << torch.arange(
         WORD, device=positive.device
     )
-    words = bits.sum(dim=2).T
-    return torch.where(words >= 2**31, words - 2**32, words).int().contiguous()
+    # The conversion keeps the low 32 bits: bit 31 becomes the sign.
+    return bits.sum(dim=2).T.int().contiguous()
 
 
 def unpack(words: Tensor) -> Tensor:

@@ -198,6 +198,7 @@ def cdrl_conv3x3(
 
 
 def arguments(
+    capability: int,
     out: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -209,7 +210,6 @@ def arguments(
     residual_activated: bool,
     activate: bool,
     input_precision: str,
-    capability: int,
 ) -> Launch:
     batch, height, width, c_in = x.shape
     channels = out.shape[3]
@@ -275,5 +275,5 @@ def _capability(device: torch.device) -> int:
 
 
 def conv3x3(out: Tensor, *rest: Any) -> None:
-    """Writes ``out`` and ``signs_out``; all dense and not empty, in the order of `arguments`."""
-    launch(arguments(out, *rest, _capability(out.device)), out.device)
+    """Writes ``out`` and ``signs_out``; as `arguments` takes them, dense and not empty."""
+    launch(arguments(_capability(out.device), out, *rest), out.device)
