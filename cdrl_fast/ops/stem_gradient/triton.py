@@ -217,10 +217,16 @@ def _launch(kernel: Any, g: Tensor, weight: Tensor, tensors: dict[str, Any]) -> 
         "CHANNELS": channels,
         "SIDE": SIDE,
         "COLUMNS": triton.next_power_of_2(9 * image),
-        # 128 bytes of a pixel, where the channels are a multiple of that many.
-        "K": 32 if channels % 64 or g.dtype == torch.float32 else 64,
+        "K": _step(g.dtype, channels),
     }
     return Launch(kernel, batch * squares, {"g": g, "weight": weight, **tensors, **shape}, OPTIONS)
+
+
+def _step(dtype: torch.dtype, channels: int) -> int:
+    """Channels that the product takes at a time; float32 products take more registers."""
+    if dtype == torch.float32:
+        return 16
+    return 64 if channels % 64 == 0 else 32
 
 
 def gradient_arguments(g: Tensor, weight: Tensor, scale: float, out: Tensor) -> Launch:
