@@ -137,7 +137,8 @@ def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
 
     short = str(dtype).removeprefix("torch.")
     batch, state = 16, torch.zeros(4, dtype=torch.int64)
-    for image, side, width in ((3, 32, 128), (1, 28, 32), (4, 7, 96)):
+    half = dtype == torch.float16
+    for image, side, width in ((3, 32, 128), (4, 7, 96))[: 2 if half else 1]:
         name = f"{image}×{side}×{side} to {width} {WIDE} {short}"
         y, g = torch.empty(batch, image, side, side), activations(batch, side, side, width)
         weight, bias = activations(9, image, width), torch.empty(width)
@@ -146,19 +147,18 @@ def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
         yield f"stem_gradient {name}", stem_gradient.gradient_arguments(g, weight, 8.0, y)
         one, each = torch.zeros(1), torch.zeros(batch)
         full = (y, (one, one, one, each), state, state[:1])
-        bare = (None, (0.1, 0.0, 0.1, 1.0), (1, 2, 3), None)
         graph = (y, (one, one, one, 1.0), state, state[:1])
-        for kind, rest in (("full", full), ("bare", bare), ("graph", graph)):
+        for kind, rest in (("full", full), ("graph", graph)):
             launch = stem_gradient.langevin_arguments(y, g, weight, *rest)
             yield f"stem_langevin {name} {kind}", launch
-    for side, width in ((16, 256), (14, 32)):
+    for side, width in ((16, 256), (14, 32))[: 2 if half else 1]:
         name = f"{side}×{side}×{width} {WIDE} {short}"
         small, large = (activations(batch, s, s, width) for s in (side, 2 * side))
         signs = words(width, batch * side * side)
         yield f"pool {name} full", pool.pool_arguments(large, small, signs, small)
         yield f"pool {name} bare", pool.pool_arguments(large, small, None, None)
         yield f"spread {name}", pool.spread_arguments(small, large)
-    for side, width in ((4, 256), (7, 96)):
+    for side, width in ((4, 256), (7, 96))[: 2 if half else 1]:
         name = f"{side}×{side}×{width} {WIDE} {short}"
         a, rows, out = (
             activations(batch, side, side, width),

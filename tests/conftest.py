@@ -88,6 +88,18 @@ def interpreter():
     return {"backend": "triton", "device": torch.device("cpu")}
 
 
+@pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])
+def triton_device(request):
+    """A device that Triton's kernels work on: a GPU, or the CPU where their interpreter is on."""
+    if request.param == "interpreted" and torch.cuda.is_available():
+        pytest.skip("triton compiles here")
+    device = torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")
+    why = rooms.reason("triton", device)
+    if why is not None:
+        pytest.skip(why)
+    return device
+
+
 @pytest.fixture(params=CPU_VARIANTS)
 def variant(request):
     """The native room with each instruction set of this machine."""

@@ -14,11 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from cdrl_fast.ops.coefficients import NAMES, Coefficient, coefficient_table
-from cdrl_fast.ops.device import Launch, launch, move_on, noise, noise_of
+from cdrl_fast.ops.device import OPTIONS, Launch, launch, move_on, noise, noise_of
 
 SIDE = 8
 """Of the square of image pixels that one program takes."""
-OPTIONS = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
 
 
 @triton.jit
@@ -137,10 +136,9 @@ def cdrl_stem_gradient(
 
 
 @triton.jit
-def number(value):
-    """A number, or a tensor's only element."""
-    value = tl.to_tensor(value)  # for the interpreter, which keeps Python's floats
-    if value.dtype.is_ptr():
+def number(value, READ: tl.constexpr):
+    """A number, or where it is to be read a tensor's only element."""
+    if READ:
         return tl.load(value).to(tl.float32)
     else:
         return value
@@ -163,6 +161,7 @@ def cdrl_stem_langevin(
     seed: tl.int64,
     draw: tl.int64,
     first_sample: tl.int64,
+    READ: tl.constexpr,
     IMAGE: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -185,9 +184,9 @@ def cdrl_stem_langevin(
         pull = tl.load(table + batch + sample)
         noise_std = tl.load(table + 2 * batch + sample)
         rescale = tl.load(table + 3 * batch + sample)
-    y = x + number(drift) * gradient
+    y = x + number(drift, READ & 1) * gradient
     if anchor is not None:
-        y -= number(pull) * (x - tl.load(anchor + at, mask=inside))
+        y -= number(pull, READ & 2) * (x - tl.load(anchor + at, mask=inside))
     if WIDTH % 4 == 0:
         # A group of four pixels is one block of the stream.
         block = tl.min(element, axis=1) // 4
@@ -196,7 +195,7 @@ def cdrl_stem_langevin(
     else:
         samples = first_sample + sample + tl.zeros_like(element).to(tl.int64)
         z = noise_of(seed, draw, samples, element)
-    y = number(rescale) * (y + number(noise_std) * z)
+    y = number(rescale, READ & 8) * (y + number(noise_std, READ & 4) * z)
     tl.store(state + at, y, mask=inside)
     if first_bad is not None:
         # y - y is 0 for finite y alone.
@@ -210,17 +209,27 @@ def _launch(kernel: Any, g: Tensor, weight: Tensor, tensors: dict[str, Any]) -> 
     batch, height, width, channels = g.shape
     image = weight.shape[1]
     squares = -(-height // SIDE) * -(-width // SIDE)
+    columns = triton.next_power_of_2(9 * image)
+    # 64 columns in four warps, or in two stages, spill registers.
+    few = columns <= 32
+    options = {**OPTIONS, "num_warps": 4 if few else 8, "num_stages": 2 if few else 1}
     shape = {
         "IMAGE": image,
         "HEIGHT": height,
         "WIDTH": width,
         "CHANNELS": channels,
         "SIDE": SIDE,
-        "COLUMNS": triton.next_power_of_2(9 * image),
-        # 128 bytes of a pixel, where the channels are a multiple of that many.
-        "K": 32 if channels % 64 or g.dtype == torch.float32 else 64,
+        "COLUMNS": columns,
+        "K": _step(g.dtype, channels),
     }
-    return Launch(kernel, batch * squares, {"g": g, "weight": weight, **tensors, **shape}, OPTIONS)
+    return Launch(kernel, batch * squares, {"g": g, "weight": weight, **tensors, **shape}, options)
+
+
+def _step(dtype: torch.dtype, channels: int) -> int:
+    """Channels that the product takes at a time; float32 products take more registers."""
+    if dtype == torch.float32:
+        return 16
+    return 64 if channels % 64 == 0 else 32
 
 
 def gradient_arguments(g: Tensor, weight: Tensor, scale: float, out: Tensor) -> Launch:
@@ -252,6 +261,7 @@ def langevin_arguments(
         "seed": seed,
         "draw": draw,
         "first_sample": first_sample,
+        "READ": sum(isinstance(c, Tensor) << i for i, c in enumerate(numbers)),
     }
     return _launch(cdrl_stem_langevin, g, weight, tensors)
 

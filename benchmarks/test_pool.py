@@ -1,0 +1,65 @@
+"""Pooling between stages: PyTorch's pooling and activation, compiled, and ours."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from race import Race
+
+from cdrl_fast.ops import rooms
+from cdrl_fast.ops.pool import pool, spread
+
+BATCHES = [64, pytest.param(1024, marks=pytest.mark.paper)]
+NAMES = ("eager", "compiled", "triton")
+SIDE, CHANNELS = 32, 256
+
+
+def forward(h):
+    """The mean and what is stored of it, as the plain network computes them."""
+    mean = torch.nn.functional.avg_pool2d(h, 2)
+    return mean, torch.nn.functional.leaky_relu(mean, 0.2)
+
+
+def backward(g):
+    return (0.25 * g).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+@cache
+def race(batch, device):
+    h = torch.randn(batch, SIDE, SIDE, CHANNELS, device=device, dtype=torch.float16)
+    a = torch.nn.functional.leaky_relu(h, 0.2)
+    mean, out = torch.empty(2, batch, SIDE // 2, SIDE // 2, CHANNELS, device=device).half()
+    signs = torch.empty(CHANNELS // 32, mean.numel() // CHANNELS, dtype=torch.int32, device=device)
+    back = torch.empty_like(a)
+    channels_last = h.permute(0, 3, 1, 2)
+    quick, quick_back = torch.compile(forward), torch.compile(backward)
+
+    def plain(forward, backward):
+        return backward(forward(channels_last)[1])
+
+    def ours():
+        pool(a, out=out, signs=signs, mean=mean, backend="triton")
+        return spread(out, out=back, backend="triton").permute(0, 3, 1, 2)
+
+    found = {
+        "eager": lambda: plain(forward, backward),
+        "compiled": lambda: plain(quick, quick_back),
+        "triton": ours,
+    }
+    for name, run in found.items():
+        error = (run() - found["eager"]()).abs().max()
+        assert error < 1e-2, (name, error)
+    # Read and written once each way.
+    moved = 2 * a.nbytes + 3 * mean.nbytes + signs.nbytes
+    name = f"pool and spread, {batch}×{SIDE}×{SIDE}×{CHANNELS}"
+    return Race(name, device, {"gigabytes": moved / 1e9}, found)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", NAMES)
+def test_pool(benchmark, name, batch, device, rounds):
+    if why := rooms.reason("triton", device):
+        pytest.skip(why)
+    race(batch, device).time(benchmark, name, rounds)

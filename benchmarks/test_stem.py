@@ -1,0 +1,60 @@
+"""The first convolution and its activation: cuDNN and PyTorch, compiled, and ours."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from race import Race
+
+from cdrl_fast.ops import rooms
+from cdrl_fast.ops.activations import filters
+from cdrl_fast.ops.stem import stem
+
+BATCHES = [64, pytest.param(1024, marks=pytest.mark.paper)]
+NAMES = ("cudnn", "compiled", "triton")
+IMAGE, SIDE, CHANNELS = 3, 32, 128
+
+
+def plain(y, kernel, bias):
+    y = y.to(kernel.dtype, memory_format=torch.channels_last)
+    return torch.nn.functional.leaky_relu(
+        torch.nn.functional.conv2d(y, kernel, bias, padding=1), 0.2
+    )
+
+
+@cache
+def race(batch, device):
+    y = torch.randn(batch, IMAGE, SIDE, SIDE, device=device)
+    weight = (0.2 * torch.randn(9, IMAGE, CHANNELS, device=device)).half()
+    bias = torch.randn(CHANNELS, device=device)
+    kernel = filters(weight).half().contiguous(memory_format=torch.channels_last)
+    out = torch.empty(batch, SIDE, SIDE, CHANNELS, device=device, dtype=torch.float16)
+    signs = torch.empty(CHANNELS // 32, batch * SIDE**2, dtype=torch.int32, device=device)
+    compiled = torch.compile(plain)
+
+    def ours():
+        return stem(y, weight, bias, out=out, signs=signs, backend="triton").permute(0, 3, 1, 2)
+
+    found = {
+        "cudnn": lambda: plain(y, kernel, bias.half()),
+        "compiled": lambda: compiled(y, kernel, bias.half()),
+        "triton": ours,
+    }
+    for name, run in found.items():
+        error = (run() - found["cudnn"]()).abs().max()
+        assert error < 2e-2, (name, error)
+    work = {
+        "gigabytes": (y.nbytes + out.nbytes + signs.nbytes) / 1e9,
+        "gflop": 2 * weight.numel() * batch * SIDE**2 / 1e9,
+    }
+    return Race(f"stem, {batch}×{IMAGE}×{SIDE}×{SIDE} to {CHANNELS}", device, work, found)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", NAMES)
+def test_stem(benchmark, name, batch, device, rounds):
+    if why := rooms.reason("triton", device):
+        pytest.skip(why)
+    race(batch, device).time(benchmark, name, rounds)

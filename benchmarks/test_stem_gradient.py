@@ -1,0 +1,60 @@
+"""The gradient by the images and a Langevin update: cuDNN, two kernels of ours, and one."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import pytest
+import torch
+from race import Race
+
+from cdrl_fast.ops import langevin_step_, rooms
+from cdrl_fast.ops.activations import filters
+from cdrl_fast.ops.stem_gradient import stem_gradient, stem_langevin_
+
+BATCHES = [64, pytest.param(1024, marks=pytest.mark.paper)]
+NAMES = ("cudnn", "two kernels", "one kernel")
+IMAGE, SIDE, CHANNELS = 3, 32, 128
+STEP = {"drift": 1e-3, "pull": 1e-3, "noise_std": 0.1, "rng": (1, 2, 0)}
+
+
+@cache
+def race(batch, device):
+    start, anchor, gradient = torch.randn(3, batch, IMAGE, SIDE, SIDE, device=device)
+    g = torch.randn(batch, SIDE, SIDE, CHANNELS, device=device, dtype=torch.float16)
+    weight = (0.2 * torch.randn(9, IMAGE, CHANNELS, device=device)).half()
+    kernel = filters(weight).half().contiguous(memory_format=torch.channels_last)
+    channels_last = g.permute(0, 3, 1, 2)
+
+    def library(y):
+        slope = torch.nn.functional.conv_transpose2d(channels_last, kernel, padding=1)
+        return langevin_step_(y, slope, anchor, **STEP)
+
+    def two(y):
+        stem_gradient(g, weight, out=gradient, backend="triton")
+        return langevin_step_(y, gradient, anchor, **STEP)
+
+    def one(y):
+        return stem_langevin_(y, g, weight, anchor, backend="triton", **STEP)
+
+    runs = dict(zip(NAMES, (library, two, one), strict=True))
+    expected = one(start.clone())
+    for name, run in runs.items():
+        error = (run(start.clone()) - expected).abs().max()
+        assert error < 1e-3, (name, error)
+    # Each contender goes on with a state of its own.
+    found = {name: partial(run, start.clone()) for name, run in runs.items()}
+    work = {
+        "gigabytes": (g.nbytes + 3 * start.nbytes) / 1e9,
+        "gflop": 2 * weight.numel() * batch * SIDE**2 / 1e9,
+    }
+    group = f"stem gradient and update, {batch}×{IMAGE}×{SIDE}×{SIDE} from {CHANNELS}"
+    return Race(group, device, work, found)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", NAMES)
+def test_stem_gradient(benchmark, name, batch, device, rounds):
+    if why := rooms.reason("triton", device):
+        pytest.skip(why)
+    race(batch, device).time(benchmark, name, rounds)

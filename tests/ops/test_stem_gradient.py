@@ -1,0 +1,207 @@
+"""The gradient by the images, and the Langevin update with it, against the separate steps."""
+
+import pytest
+import torch
+
+from cdrl_fast.ops import langevin_step, rng_state
+from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.stem import stem
+from cdrl_fast.ops.stem_gradient import stem_gradient, stem_langevin_
+
+# Batch, image channels, height, width, channels.
+SIZES = [(1, 3, 8, 8, 32), (3, 1, 7, 7, 96), (2, 4, 5, 14, 32), (3, 2, 12, 20, 64)]
+STEP = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rescale": 1.4}
+RNG = (2**64 - 3, 2**32 - 2, 2**40)
+
+
+def arguments(size, dtype, device="cpu"):
+    batch, image, height, width, channels = size
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    shape = (batch, image, height, width)
+    y, anchor = (torch.randn(shape, generator=generator, dtype=wide) for _ in range(2))
+    g = torch.randn(batch, height, width, channels, generator=generator).to(dtype)
+    weight = (0.2 * torch.randn(9, image, channels, generator=generator)).to(dtype)
+    return [t.to(device) for t in (y, g, weight, anchor)]
+
+
+def close(got, expected, tolerance=1e-5):
+    torch.testing.assert_close(got.cpu(), expected.cpu(), rtol=0.0, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_reference_is_the_transpose_of_the_stem(size):
+    y, g, weight, _ = arguments(size, torch.float64)
+    y.requires_grad_(True)
+    bias = torch.full((size[4],), 1e6, dtype=torch.float64)  # all signs are positive
+    (expected,) = torch.autograd.grad((stem_of(y, weight, bias) * g).sum(), y)
+    torch.testing.assert_close(stem_gradient(g, weight, scale=8.0), expected / 8.0)
+
+
+def stem_of(y, weight, bias):
+    """`stem` as a function of y that autograd follows: it is affine where all signs are equal."""
+    basis = torch.eye(y[0].numel(), dtype=y.dtype).reshape(-1, *y.shape[1:])
+    columns = stem(basis, weight, bias) - bias
+    return torch.einsum("bk,khwc->bhwc", y.flatten(1), columns)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_triton_agrees_with_the_reference(triton_device, size, dtype):
+    y, g, weight, _ = arguments(size, dtype, triton_device)
+    # On the CPU: torch's convolutions on GPUs round float32 to TF32.
+    expected = stem_gradient(g.cpu(), weight.cpu(), scale=0.5, backend="reference")
+    out = torch.full_like(y, float("nan"))
+    assert stem_gradient(g, weight, scale=0.5, out=out, backend="triton") is out
+    close(out, expected, 4e-5)
+
+
+def separate(y, g, weight, anchor, **values):
+    """The two operations one after the other, each in Triton."""
+    gradient = stem_gradient(g, weight, backend="triton")
+    return langevin_step(y, gradient, anchor, backend="triton", **values)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_one_pass_is_the_two_one_after_the_other(triton_device, size, dtype):
+    y, g, weight, anchor = arguments(size, dtype, triton_device)
+    expected = separate(y, g, weight, anchor, rng=RNG, **STEP)
+    got = y.clone()
+    tensors = (g, weight, anchor)
+    assert stem_langevin_(got, *tensors, rng=RNG, backend="triton", **STEP) is got
+    close(got, expected)
+    on_cpu = [t.cpu() for t in (y, *tensors)]
+    close(stem_langevin_(*on_cpu, rng=RNG, backend="reference", **STEP), expected, 2e-5)
+    # The noise alone, to the last bit.
+    noise = {"drift": 0.0, "pull": 0.0, "noise_std": 1.0, "rng": RNG}
+    zero = torch.zeros_like(y)
+    got = stem_langevin_(zero.clone(), g, weight, backend="triton", **noise)
+    assert torch.equal(got, langevin_step(zero, zero, None, backend="triton", **noise))
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_coefficients_in_every_form(triton_device, backend):
+    size = (3, 2, 6, 8, 32)
+    y, g, weight, anchor = arguments(size, torch.float32, triton_device)
+
+    def run(values, rng=RNG):
+        return stem_langevin_(y.clone(), g, weight, anchor, rng=rng, backend=backend, **values)
+
+    expected = run(STEP)
+    single = {n: torch.tensor([v], device=triton_device) for n, v in STEP.items()}
+    close(run(single), expected, 1e-6)
+    close(run({**STEP, "drift": torch.tensor(0.7), "pull": single["pull"]}), expected, 1e-6)
+    scale = torch.tensor([1.0, -2.0, 0.5], device=triton_device)
+    each = run({n: v * scale for n, v in STEP.items()})
+    mixed = run({**single, "rescale": 1.4 * scale})
+    for i, factor in enumerate(scale.tolist()):
+        rng = (RNG[0], RNG[1], RNG[2] + i)
+        values = {n: v * factor for n, v in STEP.items()}
+        one = stem_langevin_(y[i : i + 1].clone(), g[i : i + 1], weight, anchor[i : i + 1],
+                             rng=rng, backend=backend, **values)  # fmt: skip
+        close(each[i], one[0], 5e-5)
+        close(mixed[i], factor * expected[i], 5e-5)
+
+
+@pytest.mark.parametrize("size", [(3, 3, 8, 12, 32), (2, 1, 7, 9, 32)])
+def test_a_state_of_the_stream_is_read_and_moved_on(triton_device, size):
+    y, g, weight, anchor = arguments(size, torch.float16, triton_device)
+    rng = rng_state(seed=RNG[0], draw=11, first_sample=RNG[2], device=triton_device)
+    options = {"backend": "triton", **STEP}
+    got, expected = y.clone(), y.clone()
+    for draw in (11, 12):
+        stem_langevin_(got, g, weight, anchor, rng=rng, **options)
+        stem_langevin_(expected, g, weight, anchor, rng=(RNG[0], draw, RNG[2]), **options)
+        assert torch.equal(got, expected)
+    assert rng.tolist() == [-3, 13, RNG[2], 0]
+
+
+def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
+    y, g, weight, anchor = arguments((4, 3, 9, 12, 32), torch.float16, triton_device)
+    whole = stem_langevin_(y.clone(), g, weight, anchor, rng=RNG, backend="triton", **STEP)
+    for i in range(4):
+        one = [t[i : i + 1].clone() for t in (y, g)]
+        rng = (RNG[0], RNG[1], RNG[2] + i)
+        stem_langevin_(*one, weight, anchor[i : i + 1], rng=rng, backend="triton", **STEP)
+        assert torch.equal(one[0][0], whole[i])
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_first_bad_and_what_a_bad_pixel_reaches(triton_device, backend):
+    y, g, weight, anchor = arguments((3, 3, 9, 12, 32), torch.float16, triton_device)
+    first_bad = torch.full((), NEVER, device=triton_device)
+    options = {"first_bad": first_bad, "backend": backend, **STEP}
+    stem_langevin_(y.clone(), g, weight, anchor, rng=(1, 5, 0), **options)
+    assert int(first_bad) == NEVER
+    g[2, 8, 7, 5] = float("nan")  # beside the border of a tile
+    got = y.clone()
+    for draw in (2**32 - 2, 2**32 - 1):
+        got.copy_(y)
+        stem_langevin_(got, g, weight, anchor, rng=(1, draw, 0), **options)
+    assert divmod(int(first_bad), 2**31) == (2**32 - 2, 2)
+    expected = torch.zeros(got.shape, dtype=torch.bool)
+    expected[2, :, 7:9, 6:9] = True
+    assert torch.equal(got.isnan().cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [(65, 3, 32, 32, 128), (33, 1, 28, 28, 256)])
+def test_the_papers_shape_on_a_gpu(dtype, size):
+    y, g, weight, anchor = arguments(size, dtype, "cuda")
+    expected = stem_gradient(g.cpu(), weight.cpu())
+    close(stem_gradient(g, weight, backend="triton"), expected, 2e-4)
+    whole = separate(y, g, weight, anchor, rng=RNG, **STEP)
+    close(stem_langevin_(y, g, weight, anchor, rng=RNG, backend="triton", **STEP), whole, 2e-4)
+
+
+@pytest.mark.gpu
+def test_replays_of_a_graph_see_changed_coefficients_and_new_noise():
+    y, g, weight, anchor = arguments((5, 3, 32, 32, 128), torch.float16, "cuda")
+    drift, rng = torch.tensor([0.7], device="cuda"), rng_state(seed=1, draw=2, device="cuda")
+    values = {**STEP, "drift": drift, "rng": rng, "backend": "triton"}
+    start, expected = y.clone(), y.clone()
+    stem_langevin_(y, g, weight, anchor, **values)  # builds and loads the kernel
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        stem_langevin_(y, g, weight, anchor, **values)
+    y.copy_(start)
+    rng.copy_(rng_state(seed=1, draw=2))
+    for draw, value in ((2, 0.7), (3, 0.1)):
+        drift.fill_(value)
+        graph.replay()
+        step = {**STEP, "drift": torch.tensor([value], device="cuda")}
+        stem_langevin_(expected, g, weight, anchor, rng=(1, draw, 0), backend="triton", **step)
+    assert torch.equal(y, expected)
+
+
+def test_empty_batches():
+    y, g, weight, anchor = arguments((0, 3, 8, 8, 32), torch.float16)
+    assert stem_gradient(g, weight).shape == (0, 3, 8, 8)
+    assert stem_langevin_(y, g, weight, anchor, rng=RNG, **STEP) is y
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"g": torch.zeros(2, 8, 8, 30)}, ValueError, "g must be dense"),
+        ({"weight": torch.zeros(9, 5, 32)}, ValueError, "1 to 4 image channels"),
+        ({"weight": torch.zeros(9, 3, 64)}, ValueError, r"weight must be dense \(9, 3, 32\)"),
+        ({"weight": torch.zeros(9, 3, 32).half()}, TypeError, "weight must be torch.float32"),
+        ({"y": torch.zeros(2, 3, 8, 9)}, ValueError, r"y must be dense \(2, 3, 8, 8\)"),
+        ({"y": torch.zeros(2, 3, 8, 8).half()}, TypeError, "y must be torch.float32"),
+        ({"anchor": torch.zeros(2, 3, 8, 8).double()}, TypeError, "anchor must be torch.float32"),
+        ({"anchor": None}, ValueError, "without an anchor, pull must be 0.0"),
+        ({"drift": torch.zeros(3)}, ValueError, r"drift must be a number or have shape \(2,\)"),
+        ({"rng": (1, -2, 0)}, ValueError, "draw must be in"),
+        ({"rng": torch.zeros(3).long()}, ValueError, "rng must have 4 elements"),
+        ({"first_bad": torch.zeros(1)}, TypeError, "first_bad must be int64"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    image = torch.zeros(2, 3, 8, 8)
+    values = {"y": image, "g": torch.zeros(2, 8, 8, 32), "weight": torch.zeros(9, 3, 32)}
+    values |= {"anchor": image.clone(), "rng": RNG, **STEP, **change}
+    with pytest.raises(error, match=message):
+        stem_langevin_(**values)
