@@ -10,7 +10,8 @@ from race import Race
 from torch.nn import functional as F
 
 from cdrl_fast.ops import rooms
-from cdrl_fast.ops.conv3x3 import conv3x3, reference
+from cdrl_fast.ops.conv3x3 import conv3x3
+from cdrl_fast.ops.signs import pack
 
 # Size and channels, batch 64, as in the paper's network; one small batch.
 CASES = {
@@ -40,7 +41,7 @@ class Problem:
         self.weight = draw(9, channels, channels, scale=(9 * channels) ** -0.5).half()
         self.row = draw(1, channels)
         self.positive = draw(pixels, channels) > 0
-        self.signs = reference.pack(self.positive)
+        self.signs = pack(self.positive)
         self.positive = self.positive.view(shape)
         filters = self.weight.view(3, 3, channels, channels).permute(3, 2, 0, 1)
         self.filters = filters.contiguous(memory_format=torch.channels_last)

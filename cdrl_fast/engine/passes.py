@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cdrl_fast.ops.activations import SLOPE, wide
-from cdrl_fast.ops.conv3x3 import WORD, conv3x3
+from cdrl_fast.ops.conv3x3 import conv3x3
 from cdrl_fast.ops.energy_gradient import Block, ResNetWeights
 from cdrl_fast.ops.head import head as head_of
 from cdrl_fast.ops.pool import pool, spread
+from cdrl_fast.ops.signs import WORD
 from cdrl_fast.ops.stem import stem
 from cdrl_fast.ops.stem_gradient import stem_gradient, stem_langevin_
 from cdrl_fast.precision import Precision

@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WORD = 32
+"""Channels whose signs share a word, and what numbers of channels are multiples of."""
+
 
 def words_shape(activations: Tensor) -> tuple[int, int]:
     """Shape of the words of activations (batch, height, width, channels)."""

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from cdrl_fast import BackendUnavailable
-from cdrl_fast.ops.conv3x3 import conv3x3, reference, tiling
+from cdrl_fast.ops.conv3x3 import conv3x3, tiling
+from cdrl_fast.ops.signs import unpack
 
 USES = ("activate", "residual", "residual of stored", "plain", "masked", "masked residual")
 # Batch, height, width, channels in and out, what the kernel does with it on capability 90.
@@ -97,7 +98,7 @@ def test_formula(use, rows):
     expected = torch.where(y > 0, y, 0.2 * y) if options.get("activate") else y
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     if "signs_out" in options:
-        kept = reference.unpack(options["signs_out"]).view(y.shape)
+        kept = unpack(options["signs_out"]).view(y.shape)
         assert torch.equal(kept, y > 0)
         assert torch.equal(options["signs_out"] < 0, (y > 0).flatten(0, 2)[:, 31::32].T)
 
@@ -300,7 +301,7 @@ def torch_formula(x, weight, options):
     if "row" in options:
         y = y + options["row"][:, None, None]
     if "signs" in options:
-        y = torch.where(reference.unpack(options["signs"]).view(y.shape), y, 0.2 * y)
+        y = torch.where(unpack(options["signs"]).view(y.shape), y, 0.2 * y)
     if "residual" in options:
         h = options["residual"].float()
         y = y + (torch.where(h > 0, h, 5 * h) if options.get("residual_activated") else h)

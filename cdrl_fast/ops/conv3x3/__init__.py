@@ -7,9 +7,8 @@ from torch import Tensor
 
 from cdrl_fast.ops.conv3x3 import reference
 from cdrl_fast.ops.rooms import ON_GPUS, choose
+from cdrl_fast.ops.signs import WORD
 
-WORD = reference.WORD
-"""Channels whose signs share an int32, and what numbers of channels are multiples of."""
 PRECISIONS = ("ieee", "tf32")
 
 

@@ -14,33 +14,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cdrl_fast.ops.conv3x3.tiling import Tiling, tiling
-from cdrl_fast.ops.device import OPTIONS, Launch, launch
+from cdrl_fast.ops.device import OPTIONS, Launch, launch, leaky, pack_signs, recovered, unpack_signs
 from cdrl_fast.ops.rooms import compute_capability
 
 INTERPRETED = 90
 """The capability whose kernels the interpreter runs."""
 _ALIGNMENT = 16
-
-
-@triton.jit
-def pack_signs(positive):
-    """(M, N) booleans → (M, N / 32) int32 words, channel c in bit c % 32."""
-    M: tl.constexpr = positive.shape[0]
-    WORDS: tl.constexpr = positive.shape[1] // 32
-    bits = tl.reshape(positive.to(tl.uint32), (M, WORDS, 32))
-    bits = bits << tl.arange(0, 32).to(tl.uint32)[None, None, :]
-    # No two have a bit in common, so that their sum is their union.
-    return tl.sum(bits, axis=2).to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def unpack_signs(words):
-    """(M, WORDS) int32 words → (M, 32·WORDS) booleans."""
-    M: tl.constexpr = words.shape[0]
-    N: tl.constexpr = words.shape[1] * 32
-    shift = tl.arange(0, 32).to(tl.uint32)[None, None, :]
-    bits = words.to(tl.uint32, bitcast=True)[:, :, None] >> shift
-    return tl.reshape(bits & 1, (M, N)) != 0
 
 
 @triton.jit
@@ -112,12 +91,12 @@ def finish(
     if residual is not None:
         h = tl.load(residual + at, mask=exists).to(tl.float32)
         if RESIDUAL_ACTIVATED:
-            h = tl.where(h > 0, h, h * 5.0)
+            h = recovered(h)
         total += h
     if signs_out is not None:
         tl.store(signs_out + word, pack_signs(total > 0), mask=exists)
     if ACTIVATE:
-        total = tl.where(total > 0, total, total * 0.2)
+        total = leaky(total)
     tl.store(out + at, total, mask=exists)
 
 
