@@ -17,10 +17,12 @@ from cdrl_fast.precision import resolve
 # Network, image size, batch.
 CASES = {
     "paper's network, 32×32, batch 8": (lambda: ResNetEnergy(), 32, 8),
+    "paper's network, 32×32, batch 512": (lambda: ResNetEnergy(), 32, 512),
     "width 32, 28×28, batch 64": (lambda: ResNetEnergy(1, 32, (1, 2, 2), 2), 28, 64),
     "digits, 8×8, batch 64": (lambda: CDRL.from_pretrained("digits").energy, 8, 64),
 }
-NAMES = ("eager", "afternoon", "compiled", "ours, fp32", "ours, bf16")
+PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
+NAMES = ("eager", "afternoon", "compiled", *(f"ours, {name}" for name in PRECISIONS["cuda"]))
 COMPILED = "width 32, 28×28, batch 64"
 """The case whose afternoon is compiled as well: that takes half a minute a network."""
 
@@ -68,7 +70,7 @@ def race(name, device):
     }
     if name == COMPILED:
         found["compiled"] = partial(compiled(half, logsnr, label), turned)
-    for precision in ("fp32", "bf16") if device.type == "cpu" else ("fp32",):
+    for precision in PRECISIONS[device.type]:
         plan = energy_plan(
             energy, device=device, precision=resolve(precision, device, planned=True)
         )
@@ -93,11 +95,13 @@ def gigaflops(energy, size):
     return 2 * 2 * 9 * products / 1e9
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda name: name.split(",")[0])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_energy_gradient(benchmark, name, case, device, rounds):
-    if name == "ours, bf16" and device.type != "cpu":
-        pytest.skip("compiled half precision of the energy is for CPUs")
     if name == "compiled" and case != COMPILED:
         pytest.skip(f"compiled for {COMPILED} alone")
+    if CASES[case][2] > 64 and device.type == "cpu":
+        pytest.skip("so large a batch is for GPUs")
+    if name.startswith("ours, ") and name[6:] not in PRECISIONS[device.type]:
+        pytest.skip(f"this precision is not one of {device.type}s")
     race(case, device).time(benchmark, name, rounds)

@@ -16,6 +16,16 @@ SIZES = [
     pytest.param(64, id="64"),
     pytest.param(512, id="512", marks=pytest.mark.paper),
 ]
+OURS = {
+    "cpu": {"fp32": {"precision": "fp32"}, "bf16": {"precision": "bf16"}},
+    "cuda": {
+        "fp32": {"precision": "fp32"},
+        "fp16": {"precision": "fp16"},
+        "fp16, no graph": {"precision": "fp16", "graph": "off"},
+        "fp16, chain": {"precision": "fp16", "graph": "chain"},
+    },
+}
+NAMES = ("eager", "afternoon", *dict.fromkeys(f"ours, {n}" for d in OURS.values() for n in d))
 
 
 @cache
@@ -26,10 +36,9 @@ def race(n, device):
     found = {
         "eager": lambda: reference.sample(model, n, label=1, noise="torch"),
         "afternoon": lambda: by_hand.sample(n, label=1),
-        "ours, fp32": partial(Sampler(model, precision="fp32").sample, n, label=1),
     }
-    if device.type == "cpu":
-        found["ours, bf16"] = partial(Sampler(model, precision="bf16").sample, n, label=1)
+    for name, options in OURS[device.type].items():
+        found[f"ours, {name}"] = partial(Sampler(model, **options).sample, n, label=1)
     # Chains amplify rounding: nearly all samples agree closely, and the typical one to 1e-5.
     difference = (found["ours, fp32"]() - reference.sample(model, n, label=1)).abs().flatten(1)
     assert difference.median() < 1e-4
@@ -38,11 +47,11 @@ def race(n, device):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["eager", "afternoon", "ours, fp32", "ours, bf16"])
+@pytest.mark.parametrize("name", NAMES)
 def test_sampling(benchmark, name, size, device, rounds, joules):
     made = race(size, device)
     if name not in made.contenders:
-        pytest.skip("compiled half precision of the energy is for CPUs")
+        pytest.skip(f"not one of {device.type}s")
     made.time(benchmark, name, rounds)
     if joules is not None and not benchmark.disabled:
         before, begun, samples = joules(), time.perf_counter(), 0

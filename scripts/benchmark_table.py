@@ -30,7 +30,7 @@ OTHERS = {
     "torchebm": ("torchebm",),
     "ebmkit": ("ebmkit",),
 }
-OURS = ("ours", "ours, fp32", "ours, bf16", "native", "cuda", "triton")
+ROOMS = ("native", "cuda", "triton")
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 Row = dict[str, Any]
@@ -79,7 +79,8 @@ def _table(kind: str, title: str, line: Row) -> str:
 
 
 def _cells(name: str, group: dict[str, Row], others: list[str]) -> list[str]:
-    best = min((n for n in OURS if n in group), key=lambda n: group[n]["median"])
+    ours = [n for n in group if n.startswith("ours") or n in ROOMS]
+    best = min(ours, key=lambda n: group[n]["median"])
     row = group[best]
     unit = next(u for u in UNITS if u in row)
     fastest = [
@@ -88,7 +89,7 @@ def _cells(name: str, group: dict[str, Row], others: list[str]) -> list[str]:
     ]
     known = [n for names in OTHERS.values() for n in names if n in row["ratios"]]
     ratios = [row["ratios"]["eager"], min(row["ratios"][n] for n in known)]
-    title = name if best in ("ours", "native", "cuda", "triton") else name + best[len("ours") :]
+    title = name if best in ROOMS else name + best[len("ours") :]
     return [
         f"{title}; {unit}",
         *(_rate(row[unit], seconds) for seconds in (*fastest, row["median"])),
