@@ -30,7 +30,8 @@ class Figure:
         samples_per_second: batch / seconds.
         memory: bytes a sample that one energy gradient keeps, besides weights and state.
         share: of the floor: operations over the processor's measured rate in bfloat16 products
-            where it has them and in float32 elsewhere, divided by the seconds.
+            where it has them and in float32 elsewhere, divided by the seconds. Operations are
+            those of plain sums; 3×3 convolutions that multiply less can be below the floor.
     """
 
     name: str

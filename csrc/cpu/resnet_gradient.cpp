@@ -14,7 +14,7 @@ namespace {
 
 // Samples are stacked until a stage has so many positions: enough to read its weights from the outer
 // caches seldom, few enough for its activations to stay in the inner ones.
-constexpr int64_t kPositions = 512;
+constexpr int64_t kPositions = 256;
 
 }  // namespace
 
