@@ -105,3 +105,16 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
     assert script.main(["--out", str(tmp_path / "out")]) == 2
     assert "finds no GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_finds_what_would_run(tmp_path):
+    out = tmp_path / "out"
+    assert script.main(["--dry-run", "--out", str(out), "--parts", "sanitizer initcheck"]) == 0
+    found = json.loads((out / "gpu-check.json").read_text())["parts"]["sanitizer initcheck"]
+    assert found["status"] == "passed"
+
+
+def test_a_dry_run_of_nothing_fails(check):
+    part = script.Part("tests", (*script.PYTEST, "tests/ops", "-k", "no_such_test"), 60.0, 0.0)
+    check.run([script.dry(part)])
+    assert check.results["parts"]["tests"]["status"] == "failed"
