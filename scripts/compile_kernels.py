@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,10 @@ def _tool(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def all_kernels(arch: int, nvcc: str | None) -> list[Result]:
+    return [*triton_kernels(arch), *(cuda_kernels(arch, nvcc) if nvcc else ())]
+
+
 def main() -> int:
     """Returns 1 where a kernel is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -265,9 +271,11 @@ def main() -> int:
         f"{'registers':>9} {'stack':>5} {'local':>5} {'shared':>6} {'16 B':>4} {'less':>4}  tiles"
     )
     bad = 0
-    for arch in (int(name) for name in options.archs.split(",")):
-        results = list(triton_kernels(arch))
-        results += list(cuda_kernels(arch, nvcc)) if nvcc else []
+    archs = [int(name) for name in options.archs.split(",")]
+    # A process each: triton keeps one target, and compiling is on one core.
+    with ProcessPoolExecutor(min(len(archs), os.cpu_count() or 1)) as pool:
+        made = list(pool.map(all_kernels, archs, repeat(nvcc)))
+    for arch, results in zip(archs, made, strict=True):
         for r in results:
             faults = r.faults()
             bad += bool(faults)
