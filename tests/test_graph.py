@@ -113,6 +113,18 @@ def test_keeps_few_graphs(recorder, model, kind):
     assert len(sampler._graphs._kept) == graph.MOST_GRAPHS
 
 
+def test_holds_the_memory_that_it_writes_into(recorder, model, kind):
+    sampler = Sampler(model, precision="fp32", graph=kind)
+    sampler.sample(2, steps=1)
+    (small,) = sampler._graphs._kept.values()
+    before = {buffer.data_ptr() for buffer in small._buffers}
+    sampler.sample(64, steps=1)
+    assert before
+    assert before == {buffer.data_ptr() for buffer in small._buffers}
+    large = {buffer.data_ptr() for buffer in sampler._frozen.buffers()}
+    assert not before & large
+
+
 def test_batches_take_their_own_places_in_the_stream(recorder, model, kind):
     graphed, plain = samplers(model, kind)
     expected = plain.sample(5, seed=2)
@@ -157,6 +169,11 @@ def test_on_a_gpu(model, kind, precision):
         torch.testing.assert_close(
             graphed.sample(5, **options), plain.sample(5, **options), rtol=0, atol=1e-3
         )
+    # A larger batch's buffers take the place of this one's, which its graph still writes into.
+    graphed.sample(64, seed=4)
+    torch.testing.assert_close(
+        graphed.sample(5, seed=1), plain.sample(5, seed=1), rtol=0, atol=1e-3
+    )
     (captured, *_) = graphed._graphs._kept.values()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -188,6 +188,10 @@ class FrozenModel:
             self._initializer, InitializerPlan | None
         )
 
+    def buffers(self) -> list[Tensor]:
+        """Memory between the launches of a step, as it stands now."""
+        return self._energy.buffers() if isinstance(self._energy, PassesPlan) else []
+
     def _current_versions(self) -> list[tuple[int, int]]:
         tensors = (t for n in self._sources for t in (*n.parameters(), *n.buffers()))
         return [(t.data_ptr(), t._version) for t in tensors]

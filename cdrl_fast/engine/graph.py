@@ -88,6 +88,8 @@ class ChainGraph:
         self._now = torch.zeros((4, 1), **options)
         with torch.no_grad():
             self._replay = capture(self._run_whole if whole else self._step, frozen.device)
+        # A larger batch will make larger ones in their place; the graph writes into these.
+        self._buffers = frozen.buffers()
 
     @torch.no_grad()
     def run(

@@ -143,6 +143,10 @@ class PassesPlan:
         """Bytes that a gradient takes for a batch of states, besides them and the weights."""
         return self.passes(shape).working_memory(batch)
 
+    def buffers(self) -> list[Tensor]:
+        """Memory that the largest batches so far have needed."""
+        return [buffer for passes in self._passes.values() for buffer in passes.buffers()]
+
     def passes(self, shape: Sequence[int]) -> ResNetPasses:
         """The operations for images of a size."""
         height, width = shape[-2:]
