@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 
 from cdrl_fast._native import load
-from cdrl_fast.ops.rooms import ON_CPUS, ROOMS, automatic, reason
+from cdrl_fast.ops.rooms import ON_CPUS, ROOMS, WITHOUT_CUDA, automatic, reason
 
 OPERATIONS = {
     "normal": ROOMS,
     "langevin_step": ROOMS,
     "energy_gradient": ON_CPUS,
-    "mlp_chain": ON_CPUS,
+    "mlp_chain": WITHOUT_CUDA,
     "unet_forward": ON_CPUS,
 }
 """The rooms that each operation has."""
