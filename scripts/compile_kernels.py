@@ -29,8 +29,11 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from cdrl_fast.ops.device import OPTIONS, Launch  # noqa: E402
+from cdrl_fast.ops.device import Launch  # noqa: E402
 from cdrl_fast.ops.langevin_step import triton as langevin_step  # noqa: E402
+from cdrl_fast.ops.mlp_chain import Activation, Linear, Program  # noqa: E402
+from cdrl_fast.ops.mlp_chain import triton as mlp_chain  # noqa: E402
+from cdrl_fast.ops.mlp_chain.plan import Packed  # noqa: E402
 from cdrl_fast.ops.normal import triton as normal  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -91,12 +94,31 @@ def launches() -> Iterator[tuple[str, Launch]]:
             yield f"langevin_step {name} {short} full", langevin_step.arguments(*full)
             bare = (x, x, slope, None, None, (0.1,) * 4, (1, 2, 3), None, None)
             yield f"langevin_step {name} {short} bare", langevin_step.arguments(*bare)
+    yield from chains()
+
+
+def chains() -> Iterator[tuple[str, Launch]]:
+    """The launches of `mlp_chain`, whose kernel is the same for every program."""
+    weight, bias = torch.empty(128, 2), slice(0, 128)
+    program = Program((2, 128), (Linear(0, 1, weight, bias),), torch.empty(128), Activation("silu"))
+    y, rows, table = torch.empty(100, 2), torch.empty(100, 128), torch.empty(4, 100)
+    words = torch.zeros(4, dtype=torch.int64)
+    for precision in ("fp32", "bf16", "fp16"):
+        packed = Packed(program, precision, value=False)
+        full = (y, rows, 9, table, (0.0,) * 4, (0, 0, 0), words, words[:1])
+        bare = (None, None, 9, None, (0.1,) * 4, (1, 2, 3), None, None)
+        name = f"mlp_chain {WIDE} {precision}"
+        yield f"{name} full", mlp_chain.arguments(packed, None, y, *full)
+        yield f"{name} bare", mlp_chain.arguments(packed, None, y, *bare)
+        packed, value = Packed(program, precision, value=True), torch.empty(100)
+        asked = (*bare, value, y)
+        yield f"{name} gradient", mlp_chain.arguments(packed, None, y, *asked)
 
 
 def triton_kernels(arch: int) -> Iterator[Result]:
     triton.runtime.driver.set_active(Target(arch))
     for name, launch in launches():
-        made = launch.kernel.warmup(**launch.values, **OPTIONS, grid=(launch.programs,))
+        made = launch.kernel.warmup(**launch.values, **launch.options, grid=(launch.programs,))
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(made.asm["cubin"])
             file.flush()
@@ -128,7 +150,7 @@ def read(cubin: Path, arch: int) -> Iterator[tuple[int, int, int, int, int, int,
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert found, usage
     for name, registers, stack, shared, local in sorted(found):
-        accesses = re.findall(r"\b(?:LDG|STG)\.E[.\w]*", code[name])
+        accesses = re.findall(r"\b(?:LDG|STG|LDGSTS)\.E[.\w]*", code[name])
         wide = sum(".128" in access for access in accesses)
         yield arch, int(registers), int(stack), int(local), int(shared), wide, len(accesses) - wide
 

@@ -3,7 +3,7 @@
 The same generator and polynomials as csrc/common/philox.h, where the coefficients are explained.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -121,6 +121,7 @@ class Launch:
     kernel: Any
     programs: int
     values: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=lambda: OPTIONS)
 
 
 def layout(batch: int, elements: int) -> tuple[bool, bool, int]:
@@ -132,4 +133,4 @@ def layout(batch: int, elements: int) -> tuple[bool, bool, int]:
 def launch(call: Launch, device: torch.device) -> None:
     """Queues a kernel on the current stream of ``device``."""
     with torch.cuda.device(device if device.type == "cuda" else -1):
-        call.kernel[(call.programs,)](**call.values, **OPTIONS)
+        call.kernel[(call.programs,)](**call.values, **call.options)

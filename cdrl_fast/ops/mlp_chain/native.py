@@ -61,7 +61,7 @@ def value_and_gradient(
 
 
 def plan_of(program: Program, precision: str) -> Any:
-    """The compiled plan of a program on the CPU, float32: made once, and again if weights change."""
+    """The compiled plan of a float32 program: made once, and again if weights change."""
     return _PLANS.get(program, precision, lambda: _planned(program, precision))
 
 

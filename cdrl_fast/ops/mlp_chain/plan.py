@@ -14,8 +14,8 @@ from cdrl_fast.ops.mlp_chain.schedule import Piece, Schedule, schedule, shape_of
 
 SAMPLES = 32
 """Samples of a block, which one program of the kernel takes through all steps."""
-PROGRAMS_A_PROCESSOR = 4
-"""At most so many programs are started for each of a GPU's processors; they take turns in blocks."""
+PROGRAMS_A_PROCESSOR = 2
+"""At most so many programs are started for each of a GPU's processors; more blocks wait in turn."""
 HALVES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

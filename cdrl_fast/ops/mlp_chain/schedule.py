@@ -80,8 +80,8 @@ class Piece:
     """A tensor of the program and its place in a buffer.
 
     Attributes:
-        form: "forward" (in, out), "backward" (out, in) or "bias" of an instruction; "head" (width,),
-            "column" (width, 1), which is the head too, or "constant" (1,).
+        form: "forward" (in, out), "backward" (out, in) or "bias" of an instruction; "head"
+            (width,), "column" (width, 1), which is the head too, or "constant" (1,).
         step: which instruction; -1 where it is of none.
         single: in the float32 buffer, or in that of the precision.
         begin, shape: place, and shape with padding.
@@ -103,6 +103,7 @@ class Schedule:
         pieces: what fills the buffers of weights.
         sizes: elements of the buffer of the precision, and of the float32 one.
         room: 4-byte words a sample of all slots.
+        stride: features of the state, and of ∇f, with padding.
         state, gradient, value: slots of the state, of ∇f and of f, which may be NOTHING.
     """
 
@@ -110,6 +111,7 @@ class Schedule:
     pieces: tuple[Piece, ...]
     sizes: tuple[int, int]
     room: int
+    stride: int
     state: int
     gradient: int
     value: int
@@ -179,9 +181,8 @@ class _Planner:
             for operation in self._operations
         )
         places = [slots[name] for name in ends] + [NOTHING]
-        return Schedule(
-            table, tuple(self._pieces), (self._sizes[0], self._sizes[1]), room, *places[:3]
-        )
+        sizes = (self._sizes[0], self._sizes[1])
+        return Schedule(table, tuple(self._pieces), sizes, room, self._pad(0), *places[:3])
 
     def _forward(self) -> None:
         self._finish("value", 0, None)
@@ -228,7 +229,9 @@ class _Planner:
         }
         self._operations.append(operation)
 
-    def _add(self, what: str, buffer: int, operation: Operation | None, source: Name | None) -> None:
+    def _add(
+        self, what: str, buffer: int, operation: Operation | None, source: Name | None
+    ) -> None:
         """One more part of a buffer's values or gradients: a product, or the array ``source``."""
         name = self._plain(what, buffer)
         self._parts[name] -= 1
@@ -274,9 +277,7 @@ class _Planner:
         width = self._pad(buffer)
         self._operations += [{"width": width, "first": plain, **form} for form in forms]
 
-    def _readers(
-        self, what: str, buffer: int
-    ) -> tuple[list[tuple[Activation, bool | None]], bool]:
+    def _readers(self, what: str, buffer: int) -> tuple[list[tuple[Activation, bool | None]], bool]:
         """Activation and precision of the products' operands, None where there is none; and
         whether a sum reads the buffer."""
         wanted: list[tuple[Activation, bool | None]] = []
@@ -340,7 +341,9 @@ class _Planner:
         return name
 
     def _pad(self, buffer: int) -> int:
-        pad = PAD if buffer else PAD_STATE
+        # A sum adds arrays of one layout, the state's too.
+        summed = any(not step.product and step.source == 0 for step in self._shape.steps)
+        pad = PAD if buffer or summed else PAD_STATE
         return -(-self._shape.widths[buffer] // pad) * pad
 
     def _single(self, of_state: bool) -> bool:
