@@ -20,21 +20,21 @@ LEVEL = 3
 NAMES = ("eager", "compiled", "ours")
 
 
-def frozen():
+def frozen(device):
     """The energy with constant weights, as a good eager implementation has it."""
     torch.manual_seed(0)
     network = MLPEnergy()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
-    network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False).to(device)
     fix_weights(network)
     return network
 
 
 def chain(energy, x, level, noise):
     """The level's steps from ``x``, the gradient by autograd."""
-    logsnr, y = torch.full((1,), level.logsnr), x
+    logsnr, y = torch.full((1,), level.logsnr, device=x.device), x
     for k in range(1, level.steps + 1):
         gradient = input_gradient(lambda v: energy(v, logsnr), y)
         y = y + level.drift * gradient - level.pull * (y - x) + level.noise_std * noise(k)
@@ -45,15 +45,15 @@ def autocast(energy):
     """The energy with matrix products in bfloat16."""
 
     def run(y, logsnr):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(y.device.type, torch.bfloat16):
             return energy(y, logsnr).float()
 
     return run
 
 
 def ours(x, level, precision):
-    folded = fold_mlp(frozen(), torch.device("cpu"), torch.float32)
-    rows = folded.at(torch.full((1,), level.logsnr), None)
+    folded = fold_mlp(frozen(x.device), x.device, torch.float32)
+    rows = folded.at(torch.full((1,), level.logsnr, device=x.device), None)
 
     def run():
         return mlp_chain_(
@@ -75,11 +75,11 @@ def ours(x, level, precision):
 
 
 @cache
-def race(precision):
+def race(precision, device):
     """In bf16, "compiled" has its matrix products in bfloat16 too; "eager" is always float32."""
     level = NoiseSchedule().level(LEVEL)
-    x = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(0))
-    plain, fast = frozen(), frozen()
+    x = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(0)).to(device)
+    plain, fast = frozen(device), frozen(device)
     fast = torch.compile(fast if precision == "fp32" else autocast(fast))
 
     def random(k):
@@ -90,7 +90,7 @@ def race(precision):
         "compiled": lambda: chain(fast, x, level, random),
         "ours": ours(x, level, precision),
     }
-    expected = chain(plain, x, level, lambda k: normal(x.shape, seed=1, draw=k))
+    expected = chain(plain, x, level, lambda k: normal(x.shape, seed=1, draw=k, device=device))
     _check(found, expected, 1e-5 if precision == "fp32" else 1e-2)
     weights = sum(
         w.weight.numel() for w in fold_mlp(plain, x.device, torch.float32).program.linears
@@ -117,6 +117,4 @@ def _check(found, expected, tolerance):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_mlp_chain(benchmark, name, precision, device, rounds):
-    if device.type != "cpu":
-        pytest.skip("the compiled chain runs on CPUs")
-    race(precision).time(benchmark, name, rounds)
+    race(precision, device).time(benchmark, name, rounds)

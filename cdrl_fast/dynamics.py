@@ -17,12 +17,13 @@ from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.ops.langevin_step import NEVER, bound_step
 from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value
 from cdrl_fast.ops.philox import check_integer
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.rooms import WITHOUT_CUDA, automatic
 
 LogDensity = Callable[[Tensor], Tensor] | Program
 
 FIRST_DRAW = 2**31
 """Draw of step 0: the lower half of the draws belongs to models with levels."""
+_WIDEST = 1024
 
 
 @overload
@@ -77,8 +78,9 @@ def langevin(
             constant: larger is more probable. Its parameters get no gradients; those of a
             ``torch.nn.Module`` are frozen meanwhile (``requires_grad``), which is faster. A
             ``torch.nn.Sequential`` of linear maps and activations that ends in ``Linear(n, 1)`` and
-            ``Flatten(0)``, or a `Program`, runs compiled, all steps at once, on CPUs in float32
-            without ``trace``; any other by autograd, with the same result to rounding.
+            ``Flatten(0)``, or a `Program`, runs compiled, all steps at once, in float32 without
+            ``trace`` (on CUDA devices by triton, if no layer has more than 1024 features); any
+            other by autograd, with the same result to rounding.
         x: where the chains begin, float32 or float64, (batch, …); left as it is.
         steps: how many, 0 to 2³¹ together with ``first_step``.
         step_size: positive; the square of a step's noise.
@@ -133,7 +135,8 @@ def langevin(
             first_bad=first_bad,
             backend=backend,
         )
-        program = None if trace or not steps else _compiled(energy, x, backend)
+        room = "reference" if trace or not steps else _room(x, backend)
+        program = _compiled(energy, x, room)
         if program is not None:
             mlp_chain_(
                 program,
@@ -146,7 +149,7 @@ def langevin(
                 draw=FIRST_DRAW + first_step,
                 first_sample=first_sample,
                 first_bad=first_bad,
-                backend="native",
+                backend=room,
             )
         else:
             gradient = _gradient_of(energy, y, compile=compile and steps > 0)
@@ -161,17 +164,26 @@ def langevin(
     return y, states
 
 
-def _compiled(energy: LogDensity, x: Tensor, backend: str) -> Program | None:
+def _room(x: Tensor, backend: str) -> str:
+    """The room of the compiled chain; "reference" where there is none."""
+    if x.dtype != torch.float32:
+        return "reference"
+    room = automatic(x.device, WITHOUT_CUDA) if backend == "auto" else backend
+    return room if room in ("native", "triton") else "reference"
+
+
+def _compiled(energy: LogDensity, x: Tensor, room: str) -> Program | None:
     """The energy for the compiled chain, where that may stand in for autograd's."""
-    if type(x) not in (Tensor, nn.Parameter) or x.dtype != torch.float32 or x.dim() != 2:
-        return None
-    if choose("langevin", backend, x.device, x.dtype) != "native":
+    if room == "reference" or type(x) not in (Tensor, nn.Parameter) or x.dim() != 2:
         return None
     # Both would make something else of the module than its float32 formula.
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
         return None
     program = energy if isinstance(energy, Program) else program_of(energy)
     if program is None or program.dim != x.shape[1] or program.rows:
+        return None
+    # Wider maps fill a GPU by themselves, and would pass through each of its processors' caches.
+    if room == "triton" and max(program.widths) > _WIDEST:
         return None
     fits = (program.dtype, program.head.device) == (x.dtype, x.device)
     return program if fits else None

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 
 from cdrl_fast._native import load
-from cdrl_fast.ops.rooms import ON_CPUS, ON_GPUS, ROOMS, automatic, reason
+from cdrl_fast.ops.rooms import ON_CPUS, ON_GPUS, ROOMS, WITHOUT_CUDA, automatic, reason
 
 OPERATIONS = {
     "normal": ROOMS,
     "langevin_step": ROOMS,
     "energy_gradient": ON_CPUS,
-    "mlp_chain": ON_CPUS,
+    "mlp_chain": WITHOUT_CUDA,
     "unet_forward": ON_CPUS,
     "conv3x3": ON_GPUS,
     "stem": ON_GPUS,

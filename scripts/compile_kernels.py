@@ -37,6 +37,9 @@ from cdrl_fast.ops.conv3x3 import triton as conv3x3  # noqa: E402
 from cdrl_fast.ops.device import Launch  # noqa: E402
 from cdrl_fast.ops.head import triton as head  # noqa: E402
 from cdrl_fast.ops.langevin_step import triton as langevin_step  # noqa: E402
+from cdrl_fast.ops.mlp_chain import Activation, Linear, Program  # noqa: E402
+from cdrl_fast.ops.mlp_chain import triton as mlp_chain  # noqa: E402
+from cdrl_fast.ops.mlp_chain.plan import Packed  # noqa: E402
 from cdrl_fast.ops.normal import triton as normal  # noqa: E402
 from cdrl_fast.ops.pool import triton as pool  # noqa: E402
 from cdrl_fast.ops.stem import triton as stem  # noqa: E402
@@ -124,6 +127,7 @@ def launches(arch: int) -> Iterator[tuple[str, Launch]]:
             yield f"langevin_step {name} {short} full", langevin_step.arguments(*full)
             bare = (x, x, slope, None, None, (0.1,) * 4, (1, 2, 3), None, None)
             yield f"langevin_step {name} {short} bare", langevin_step.arguments(*bare)
+    yield from chains()
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         yield from plan_launches(dtype)
 
@@ -202,6 +206,24 @@ def conv3x3_uses(
         "masked": (y, x, back, None, None, words, None, True, False, False),
         "masked residual": (y, x, back, None, y, words, None, True, False, False),
     }
+
+
+def chains() -> Iterator[tuple[str, Launch]]:
+    """The launches of `mlp_chain`, whose kernel is the same for every program."""
+    weight, bias = torch.empty(128, 2), slice(0, 128)
+    program = Program((2, 128), (Linear(0, 1, weight, bias),), torch.empty(128), Activation("silu"))
+    y, rows, table = torch.empty(100, 2), torch.empty(100, 128), torch.empty(4, 100)
+    words = torch.zeros(4, dtype=torch.int64)
+    for precision in ("fp32", "bf16", "fp16"):
+        packed = Packed(program, precision, value=False)
+        full = (y, rows, 9, table, (0.0,) * 4, (0, 0, 0), words, words[:1])
+        bare = (None, None, 9, None, (0.1,) * 4, (1, 2, 3), None, None)
+        name = f"mlp_chain {WIDE} {precision}"
+        yield f"{name} full", mlp_chain.arguments(packed, None, y, *full)
+        yield f"{name} bare", mlp_chain.arguments(packed, None, y, *bare)
+        packed, value = Packed(program, precision, value=True), torch.empty(100)
+        asked = (*bare, value, y)
+        yield f"{name} gradient", mlp_chain.arguments(packed, None, y, *asked)
 
 
 def triton_kernels(arch: int) -> Iterator[Result]:

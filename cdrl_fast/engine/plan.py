@@ -208,5 +208,5 @@ class PointPlan:
         return PlannedPoints(self, self.folded.at(logsnr, label))
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
-        """None: a chunk of points goes through all steps in a thread's cache."""
+        """None: a chunk of points goes through all steps in a cache."""
         return None

@@ -17,6 +17,8 @@ ON_CPUS = ("native", "reference")
 """The rooms of an operation whose kernels are for CPUs alone."""
 ON_GPUS = ("triton", "reference")
 """The rooms of an operation whose kernels are in Triton alone."""
+WITHOUT_CUDA = ("native", "triton", "reference")
+"""Those of an operation that has no kernel in CUDA C++."""
 BACKENDS = ("auto", *ROOMS)
 # In order of preference. Of the two rooms for GPUs the one that needs no compiler at run time comes
 # first, until they have been measured against each other.

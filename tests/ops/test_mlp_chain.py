@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cdrl_fast import _native, normal
-from cdrl_fast.ops import mlp_chain_
+from cdrl_fast import BackendUnavailable, _native, normal
+from cdrl_fast.ops import mlp_chain_, rng_state
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.mlp_chain import (
     IDENTITY,
@@ -250,6 +250,26 @@ def test_moments_on_a_linear_energy(precision):
     assert abs(torch.corrcoef(y.T)[0, 1]) < 4.5 / math.sqrt(n)
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_rng_state_is_read_and_moved_on(backend):
+    if backend == "native" and _native.load() is None:
+        pytest.skip("no compiled module")
+    program, rng = layered((2, 24), Activation("silu")), rng_state(seed=5, draw=77, first_sample=9)
+    options = {**OPTIONS, "pull": 0.0, "backend": backend}
+    expected = mlp_chain_(program, points(7, 2), first_sample=9, **options)
+    y = mlp_chain_(program, points(7, 2), **{**options, "seed": None, "draw": None}, rng=rng)
+    assert torch.equal(y, expected)
+    assert rng.tolist() == [5, 80, 9, 0]
+
+
+def test_half_precision_of_ieee_is_not_for_cpus():
+    if _native.load() is None:
+        pytest.skip("no compiled module")
+    program = layered((2, 24))
+    with pytest.raises(BackendUnavailable, match="has kernels on CUDA devices alone"):
+        value_and_gradient(program, points(3, 2), precision="fp16", backend="native")
+
+
 def test_weights_that_change_are_packed_again():
     program = layered((2, 24), Activation("silu"))
     y = points(5, 2)
@@ -301,11 +321,14 @@ def test_views_shared_memory_and_versions():
         ({"steps": 1.5}, TypeError, "steps must be an integer"),
         ({"draw": 2**32 - 2}, ValueError, r"draw \+ steps must be in"),
         ({"seed": 2**64}, ValueError, "seed must be in"),
-        ({"precision": "fp16"}, ValueError, "precision must be one of"),
+        ({"precision": "fp8"}, ValueError, "precision must be one of"),
         ({"backend": "abacus"}, ValueError, "backend must be one of"),
         ({"backend": "cuda"}, Exception, "works on CUDA devices"),
         ({"first_bad": torch.zeros(())}, TypeError, "first_bad must be int64"),
-        ({"first_bad": torch.zeros(2).long()}, ValueError, "first_bad must have one element"),
+        ({"first_bad": torch.zeros(2).long()}, ValueError, "first_bad must have 1 elements"),
+        ({"rng": torch.zeros(4)}, TypeError, "rng must be int64"),
+        ({"rng": torch.zeros(3).long()}, ValueError, "rng must have 4 elements"),
+        ({"seed": None}, TypeError, "give seed and draw, or rng"),
     ],
 )
 def test_bad_arguments(change, error, message):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
 from cdrl_fast.ops.mlp_chain import native, reference
-from cdrl_fast.ops.mlp_chain.native import PRECISIONS
+from cdrl_fast.ops.mlp_chain.plan import HALVES, ChainPlan, packed
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import value
 from cdrl_fast.ops.philox import check_integer, check_place, signed
-from cdrl_fast.ops.rooms import ON_CPUS, choose
+from cdrl_fast.ops.rooms import WITHOUT_CUDA, choose
 
 __all__ = [
     "IDENTITY",
     "RELU",
     "Activation",
     "Add",
+    "ChainPlan",
     "Linear",
     "Program",
     "mlp_chain_",
@@ -37,11 +39,13 @@ def mlp_chain_(
     noise_std: Coefficient,
     rescale: Coefficient = 1.0,
     rows: Tensor | None = None,
-    seed: int,
-    draw: int,
+    seed: int | None = None,
+    draw: int | None = None,
     first_sample: int = 0,
+    rng: Tensor | None = None,
     first_bad: Tensor | None = None,
     precision: str = "fp32",
+    plan: ChainPlan | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Langevin steps y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z, in place.
@@ -57,16 +61,19 @@ def mlp_chain_(
         drift, pull, noise_std, rescale: a number, or a tensor (batch,) with one entry a sample.
         rows: (1 or batch, program.rows) in y's dtype, for biases that are slices.
         seed, draw, first_sample: place of the first step in the noise stream, see `normal`.
+        rng: an `rng_state` on y's device, read instead of these; the chain moves its draw on by
+            ``steps``.
         first_bad: int64 tensor of one element, lowered to draw·2³¹ + position of the first step
             and sample that left the finite numbers; start it at 2⁶³ - 1.
-        precision: "fp32" or "bf16": inputs and weights of the native room's matrix products; those
-            that read the state or give its gradient, and all sums, are float32. The reference
-            room works in y's dtype.
-        backend: "native" (C++, on CPUs), "reference", or "auto": the first that can. float64 is
-            the reference's.
+        precision: "fp32", "bf16" or, in Triton, "fp16": inputs and weights of the compiled rooms'
+            matrix products; those that read the state or give its gradient, and all sums, are
+            float32. The reference room works in y's dtype.
+        plan: memory of the triton room made before, for CUDA graphs; of this program and precision.
+        backend: "native" (C++, on CPUs), "triton", "reference", or "auto": the first that can.
+            float64 is the reference's.
 
     Returns:
-        ``y``. A sample's bits depend neither on the batch nor on the number of threads.
+        ``y``. A sample's bits depend neither on the rest of the batch nor on the number of threads.
 
     Raises:
         ValueError: shapes or sizes that do not fit. TypeError: dtypes that do not.
@@ -76,17 +83,19 @@ def mlp_chain_(
     """
     coefficients = (drift, pull, noise_std, rescale)
     rows = _checked(program, y, rows, precision)
-    _check_chain(y, anchor, coefficients, steps, first_bad)
-    check_place("mlp_chain", seed, draw, first_sample, y.shape[0])
-    check_integer("mlp_chain", "draw + steps", draw + steps, 0, 2**32 + 1)
-    room = choose("mlp_chain", backend, y.device, y.dtype, ON_CPUS)
+    _check_chain(y, anchor, coefficients, steps, first_bad, rng)
+    place = (0, 0, 0) if rng is not None else _place(seed, draw, first_sample, steps, y)
+    room = _room(backend, y, precision)
+    _check_plan(plan, program, y, precision)
     if not y.numel() or steps == 0:
         return y
-    place = (signed(seed), draw, first_sample)
     with torch.no_grad():
         # The kernel reads the anchor after it has begun to write y.
         if anchor is not None and anchor.untyped_storage().data_ptr() == _storage(y):
             anchor = anchor.clone()
+        if rng is not None and room != "triton":
+            place = tuple(rng[:3].tolist())
+            rng[1] += steps
         if room == "reference":
             whole = reference.chain(program, y, anchor, rows, steps, coefficients, place, first_bad)
             return y.copy_(whole)
@@ -94,8 +103,15 @@ def mlp_chain_(
         anchor = None if anchor is None else anchor.contiguous()
         table = coefficient_table(coefficients, y)
         numbers = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
-        rest = (anchor, rows, steps, table, numbers, place, first_bad)
-        native.chain(program, precision, dense, *rest)  # type: ignore[arg-type]
+        rest = (anchor, rows, steps, table, numbers, place)
+        if room == "triton":
+            from cdrl_fast.ops.mlp_chain import triton
+
+            own = packed(program, precision, False) if plan is None else plan.packed
+            slots = None if plan is None else plan.slots
+            triton.chain(own, slots, dense, *rest, rng, first_bad)
+        else:
+            native.chain(program, precision, dense, *rest, first_bad)  # type: ignore[arg-type]
         return y if dense is y else y.copy_(dense)
 
 
@@ -113,11 +129,36 @@ def value_and_gradient(
         The value (batch,) and the gradient (batch, dim), in y's dtype.
     """
     rows = _checked(program, y, rows, precision)
-    room = choose("mlp_chain", backend, y.device, y.dtype, ON_CPUS)
+    room = _room(backend, y, precision)
     with torch.no_grad():
         if room == "reference" or not y.numel():
             return reference.value_and_gradient(program, y, rows)
+        if room == "triton":
+            from cdrl_fast.ops.mlp_chain import triton
+
+            own = packed(program, precision, True)
+            return triton.value_and_gradient(own, y.contiguous(), rows)
         return native.value_and_gradient(program, precision, y.contiguous(), rows)
+
+
+def _room(backend: str, y: Tensor, precision: str) -> str:
+    room = choose("mlp_chain", backend, y.device, y.dtype, WITHOUT_CUDA)
+    if room == "native" and precision not in native.PRECISIONS:
+        raise BackendUnavailable(
+            f"mlp_chain: precision={precision!r} has kernels on CUDA devices alone; on CPUs use "
+            f"one of {native.PRECISIONS}"
+        )
+    return room
+
+
+def _place(
+    seed: int | None, draw: int | None, first_sample: int, steps: int, y: Tensor
+) -> tuple[int, int, int]:
+    if seed is None or draw is None:
+        raise TypeError("mlp_chain: give seed and draw, or rng")
+    check_place("mlp_chain", seed, draw, first_sample, y.shape[0])
+    check_integer("mlp_chain", "draw + steps", draw + steps, 0, 2**32 + 1)
+    return signed(seed), draw, first_sample
 
 
 def _storage(tensor: Tensor) -> int:
@@ -135,8 +176,8 @@ def _checked(program: Program, y: Tensor, rows: Tensor | None, precision: str) -
             f"mlp_chain: the program must be {y.dtype} on {y.device} like y, got {program.dtype} "
             f"on {program.head.device}"
         )
-    if precision not in PRECISIONS:
-        raise ValueError(f"mlp_chain: precision must be one of {PRECISIONS}, got {precision!r}")
+    if precision not in HALVES:
+        raise ValueError(f"mlp_chain: precision must be one of {tuple(HALVES)}, got {precision!r}")
     if program.rows == 0 and rows is None:
         return None
     got = "None" if rows is None else f"{tuple(rows.shape)}"
@@ -161,6 +202,7 @@ def _check_chain(
     coefficients: tuple[Coefficient, ...],
     steps: int,
     first_bad: Tensor | None,
+    rng: Tensor | None,
 ) -> None:
     if y.requires_grad and torch.is_grad_enabled():
         raise ValueError("mlp_chain: y is written in place and must not require gradients")
@@ -173,12 +215,25 @@ def _check_chain(
         raise TypeError(f"mlp_chain: anchor must be {y.dtype} like y, got {anchor.dtype}")
     check_coefficients("mlp_chain", coefficients, y.shape[0], anchor)
     check_integer("mlp_chain", "steps", steps, 0, 2**32 + 1)
-    if first_bad is None:
+    for name, words, count in (("first_bad", first_bad, 1), ("rng", rng, 4)):
+        if words is None:
+            continue
+        if words.dtype != torch.int64:
+            raise TypeError(f"mlp_chain: {name} must be int64, got {words.dtype}")
+        if words.numel() != count or words.device != y.device or not words.is_contiguous():
+            raise ValueError(
+                f"mlp_chain: {name} must have {count} elements side by side on {y.device}, got "
+                f"{tuple(words.shape)} on {words.device}"
+            )
+
+
+def _check_plan(plan: ChainPlan | None, program: Program, y: Tensor, precision: str) -> None:
+    if plan is None:
         return
-    if first_bad.dtype != torch.int64:
-        raise TypeError(f"mlp_chain: first_bad must be int64, got {first_bad.dtype}")
-    if first_bad.numel() != 1 or first_bad.device != y.device:
+    if plan.program is not program or plan.precision != precision:
         raise ValueError(
-            f"mlp_chain: first_bad must have one element on {y.device}, got "
-            f"{tuple(first_bad.shape)} on {first_bad.device}"
+            "mlp_chain: plan must be of this program and precision, got one of "
+            f"{plan.program} in {plan.precision}"
         )
+    if plan.batch < y.shape[0]:
+        raise ValueError(f"mlp_chain: plan is for {plan.batch} chains, got {y.shape[0]}")

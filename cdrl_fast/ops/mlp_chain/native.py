@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from cdrl_fast._native import load
+from cdrl_fast.ops.mlp_chain.cache import Plans
 from cdrl_fast.ops.mlp_chain.program import KINDS, Linear, Program
 
 PRECISIONS = ("fp32", "bf16")
 
-_Versions = tuple[tuple[int, int], ...]
-# By program and precision, the plan and the versions of the tensors that it was made from.
-_PLANS: WeakKeyDictionary[Program, dict[str, tuple[_Versions, Any]]] = WeakKeyDictionary()
+_PLANS: Plans[Any] = Plans()
 
 
 def chain(
@@ -63,18 +61,8 @@ def value_and_gradient(
 
 
 def plan_of(program: Program, precision: str) -> Any:
-    """The compiled plan of a program on the CPU, float32: made once, and again if weights change.
-
-    A changed plan is a new one, since another thread may be running the old.
-    """
-    # Tensors made in inference mode count no versions: those are packed every time.
-    if any(t.is_inference() for t in program.tensors):
-        return _planned(program, precision)
-    versions = tuple((t.data_ptr(), t._version) for t in program.tensors)
-    plans = _PLANS.setdefault(program, {})
-    if precision not in plans or plans[precision][0] != versions:
-        plans[precision] = versions, _planned(program, precision)
-    return plans[precision][1]
+    """The compiled plan of a float32 program: made once, and again if weights change."""
+    return _PLANS.get(program, precision, lambda: _planned(program, precision))
 
 
 def _planned(program: Program, precision: str) -> Any:

@@ -1,0 +1,340 @@
+"""The chain's Triton room, in triton's interpreter or on a GPU, against the reference."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from cdrl_fast import dynamics, langevin, normal
+from cdrl_fast.ops import mlp_chain_, rng_state, rooms
+from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.mlp_chain import (
+    Activation,
+    Add,
+    ChainPlan,
+    Linear,
+    Program,
+    value_and_gradient,
+)
+from cdrl_fast.ops.mlp_chain.schedule import schedule, shape_of
+from tests.ops.test_mlp_chain import ACTIVATIONS, OPTIONS, layered, points, residual, rows_of
+
+TANH = Activation("tanh")
+PRECISIONS = ["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.gpu)]
+# Relative to the size of what is compared; a product of k terms errs by about a rounding.
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
+
+
+@pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    if request.param == "interpreted" and torch.cuda.is_available():
+        pytest.skip("triton compiles here")
+    device = torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")
+    why = rooms.reason("triton", device)
+    if why is not None:
+        pytest.skip(why)
+    return device
+
+
+def moved(program, device):
+    """The program on a device."""
+
+    def put(value):
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    steps = tuple(
+        dataclasses.replace(i, weight=put(i.weight), bias=put(i.bias))
+        if isinstance(i, Linear)
+        else i
+        for i in program.instructions
+    )
+    return dataclasses.replace(program, instructions=steps, head=put(program.head))
+
+
+def crossed(dim):
+    """Sums of four parts; the state read by a sum and by maps; two activations of one buffer."""
+    generator = torch.Generator().manual_seed(6)
+
+    def linear(source, target, activation):
+        weight = torch.randn(dim, dim, generator=generator) / dim**0.5
+        return Linear(source, target, weight, 0.1 * weight[0], activation)
+
+    silu, leaky = Activation("silu"), Activation("leaky_relu", 0.3)
+    steps = (
+        linear(0, 1, TANH),
+        Add(0, 2),
+        linear(1, 2, silu),
+        linear(0, 3, Activation()),
+        Add(1, 3),
+        Add(2, 3),
+        Add(0, 3),
+        linear(2, 3, leaky),
+        linear(1, 4, TANH),
+        linear(3, 4, silu),
+        Add(3, 4),
+    )
+    return Program((dim,) * 5, steps, torch.randn(dim, generator=generator), silu, -0.4)
+
+
+def close(got, expected, precision="fp32"):
+    size = expected.abs().max().clamp(min=0.5)
+    assert (got - expected).abs().max() < TOLERANCES[precision] * size
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.kind)
+def test_activations(device, activation):
+    """Over the whole range, against float64: errors of a few roundings, no NaN."""
+    y = torch.cat([torch.linspace(-30, 30, 250), torch.logspace(-20, 38, 50)])
+    y = torch.cat([y, -y])[:, None].to(device)
+    program = Program((1,), (), torch.ones(1, device=device), activation)
+    exact = dataclasses.replace(program, head=program.head.double())
+    got = value_and_gradient(program, y, backend="triton")
+    for a, b in zip(got, value_and_gradient(exact, y.double()), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=5e-7)
+
+
+@pytest.mark.parametrize(
+    ("dim", "batch", "precision"),
+    [
+        (1, 33, "fp32"),
+        (2, 1, "fp32"),
+        (5, 33, "fp32"),
+        (33, 2, "fp32"),
+        (2, 33, "fp16"),
+        (5, 1, "fp16"),
+        pytest.param(5, 33, "bf16", marks=pytest.mark.gpu),
+    ],
+)
+def test_rooms_agree(device, dim, batch, precision):
+    programs = [
+        layered((dim, 150, 33, 1), Activation("silu"), rows=True),
+        # Without a kink: there half precision may take the other slope.
+        dataclasses.replace(residual(dim, 19, 40, activation=TANH), activation=TANH),
+        crossed(dim),
+    ]
+    for program in (moved(p, device) for p in programs):
+        y, anchor = points(batch, dim).to(device), points(batch, dim, seed=8).to(device)
+        rows = rows_of(program, 1 if dim == 1 else batch)
+        rows = rows if rows is None else rows.to(device)
+        expected = value_and_gradient(program, y, rows, backend="reference")
+        got = value_and_gradient(program, y, rows, precision=precision, backend="triton")
+        for a, b in zip(got, expected, strict=True):
+            close(a, b, precision)
+        options = {"rows": rows, "rescale": 1.25, "first_sample": 2**33, **OPTIONS, "steps": 2}
+        chain = [
+            mlp_chain_(program, y.clone(), anchor, precision=p, backend=backend, **options)
+            for backend, p in (("triton", precision), ("reference", "fp32"))
+        ]
+        close(*chain, precision)
+
+
+def test_leaky_networks_and_coefficients_of_each_chain(device):
+    program, n = moved(residual(2, 33, 70), device), 40
+    scale = torch.linspace(0.5, 1.5, n, device=device)
+    options = {**OPTIONS, "drift": 0.05 * scale, "pull": 0.1 * scale, "rescale": 2.0 * scale}
+    y, anchor = points(n, 2).to(device), points(n, 2, seed=8).to(device)
+    options["rows"] = rows_of(program, n).to(device)
+    chain = [
+        mlp_chain_(program, y.clone(), anchor, backend=backend, **options)
+        for backend in ("triton", "reference")
+    ]
+    close(*chain)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_half_precision_rounds_products_and_not_the_state(device, precision):
+    """States that half precision cannot tell apart have different gradients, rightly."""
+    program = moved(layered((2, 40), Activation("silu")), device)
+    y = torch.stack([torch.full((8,), 1.0), 1.0 + torch.arange(8) * 2.0**-14], dim=1).to(device)
+    expected = value_and_gradient(program, y, backend="reference")
+    got = value_and_gradient(program, y, precision=precision, backend="triton")
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    deep = moved(layered((2, 40, 40), Activation("silu")), device)
+    _, gradient = value_and_gradient(deep, y, backend="reference")
+    _, rounded = value_and_gradient(deep, y, precision=precision, backend="triton")
+    error = (rounded - gradient).abs().max() / gradient.abs().max()
+    assert (error > 1e-5) == (precision != "fp32")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample):
+    """Also where there are more blocks than programs, and whatever the memory held before."""
+    program, n = moved(residual(3, 40, 33), device), 65
+    y, anchor = points(n, 3).to(device), points(n, 3, seed=8).to(device)
+    rows = rows_of(program, n if per_sample else 1).to(device)
+    scale = torch.linspace(0.5, 1.5, n, device=device) if per_sample else torch.ones(n)
+
+    def part(begin, end):
+        values = {"drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rescale": 1.1}
+        if per_sample:
+            values = {name: c * scale[begin:end] for name, c in values.items()}
+        plan = ChainPlan(program, end - begin, precision=precision)
+        plan.slots.fill_(float("nan"))
+        return mlp_chain_(
+            program, y[begin:end].clone(), anchor[begin:end], steps=2, seed=1, draw=2**32 - 2,
+            rows=rows[begin:end] if per_sample else rows, first_sample=begin, precision=precision,
+            plan=plan, backend="triton", **values,
+        )  # fmt: skip
+
+    whole = part(0, n)
+    assert whole.isfinite().all()
+    assert torch.equal(torch.cat([part(a, b) for a, b in pairwise((0, 33, n))]), whole)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 37])
+def test_noise_is_the_streams_to_the_bit(device, dim):
+    program = moved(layered((dim, 8)), device)
+    y = torch.zeros(35, dim, device=device)
+    place = {"seed": 2**64 - 7, "draw": 2**31 + 5, "first_sample": 2**40}
+    mlp_chain_(
+        program, y, steps=1, drift=0.0, pull=0.0, noise_std=1.0, backend="triton", **place
+    )  # fmt: skip
+    assert torch.equal(y, normal((35, dim), device=device, backend="triton", **place))
+
+
+def test_rng_state_is_read_and_moved_on(device):
+    program = moved(layered((2, 24), Activation("silu")), device)
+    rng = rng_state(seed=5, draw=77, first_sample=2**40, device=device)
+    options = {"drift": 0.05, "pull": 0.0, "noise_std": 0.2, "backend": "triton"}
+    place = {"seed": 5, "first_sample": 2**40}
+    expected, y = points(70, 2).to(device), points(70, 2).to(device)
+    for draw, steps in ((77, 2), (79, 1)):
+        mlp_chain_(program, expected, steps=steps, draw=draw, **place, **options)
+        mlp_chain_(program, y, steps=steps, rng=rng, **options)
+        assert torch.equal(y, expected)
+    assert rng.tolist() == [5, 80, 2**40, 0]
+
+
+def test_first_bad_is_the_earliest_step_then_sample(device):
+    weight = torch.eye(2, device=device)
+    program = Program((2, 2), (Linear(0, 1, weight),), torch.ones(2, device=device), TANH)
+    y = points(70, 2).to(device)
+    first_bad = torch.full((), NEVER, device=device)
+    options = {"drift": 0.1, "pull": 0.0, "noise_std": 0.0, "seed": 0, "draw": 2**32 - 2}
+    options |= {"steps": 2, "backend": "triton", "first_bad": first_bad}
+    mlp_chain_(program, y.clone(), **options)
+    assert int(first_bad) == NEVER
+    y[61, 1], y[40, 0] = float("inf"), float("nan")
+    after = mlp_chain_(program, y.clone(), **options)
+    assert divmod(int(first_bad), 2**31) == (2**32 - 2, 40)
+    assert after.isfinite().all(dim=1).sum() == 68  # its neighbours go on
+    # Infinite only at the last step's rescaling.
+    y[61, 1], y[40, 0] = 1e30, 0.0
+    first_bad.fill_(NEVER)
+    mlp_chain_(program, y, rescale=1e30, **options)
+    assert divmod(int(first_bad), 2**31) == (2**32 - 1, 61)
+
+
+def test_odd_memory_and_its_borders(device):
+    """Misaligned, sliced and shared tensors; nothing outside the state is touched."""
+    program = moved(layered((3, 24), Activation("silu")), device)
+    options = {**OPTIONS, "backend": "triton"}
+    x = points(7, 3).to(device)
+    expected = mlp_chain_(program, x.clone(), x, **options)
+    for view in (slice(1, 22), slice(0, 42, 2)):
+        memory = torch.full((44,), float("nan"), device=device)
+        y = memory[view].view(7, 3) if view.step is None else memory[:42].view(7, 6)[:, ::2]
+        y.copy_(x)
+        version = y._version
+        assert mlp_chain_(program, y, y, **options) is y  # the anchor is where the chain began
+        assert torch.equal(y, expected)
+        assert y._version > version
+        assert memory.isnan().sum() == 44 - 21
+    with torch.inference_mode():
+        assert torch.equal(mlp_chain_(program, x.clone(), x.clone(), **options), expected)
+    assert mlp_chain_(program, x[:0], **{**options, "pull": 0.0}).shape == (0, 3)
+
+
+def test_weights_that_change(device):
+    program = moved(layered((2, 24), Activation("silu")), device)
+    plan, y = ChainPlan(program, 5), points(5, 2).to(device)
+    options = {**OPTIONS, "pull": 0.0, "backend": "triton"}
+    mlp_chain_(program, y.clone(), plan=plan, **options)
+    mlp_chain_(program, y.clone(), **options)
+    program.instructions[0].weight.mul_(2.0)
+    program.head.mul_(1.5)
+    expected = mlp_chain_(program, y.clone(), **{**options, "backend": "reference"})
+    close(mlp_chain_(program, y.clone(), **options), expected)
+    plan.refresh()
+    close(mlp_chain_(program, y.clone(), plan=plan, **options), expected)
+
+
+def test_bad_plans(device):
+    program, other = (moved(layered((2, 24)), device) for _ in range(2))
+    plan, y = ChainPlan(program, 5), points(6, 2).to(device)
+    options = {**OPTIONS, "pull": 0.0, "backend": "triton", "plan": plan}
+    with pytest.raises(ValueError, match="plan is for 5 chains, got 6"):
+        mlp_chain_(program, y, **options)
+    with pytest.raises(ValueError, match="plan must be of this program and precision"):
+        mlp_chain_(other, y[:5], **options)
+    with pytest.raises(ValueError, match="plan must be of this program and precision"):
+        mlp_chain_(program, y[:5], precision="fp16", **options)
+    with pytest.raises(ValueError, match="precision must be one of"):
+        ChainPlan(program, 5, precision="fp8")
+    with pytest.raises(TypeError, match="must be float32, got torch.float64"):
+        ChainPlan(layered((2, 24), dtype=torch.float64), 5)
+
+
+def test_leaky_networks_keep_a_bit_an_activation():
+    """Memory does not grow by more than that with each layer."""
+    rooms = [
+        schedule(shape_of(layered((2, *[256] * depth))), True, False).room for depth in (4, 12)
+    ]
+    assert rooms[1] - rooms[0] <= 8 * 256 // 32
+
+
+def test_langevin_runs_sequences_compiled(device, monkeypatch):
+    calls = []
+
+    def counted(*args, **options):
+        calls.append(options["backend"])
+        return mlp_chain_(*args, **options)
+
+    monkeypatch.setattr(dynamics, "mlp_chain_", counted)
+    torch.manual_seed(0)
+    energy = nn.Sequential(nn.Linear(2, 24), nn.SiLU(), nn.Linear(24, 1), nn.Flatten(0)).to(device)
+    options = {"steps": 3, "step_size": 0.05, "seed": 4, "first_sample": 9, "backend": "triton"}
+    x = points(5, 2).to(device)
+    got = langevin(energy, x, **options)
+    close(got, langevin(lambda v: energy(v), x, **options))
+    assert calls == ["triton"]
+    wide = nn.Sequential(nn.Linear(2, 1025), nn.Linear(1025, 1), nn.Flatten(0)).to(device)
+    langevin(wide, x, **{**options, "steps": 1})
+    assert calls == ["triton"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_captured_chain_draws_new_noise_each_time(precision):
+    """Without waiting on the device; later weights are seen by the graph too."""
+    device = torch.device("cuda", 0)
+    program = moved(residual(2, 128, 256), device)
+    rows, start = rows_of(program, 1).to(device), points(1000, 2).to(device)
+    plan = ChainPlan(program, 1000, precision=precision)
+    rng, first_bad = rng_state(seed=3, draw=5, device=device), torch.full((), NEVER, device=device)
+    options = {"steps": 3, "drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rows": rows}
+    options |= {"precision": precision, "plan": plan, "backend": "triton", "first_bad": first_bad}
+    y, anchor = start.clone(), start.clone()
+    mlp_chain_(program, y, anchor, rng=rng, **options)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.graph(graph):
+            mlp_chain_(program, y, anchor, rng=rng, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    y.copy_(start)
+    rng.copy_(rng_state(seed=3, draw=5, device=device))
+    expected = start.clone()
+    for draw in (5, 8, 11):
+        graph.replay()
+        mlp_chain_(program, expected, anchor, seed=3, draw=draw, **options)
+        assert torch.equal(y, expected)
+        program.head.mul_(1.1)
+        plan.refresh()
+    assert rng.tolist() == [3, 14, 0, 0]
+    assert int(first_bad) == NEVER
