@@ -240,13 +240,22 @@ def test_odd_memory_and_its_borders(device):
         y = memory[view].view(7, 3) if view.step is None else memory[:42].view(7, 6)[:, ::2]
         y.copy_(x)
         version = y._version
-        assert mlp_chain_(program, y, y, **options) is y  # the anchor is where the chain began
+        assert mlp_chain_(program, y, y, **options) is y
         assert torch.equal(y, expected)
         assert y._version > version
         assert memory.isnan().sum() == 44 - 21
     with torch.inference_mode():
         assert torch.equal(mlp_chain_(program, x.clone(), x.clone(), **options), expected)
     assert mlp_chain_(program, x[:0], **{**options, "pull": 0.0}).shape == (0, 3)
+
+
+def test_an_anchor_in_the_states_memory(device):
+    """The last block's anchor is where the first block writes."""
+    program = moved(layered((3, 24), Activation("silu")), device)
+    options = {**OPTIONS, "backend": "triton"}
+    memory = points(72, 3).to(device)
+    expected = mlp_chain_(program, memory[32:].clone(), memory[:40].clone(), **options)
+    assert torch.equal(mlp_chain_(program, memory[32:], memory[:40], **options), expected)
 
 
 def test_weights_that_change(device):
