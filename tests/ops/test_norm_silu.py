@@ -70,7 +70,9 @@ def test_triton_is_the_formula(triton_device, shape, dtype):
     assert norm_silu(x, weight, bias, **rest, out=out, backend="triton") is out
     close(out, wanted, TOLERANCE[dtype])
     assert padded[[0, -1]].isnan().all()
-    close(norm_silu(x, weight, bias, **rest, backend="reference"), wanted, 20 * TOLERANCE[dtype])
+    # Torch's sums of squares cancel.
+    reference = norm_silu(x, weight, bias, **rest, backend="reference")
+    close(reference, wanted, max(TOLERANCE[dtype], 1e-4))
     bare = norm_silu(x, weight, bias, activate=False, backend="triton")
     close(bare, exactly(x, weight, bias, activate=False), TOLERANCE[dtype])
     assert norm_silu(x, weight, bias, **rest, out=x, backend="triton") is x
