@@ -1,7 +1,8 @@
-"""The initializer's forward pass in float32: the module, compiled by torch, and ours."""
+"""The initializer's pass: the module in float32, compiled, an afternoon's work, and ours."""
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from race import Race
 
 from cdrl_fast import CDRL, UNetInitializer
+from cdrl_fast.engine.graph import capture
 from cdrl_fast.engine.initializer import initializer_plan
 from cdrl_fast.precision import resolve
 
@@ -16,8 +18,47 @@ from cdrl_fast.precision import resolve
 CASES = {
     "digits, 8×8, batch 64": (lambda: CDRL.from_pretrained("digits").initializer, 64),
     "width 32, 28×28, batch 64": (lambda: UNetInitializer(1, 28, 32, (1, 1), 1, (14,)), 64),
+    "paper's network, 32×32, batch 512": (lambda: UNetInitializer(), 512),
 }
-NAMES = ("eager", "compiled", "ours")
+PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "tf32", "bf16", "fp16")}
+CONTENDERS = {
+    "cpu": ("eager", "compiled", "ours, fp32"),
+    "cuda": (
+        "eager", "compiled", "afternoon", *(f"ours, {name}" for name in PRECISIONS["cuda"]),
+        "ours, fp16, graph",
+    ),
+}  # fmt: skip
+
+
+def afternoon(network):
+    """Half precision, channels-last, compiled."""
+    compiled = torch.compile(network)
+
+    def run(x, logsnr, label):
+        with torch.autocast(x.device.type, torch.float16):
+            return compiled(x.to(memory_format=torch.channels_last), logsnr, label)
+
+    return run
+
+
+def ours(network, precision, device, x, logsnr, label):
+    plan = initializer_plan(
+        network, device=device, precision=resolve(precision, device, planned=True)
+    )
+    return lambda: plan.forward(x, *plan.conditions(logsnr, label))
+
+
+def replayed(network, device, x, logsnr, label):
+    """As in a captured chain: conditions are there before."""
+    plan = initializer_plan(network, device=device, precision=resolve("fp16", device, planned=True))
+    conditions, out = plan.conditions(logsnr, label), torch.empty_like(x)
+    replay = capture(lambda: out.copy_(plan.forward(x, *conditions)), device)
+
+    def run():
+        replay()
+        return out
+
+    return run
 
 
 @cache
@@ -34,14 +75,18 @@ def race(name, device):
     logsnr = torch.full((1,), 1.0, device=device)
     label = torch.ones(1, dtype=torch.long, device=device) if network.num_classes else None
     exact = network.double()(x[:2].double(), logsnr.double(), label)
-    network = network.float()
+    network, given = network.float(), (x, logsnr, label)
     compiled = torch.compile(network)
-    plan = initializer_plan(network, device=device, precision=resolve("fp32", device, planned=True))
     found = {
-        "eager": lambda: network(x, logsnr, label),
-        "compiled": lambda: compiled(x, logsnr, label),
-        "ours": lambda: plan.forward(x, *plan.conditions(logsnr, label)),
+        "eager": lambda: network(*given),
+        "compiled": lambda: compiled(*given),
     }
+    for precision in PRECISIONS[device.type]:
+        found[f"ours, {precision}"] = ours(network, precision, device, *given)
+    if device.type == "cuda":
+        half = afternoon(copy.deepcopy(network).to(memory_format=torch.channels_last))
+        found["afternoon"] = lambda: half(*given)
+        found["ours, fp16, graph"] = replayed(network, device, *given)
     made = Race(
         f"initializer, {name}",
         device,
@@ -51,7 +96,9 @@ def race(name, device):
     for contender, run in found.items():
         error = (run()[:2] - exact).norm() / exact.norm()
         made.notes[contender] = {"relative_error": float(error)}
-        assert error < 1e-5, (contender, error)
+        # Torch's convolutions on GPUs round float32 to TF32.
+        exactly = device.type == "cpu" or contender == "ours, fp32"
+        assert error < (1e-5 if exactly else 3e-2), (contender, error)
     return made
 
 
@@ -72,6 +119,11 @@ def gigaflops(network, x):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda name: name.split(",")[0])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTENDERS["cuda"])
 def test_unet_forward(benchmark, name, case, device, rounds):
-    race(case, device).time(benchmark, name, rounds)
+    if name not in CONTENDERS[device.type]:
+        pytest.skip(f"not on {device.type}s")
+    if CASES[case][1] > 64 and device.type == "cpu":
+        pytest.skip("so large a batch is for GPUs")
+    with torch.no_grad():
+        race(case, device).time(benchmark, name, rounds)

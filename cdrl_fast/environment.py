@@ -22,6 +22,7 @@ OPERATIONS = {
     "pool": ON_GPUS,
     "head": ON_GPUS,
     "stem_gradient": ON_GPUS,
+    "norm_silu": ON_GPUS,
 }
 """The rooms that each operation has."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")

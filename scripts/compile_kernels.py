@@ -40,6 +40,7 @@ from cdrl_fast.ops.langevin_step import triton as langevin_step  # noqa: E402
 from cdrl_fast.ops.mlp_chain import Activation, Linear, Program  # noqa: E402
 from cdrl_fast.ops.mlp_chain import triton as mlp_chain  # noqa: E402
 from cdrl_fast.ops.mlp_chain.plan import Packed  # noqa: E402
+from cdrl_fast.ops.norm_silu import triton as norm_silu  # noqa: E402
 from cdrl_fast.ops.normal import triton as normal  # noqa: E402
 from cdrl_fast.ops.pool import triton as pool  # noqa: E402
 from cdrl_fast.ops.stem import triton as stem  # noqa: E402
@@ -130,6 +131,7 @@ def launches(arch: int) -> Iterator[tuple[str, Launch]]:
     yield from chains()
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         yield from plan_launches(dtype)
+        yield from norms(dtype)
 
 
 def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
@@ -173,6 +175,18 @@ def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
         )
         yield f"head {name} full", head.arguments(a, rows.expand(batch, -1), 8.0, out, a)
         yield f"head {name} bare", head.arguments(a, rows, 1.0, out, None)
+
+
+def norms(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
+    """Of an initializer: its widest maps, few pixels, groups of three and of nine channels."""
+    short = str(dtype).removeprefix("torch.")
+    shapes = ((32, 128, WIDE), (8, 64, WIDE), (28, 96, WIDE), (5, 18, "odd"))
+    for side, channels, kind in shapes[: 4 if dtype == torch.float16 else 1]:
+        name = f"norm_silu {side}×{side}×{channels} {kind} {short}"
+        x, each = torch.empty(16, side, side, channels, dtype=dtype), torch.empty(channels)
+        row = torch.empty(1, 2 * channels)
+        yield f"{name} full", norm_silu.arguments(x, each, each, each, row, True, x)
+        yield f"{name} bare", norm_silu.arguments(x, each, each, None, None, False, x)
 
 
 def convolutions(arch: int) -> Iterator[tuple[str, Launch]]:

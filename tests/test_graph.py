@@ -58,7 +58,8 @@ def recorder(monkeypatch):
     found = Recorder()
     monkeypatch.setattr(graph, "capture", found)
     monkeypatch.setattr("cdrl_fast.sampler.unavailable", lambda frozen: None)
-    monkeypatch.setattr("cdrl_fast.engine.choice._by_passes", lambda *_: True)
+    for place in ("choice", "initializer"):
+        monkeypatch.setattr(f"cdrl_fast.engine.{place}.by_passes", lambda *_: True)
     return found
 
 

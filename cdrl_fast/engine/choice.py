@@ -31,7 +31,7 @@ def energy_plan(
     Raises:
         BackendUnavailable: a precision or room that cannot be had.
     """
-    if type(network) is ResNetEnergy and _by_passes(device, precision, backend):
+    if type(network) is ResNetEnergy and by_passes(device, precision, backend):
         return PassesPlan(network, device=device, precision=precision, backend=backend)
     if precision.name in FOR_TENSOR_CORES:
         raise BackendUnavailable(
@@ -44,7 +44,7 @@ def energy_plan(
     return AutogradPlan(network, device=device, precision=precision, compile=compile)
 
 
-def _by_passes(device: torch.device, precision: Precision, backend: str) -> bool:
+def by_passes(device: torch.device, precision: Precision, backend: str) -> bool:
     """Whether the operations for GPUs compute the gradient; float64 has one reference for all."""
     if precision.state == torch.float64:
         return False

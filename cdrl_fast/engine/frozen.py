@@ -159,8 +159,6 @@ class FrozenModel:
         }
         self._sources = [n for n in (energy, initializer) if n is not None]
         self._energy = energy_plan(energy, **options)
-        # The initializer has no kernels for GPUs yet.
-        options["backend"] = "auto" if backend == "triton" else backend
         self._initializer = (
             initializer_plan(initializer, **options) if initializer is not None else None
         )

@@ -7,9 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from cdrl_fast.engine.choice import by_passes
 from cdrl_fast.engine.fallback import FrozenNetwork
 from cdrl_fast.engine.fold_points import fold_points
 from cdrl_fast.engine.fold_unet import fold_unet
+from cdrl_fast.engine.unet_passes import UNetPasses
 from cdrl_fast.networks import MLPInitializer, UNetInitializer
 from cdrl_fast.ops.unet_forward import UNetForward
 from cdrl_fast.precision import Precision
@@ -18,13 +20,14 @@ from cdrl_fast.precision import Precision
 class InitializerPlan:
     """A folded copy of a `UNetInitializer`.
 
-    It computes in the state's precision even where the networks are to take half: it runs once a
-    level, so that there is little to gain, and its output is where the level's chain begins.
+    On GPUs it computes as the networks are to, by the operations for GPUs. On CPUs it computes in
+    the state's precision even where the networks are to take half: it runs once a level, so that
+    there is little to gain, and its output is where the level's chain begins.
 
     Args:
         network: never modified.
         device, precision: where and how the copy computes.
-        backend: as in `UNetForward`.
+        backend: as in `energy_plan`.
     """
 
     def __init__(
@@ -32,7 +35,11 @@ class InitializerPlan:
     ) -> None:
         self._network, self._device, self._dtype = network, device, precision.state
         self.folded = fold_unet(network, device, self._dtype)
-        self.operation = UNetForward(self.folded.weights, backend=backend)
+        self.operation: UNetForward | UNetPasses
+        if by_passes(device, precision, backend):
+            self.operation = UNetPasses(self.folded.weights, precision=precision, backend=backend)
+        else:
+            self.operation = UNetForward(self.folded.weights, backend=backend)
 
     def refresh(self) -> None:
         """Takes the network's weights as they are now, into the same memory."""

@@ -9,7 +9,16 @@ from cdrl_fast.ops.rooms import ON_CPUS, choose
 from cdrl_fast.ops.unet_forward import native, reference
 from cdrl_fast.ops.unet_forward.weights import Affine, Attention, Block, Layer, UNetWeights
 
-__all__ = ["Affine", "Attention", "Block", "Layer", "UNetForward", "UNetWeights"]
+__all__ = [
+    "Affine",
+    "Attention",
+    "Block",
+    "Layer",
+    "UNetForward",
+    "UNetWeights",
+    "check_call",
+    "check_size",
+]
 
 
 class UNetForward:
@@ -30,16 +39,10 @@ class UNetForward:
     """
 
     def __init__(self, weights: UNetWeights, *, backend: str = "auto") -> None:
-        multiple = 2 ** (len(weights.multipliers) - 1)
-        if weights.image_size < 1 or weights.image_size % multiple:
-            raise ValueError(
-                f"UNetForward: image_size must be a multiple of {multiple}, got "
-                f"{weights.image_size}"
-            )
+        check_size("UNetForward", weights)
         stem = weights.stem.weight
         self.room = choose("UNetForward", backend, stem.device, stem.dtype, ON_CPUS)
         self.weights = weights
-        self.shape = (stem.shape[1], weights.image_size, weights.image_size)
         self._kernel = native.UNet(weights) if self.room == "native" else None
 
     def load(self, weights: UNetWeights) -> None:
@@ -62,7 +65,7 @@ class UNetForward:
         Raises:
             ValueError: shapes that do not fit. TypeError: dtypes that do not.
         """
-        self._check(x, rows, out)
+        check_call("UNetForward", self.weights, x, rows, out)
         if self._kernel is None:
             result = reference.forward(self.weights, x, rows)
             return result if out is None else out.copy_(result)
@@ -74,28 +77,42 @@ class UNetForward:
         """Bytes that the native room takes for a batch, besides arguments and weights."""
         return None if self._kernel is None else self._kernel.workspace_bytes(batch)
 
-    def _check(self, x: Tensor, rows: Tensor, out: Tensor | None) -> None:
-        like, size = self.weights.stem.weight, sum(self.weights.row_sizes)
-        if x.shape[1:] != self.shape:
-            raise ValueError(
-                f"UNetForward: x must have shape (batch, {', '.join(map(str, self.shape))}), "
-                f"got {tuple(x.shape)}"
+
+def check_size(where: str, weights: UNetWeights) -> None:
+    """Raises unless the images' size can be halved as often as the network does."""
+    multiple = 2 ** (len(weights.multipliers) - 1)
+    if weights.image_size < 1 or weights.image_size % multiple:
+        raise ValueError(
+            f"{where}: image_size must be a multiple of {multiple}, got {weights.image_size}"
+        )
+
+
+def check_call(
+    where: str, weights: UNetWeights, x: Tensor, rows: Tensor, out: Tensor | None
+) -> None:
+    """Raises unless these are arguments of a network with such weights; see `UNetForward`."""
+    like, size = weights.stem.weight, sum(weights.row_sizes)
+    shape = (like.shape[1], weights.image_size, weights.image_size)
+    if x.shape[1:] != shape:
+        raise ValueError(
+            f"{where}: x must have shape (batch, {', '.join(map(str, shape))}), "
+            f"got {tuple(x.shape)}"
+        )
+    if rows.shape not in ((1, size), (x.shape[0], size)) or not rows.is_contiguous():
+        raise ValueError(
+            f"{where}: rows must be dense, of shape (1 or {x.shape[0]}, {size}), got "
+            f"{tuple(rows.shape)} with strides {rows.stride()}"
+        )
+    if out is not None and (
+        out.shape != x.shape or not out.is_contiguous() or out.data_ptr() == x.data_ptr() != 0
+    ):
+        raise ValueError(
+            f"{where}: out must be dense, apart from x and of its shape {tuple(x.shape)}, "
+            f"got {tuple(out.shape)} with strides {out.stride()}"
+        )
+    for name, tensor in (("x", x), ("rows", rows), ("out", out)):
+        if tensor is not None and (tensor.dtype != like.dtype or tensor.device != like.device):
+            raise TypeError(
+                f"{where}: {name} must be {like.dtype} on {like.device} like the weights, "
+                f"got {tensor.dtype} on {tensor.device}"
             )
-        if rows.shape not in ((1, size), (x.shape[0], size)) or not rows.is_contiguous():
-            raise ValueError(
-                f"UNetForward: rows must be dense, of shape (1 or {x.shape[0]}, {size}), got "
-                f"{tuple(rows.shape)} with strides {rows.stride()}"
-            )
-        if out is not None and (
-            out.shape != x.shape or not out.is_contiguous() or out.data_ptr() == x.data_ptr() != 0
-        ):
-            raise ValueError(
-                f"UNetForward: out must be dense, apart from x and of its shape {tuple(x.shape)}, "
-                f"got {tuple(out.shape)} with strides {out.stride()}"
-            )
-        for name, tensor in (("x", x), ("rows", rows), ("out", out)):
-            if tensor is not None and (tensor.dtype != like.dtype or tensor.device != like.device):
-                raise TypeError(
-                    f"UNetForward: {name} must be {like.dtype} on {like.device} like the weights, "
-                    f"got {tensor.dtype} on {tensor.device}"
-                )

@@ -1,0 +1,84 @@
+"""Group norm with scale and shift, and SiLU, on activations of a U-Net on GPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.ops.activations import DTYPES, check_dense, wide
+from cdrl_fast.ops.norm_silu import reference
+from cdrl_fast.ops.rooms import ON_GPUS, choose
+
+
+def norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    offset: Tensor | None = None,
+    row: Tensor | None = None,
+    activate: bool = True,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """silu(norm(x + offset)·(1 + scale) + shift).
+
+    norm is a group norm with ε = 1e-6 and 32 groups, or as many as divide the channels, times
+    ``weight`` plus ``bias``.
+
+    Args:
+        x: dense (batch, height, width, channels); float16, bfloat16, float32 or float64.
+        weight, bias: dense (channels,), float32 (float64 with float64).
+        offset: like ``bias``: of the convolution that made x, which is spared a pass of its own.
+            None is 0.
+        row: (1 or batch, 2·channels), scale then shift, like ``bias`` but for the first stride:
+            it may be part of a longer row. None is 0.
+        activate: whether SiLU follows.
+        out: where to write; like ``x``, which it may be.
+        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+
+    Returns:
+        ``out``, or a new tensor. Sums are float32, and Triton's do not depend on the batch.
+
+    Raises:
+        ValueError: shapes that do not fit. TypeError: dtypes that do not.
+        BackendUnavailable: an explicit backend that cannot be had.
+
+    Source: the initializer of Zhu et al., ICLR 2024; Wu & He, ECCV 2018.
+    """
+    out = torch.empty_like(x) if out is None else out
+    _check(x, weight, bias, offset, row, out)
+    room = choose("norm_silu", backend, x.device, x.dtype, ON_GPUS)
+    if room == "reference" or not x.numel():
+        reference.norm_silu(x, weight, bias, offset, row, activate, out)
+        return out
+    from cdrl_fast.ops.norm_silu import triton
+
+    triton.norm_silu(x, weight, bias, offset, row, activate, out)
+    return out
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor | None, row: Tensor | None, out: Tensor
+) -> None:
+    if x.dtype not in DTYPES:
+        raise TypeError(f"norm_silu: x must be of a floating dtype, got {x.dtype}")
+    if x.dim() != 4 or not x.is_contiguous():
+        raise ValueError(
+            "norm_silu: x must be dense (batch, height, width, channels), got "
+            f"{tuple(x.shape)} with strides {x.stride()}"
+        )
+    batch, channels, dtype = x.shape[0], x.shape[3], wide(x.dtype)
+    for name, tensor in (("weight", weight), ("bias", bias), ("offset", offset)):
+        check_dense("norm_silu", name, tensor, (channels,), dtype, x.device)
+    check_dense("norm_silu", "out", out, x.shape, x.dtype, x.device)
+    if row is None:
+        return
+    if row.dtype != dtype:
+        raise TypeError(f"norm_silu: row must be {dtype}, got {row.dtype}")
+    fits = row.shape in ((1, 2 * channels), (batch, 2 * channels)) and row.stride(1) == 1
+    if not fits or row.device != x.device:
+        raise ValueError(
+            f"norm_silu: row must be (1 or {batch}, {2 * channels}) on {x.device}, its entries "
+            f"side by side, got {tuple(row.shape)} with strides {row.stride()} on {row.device}"
+        )
