@@ -86,7 +86,7 @@ def product(operand, weight, depth, width, n, SAMPLES: tl.constexpr, K: tl.const
     """Columns n (1, N) of operand (SAMPLES, depth) · weight (depth, width)."""
     m = tl.arange(0, SAMPLES)[:, None]
     total = tl.zeros((SAMPLES, n.shape[1]), tl.float32)
-    for k0 in tl.range(0, depth, K, num_stages=4):
+    for k0 in tl.range(0, depth, K, num_stages=3):
         k = k0 + tl.arange(0, K)
         a = tl.load(operand + m * depth + k[None, :], mask=(k < depth)[None, :], other=0.0)
         inside = (k < depth)[:, None] & (n < width)
@@ -151,10 +151,13 @@ def sloped(x, at, slots, signs, begin, width, SAMPLES: tl.constexpr, N: tl.const
         n = begin + tl.arange(0, N)[None, :]
         base = tl.load(at + SLOPE) * SAMPLES
         if kind == SIGNS:
-            words = (width + 31) // 32
-            word = tl.load(signs + base + m * words + n // 32, mask=n < width, other=0)
+            # A word is read once for its 32 features, by few addresses, which fill registers.
+            count = (width + 31) // 32
+            word = begin // 32 + tl.arange(0, N // 32)[None, :]
+            words = tl.load(signs + base + m * count + word, mask=word < count, other=0)
+            bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
             leak = tl.load(at + SLOPE_LEAK).to(tl.float32, bitcast=True)
-            x = tl.where((word >> (n % 32)) & 1 != 0, x, x * leak)
+            x = tl.where(tl.reshape(bits, (SAMPLES, N)) != 0, x, x * leak)
         else:
             x *= tl.load(slots + base + m * width + n, mask=n < width, other=0.0)
     return x

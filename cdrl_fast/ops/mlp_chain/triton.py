@@ -171,6 +171,7 @@ def cdrl_mlp_chain(
     slots, signs = slots + mine, signs + mine
     if halves is not None:
         halves += 2 * mine
+    stride = tl.multiple_of(stride, 16)
     state_at, gradient_at = slots + state * SAMPLES, slots + gradient_slot * SAMPLES
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         first = block * SAMPLES
