@@ -3,12 +3,13 @@
     python scripts/benchmark_table.py            # prints them
     python scripts/benchmark_table.py --write    # puts them into README.md
 
-For CPUs and GPUs apart, the last line of benchmarks/results/benchmarks.jsonl that has one. Every
-cell is a rate, more is better: updates, draws, Langevin steps of the whole batch or samples a
-second, from the median of the rounds. All of a row is measured in turn: the others between rounds
-of ours. "By hand" is the fastest of the ways to improve on eager PyTorch that the benchmark has: in
-place, compiled, or half precision with weights folded. The last columns are medians over these
-rounds of ours against eager and against the fastest other.
+For CPUs and GPUs apart, the last line of benchmarks/results/benchmarks.jsonl that has one, with
+earlier ones of its commit where it has no row. Every cell is a rate, more is better: updates,
+draws, Langevin steps of the whole batch or samples a second, from the median of the rounds. All of
+a row is measured in turn: the others between rounds of ours. "By hand" is the fastest of the ways
+to improve on eager PyTorch that the benchmark has: in place, compiled, or half precision with
+weights folded. The last columns are medians over these rounds of ours against eager and against the
+fastest other.
 """
 
 from __future__ import annotations
@@ -42,12 +43,32 @@ def lines(path: Path) -> list[Row]:
 
 
 def latest(results: list[Row]) -> dict[str, Row | None]:
-    """By kind of device, the last line of results that was measured on one."""
+    """By kind of device, the last line of results that was measured on one.
+
+    A later run of the same commit, which may be of a few benchmarks, takes the place of their rows.
+    """
     found: dict[str, Row | None] = dict.fromkeys(KINDS)
     for line in results:
         for kind in {row["device"].split(":")[0] for row in line["rows"]}:
-            found[kind] = line
+            before = found[kind]
+            again = before is not None and _commit(before) == _commit(line) != ""
+            found[kind] = _joined(before, line) if before is not None and again else line
     return found
+
+
+def _commit(line: Row) -> str:
+    """Results themselves are written into the tree that they come from."""
+    return (line["commit"] or "").removesuffix("-modified")
+
+
+def _joined(first: Row, second: Row) -> Row:
+    groups: dict[str, list[Row]] = {}
+    for line in (first, second):
+        fresh: dict[str, list[Row]] = {}
+        for row in line["rows"]:
+            fresh.setdefault(row["group"], []).append(row)
+        groups |= fresh
+    return {**second, "rows": [row for rows in groups.values() for row in rows]}
 
 
 def tables(found: dict[str, Row | None]) -> str:

@@ -38,6 +38,16 @@ def test_rates_and_the_ratio_to_the_best_other(tmp_path):
     assert shown[-1] == "GPU: not measured yet."
 
 
+def test_a_later_run_of_the_same_commit_replaces_its_rows_alone():
+    first, second, other = (line("cpu", {"eager": n, "ours": 0.5}) for n in (1.0, 2.0, 3.0))
+    first["rows"] += [{**row, "group": "other chains"} for row in first["rows"]]
+    shown = script.tables(script.latest([first, second]))
+    assert "| chains; steps | 50.0 | 200 | 4.00 | 4.00 |" in shown
+    assert "| other chains; steps | 100 | 200 | 2.00 | 2.00 |" in shown
+    other["commit"] = "another"
+    assert "other chains" not in script.tables(script.latest([first, second, other]))
+
+
 def test_a_gpu_has_its_own_table():
     found = {"cpu": None, "cuda": line("cuda:0", {"eager": 1.0, "ours": 0.5})}
     assert script.tables(found).startswith("CPU: not measured yet.\n\nGPU: a GPU, torch 9.9;")
