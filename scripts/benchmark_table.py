@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "benchmarks.jsonl"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: scripts/benchmark_table.py --write -->", "<!-- end of benchmarks -->"
-UNITS = ("updates", "draws", "steps", "samples", "gradients", "proposals")
+UNITS = ("updates", "draws", "steps", "samples", "gradients", "proposals", "gigabytes", "calls")
 OTHERS = {
     "eager": ("eager",),
     "by hand": ("eager in place", "compiled", "afternoon"),
