@@ -7,15 +7,11 @@ from cdrl_fast import CDRL, BackendUnavailable, NoiseSchedule, ResNetEnergy, Sam
 from cdrl_fast.engine.fold import fold_resnet
 from cdrl_fast.engine.passes import ResNetPasses, conditions_of
 from cdrl_fast.engine.plan import PassesPlan
-from cdrl_fast.precision import Precision
+from cdrl_fast.precision import resolve
 from tests.conftest import randomize
 
 CPU = torch.device("cpu")
-PRECISIONS = {
-    "fp64": Precision("fp64", torch.float64, torch.float64),
-    "fp32": Precision("fp32", torch.float32, torch.float32),
-    "fp16": Precision("fp16", torch.float32, torch.float16),
-}
+PRECISIONS = {name: resolve(name, CPU, planned=False) for name in ("fp64", "fp32", "fp16")}
 # Image channels, width, multipliers, blocks; classes; height, width and batch.
 CASES = {
     "one stage": ((1, 12, (1,), 2), 0, 7, 9, 3),
@@ -96,7 +92,7 @@ def test_takes_new_weights_into_the_same_memory():
     energy, y, logsnr, label = made("one stage")
     plan = PassesPlan(energy, device=CPU, precision=PRECISIONS["fp32"], backend="reference")
     plan.at(logsnr, label).gradient(y)
-    passes = plan.passes(y.shape)
+    passes = plan.operation(y.shape)
     places = [t.data_ptr() for t in passes.weights()]
     randomize(energy, std=0.3)
     plan.refresh()
@@ -109,7 +105,7 @@ def test_working_memory_is_what_a_gradient_holds():
     energy, y, logsnr, label = made("widening")
     plan = PassesPlan(energy, device=CPU, precision=PRECISIONS["fp16"], backend="reference")
     plan.at(logsnr, label).gradient(y)
-    held = sum(buffer.nbytes for buffer in plan.passes(y.shape).buffers())
+    held = sum(buffer.nbytes for buffer in plan.operation(y.shape).buffers())
     assert plan.working_memory(len(y), y.shape[1:]) == held
 
 

@@ -11,16 +11,12 @@ from cdrl_fast.engine.graph import capture
 from cdrl_fast.engine.initializer import InitializerPlan
 from cdrl_fast.engine.unet_passes import UNetPasses
 from cdrl_fast.networks import UNetInitializer
-from cdrl_fast.precision import Precision
+from cdrl_fast.precision import resolve
 from tests.conftest import randomize
 
 CPU = torch.device("cpu")
-PRECISIONS = {
-    "fp64": Precision("fp64", torch.float64, torch.float64),
-    "fp32": Precision("fp32", torch.float32, torch.float32),
-    "bf16": Precision("bf16", torch.float32, torch.bfloat16),
-    "fp16": Precision("fp16", torch.float32, torch.float16),
-}
+NAMES = ("fp64", "fp32", "bf16", "fp16")
+PRECISIONS = {name: resolve(name, CPU, planned=False) for name in NAMES}
 TOLERANCE = {"fp64": 1e-12, "fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
 # Image channels, size, width, multipliers, blocks and attention of a network; classes and batch.
 CASES = {
@@ -146,7 +142,7 @@ def test_float32_products_are_as_asked_and_torch_is_left_as_it_was(monkeypatch, 
         return convolve(*arguments, **rest)
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", spy)
-    passes = UNetPasses(folded.weights, precision=Precision(name, torch.float32, torch.float32))
+    passes = UNetPasses(folded.weights, precision=resolve(name, CPU, planned=False))
     before = flags.fp32_precision, torch.backends.cudnn.allow_tf32
     passes(x, folded.at(logsnr, label))
     assert seen == {"tf32" if name == "tf32" else "ieee"}

@@ -43,18 +43,15 @@ class FrozenNetwork:
         self.network.load_state_dict(self._source.state_dict())
         fix_weights(self.network)
 
-    def __call__(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        with self._autocast():
-            result: Tensor = self._forward(x, logsnr, label)
-        return result.to(x.dtype)
-
     def conditions(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What `forward` takes."""
         return logsnr, label
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """The network's value."""
-        return self(x, logsnr, label)
+        with self._autocast():
+            result: Tensor = self._forward(x, logsnr, label)
+        return result.to(x.dtype)
 
     def gradient(self, y: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """∇ of an energy's value with respect to y."""
@@ -63,7 +60,7 @@ class FrozenNetwork:
                 return self._compiled_gradient(y, logsnr, label)
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self(y, logsnr, label).sum(), y)
+            (gradient,) = torch.autograd.grad(self.forward(y, logsnr, label).sum(), y)
         return gradient
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -86,7 +83,7 @@ class AutogradEnergy:
 
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""
-        return self.network(y, self.logsnr, self.label)
+        return self.network.forward(y, self.logsnr, self.label)
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y)."""

@@ -69,7 +69,7 @@ class LevelEnergy:
     """Σ weight_i f(·, λ_{t-1}, label_i) of one level."""
 
     weights: tuple[float, ...]
-    parts: list[PlannedImages | PassedImages | PlannedPoints | AutogradEnergy]
+    parts: list[PlannedImages[Any] | PlannedPoints | AutogradEnergy]
 
     def value(self, y: Tensor) -> Tensor:
         """(batch,)."""

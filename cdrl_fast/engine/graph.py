@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,21 +119,17 @@ class ChainGraph:
             for _ in range(sum(level.steps for level in self._levels)):
                 each()
         else:
-            self._run(self._replayed_level, each)
+            self._run(partial(self._replayed_level, each=each))
             self._result.copy_(self._finish(self._x, self._energies[-1]))
         return self._result
 
-    def _run(
-        self,
-        level_of: Callable[[int, Callable[[], None]], None],
-        each: Callable[[], None] = lambda: None,
-    ) -> None:
-        """All levels, from x_T to x_0."""
+    def _run(self, walk: Callable[[int], None]) -> None:
+        """All levels, from x_T to x_0; ``walk`` takes the Langevin steps of the i-th one."""
         self._x.zero_()
         self._noise_(self._x, Purpose.SAMPLING.draw(0), 1.0)
         for i, (level, proposal) in enumerate(zip(self._levels, self._proposals, strict=True)):
             self._propose(level, proposal)
-            level_of(i, each)
+            walk(i)
             self._x.copy_(self._y)
 
     def _propose(self, level: Level, proposal: Proposal | None) -> None:
@@ -153,7 +150,7 @@ class ChainGraph:
         self._run(self._level)
         self._result.copy_(self._finish(self._x, self._energies[-1]))
 
-    def _level(self, i: int, each: Callable[[], None]) -> None:
+    def _level(self, i: int) -> None:
         level = self._levels[i]
         for step in range(1, level.steps + 1):
             self._energies[i].step_(
@@ -215,10 +212,6 @@ class Graphs:
             self._kept[key] = make()
         self._kept.move_to_end(key)
         return self._kept[key]
-
-    def clear(self) -> None:
-        """Forgets all chains, whose networks no longer stand where they did."""
-        self._kept.clear()
 
 
 def form_of(terms: Terms) -> Hashable:

@@ -101,29 +101,16 @@ class ResNetPasses:
         precision: Precision,
         backend: str = "auto",
     ) -> None:
-        if height < 1 or width < 1 or height % weights.multiple or width % weights.multiple:
-            raise ValueError(
-                f"ResNetPasses: height and width must be multiples of {weights.multiple}, got "
-                f"{height} and {width}"
-            )
+        weights.check_size("ResNetPasses", height, width)
         self._size, self._dtype, self._backend = (height, width), precision.network, backend
         self._products = precision.products
         self._buffers: dict[str, Tensor] = {}
-        self.load(weights)
+        self._stages, self._stem, self._stem_bias = self._packed(weights)
 
     def load(self, weights: ResNetWeights) -> None:
-        """Takes other weights of the same shapes."""
-        new = [self._stage(i, stage) for i, stage in enumerate(weights.stages)]
-        stem_weight = _taps(weights.stem, self._dtype, pad_in=False)
-        stem_bias = _padded(weights.stem_bias, wide(self._dtype))
-        if not self._buffers:
-            self._stages, self._stem, self._stem_bias = new, stem_weight, stem_bias
-            return
-        # Into the same memory: a captured graph reads it.
-        for tensor, fresh in zip(
-            self.weights(), _tensors(new, stem_weight, stem_bias), strict=True
-        ):
-            tensor.copy_(fresh)
+        """Takes other weights of the same shapes, into the same memory: a graph may read it."""
+        for old, new in zip(self.weights(), _tensors(*self._packed(weights)), strict=True):
+            old.copy_(new)
 
     def weights(self) -> list[Tensor]:
         """All weights as the kernels take them, in memory that `load` writes again."""
@@ -170,6 +157,12 @@ class ResNetPasses:
             channels = sum(sum(block.conv1.shape[1:]) for block in stage.blocks)
             words += pixels * channels // WORD
         return total + 4 * words
+
+    def _packed(self, weights: ResNetWeights) -> tuple[list[_Stage], Tensor, Tensor]:
+        """Stages, stem and its bias as kernels take them."""
+        stages = [self._stage(i, stage) for i, stage in enumerate(weights.stages)]
+        stem_weight = _taps(weights.stem, self._dtype, pad_in=False)
+        return stages, stem_weight, _padded(weights.stem_bias, wide(self._dtype))
 
     def _stage(self, index: int, blocks: Sequence[Block]) -> _Stage:
         height, width = (side >> index for side in self._size)

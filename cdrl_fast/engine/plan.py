@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,40 +17,44 @@ from cdrl_fast.ops.energy_gradient import EnergyGradient
 from cdrl_fast.ops.mlp_chain import mlp_chain_, value_and_gradient
 from cdrl_fast.precision import Precision
 
+Operation = TypeVar("Operation", EnergyGradient, ResNetPasses)
+
 
 @dataclass
-class PlannedImages:
-    """A `ResNetEnergy` at given levels and labels."""
+class PlannedImages(Generic[Operation]):
+    """A `ResNetEnergy` at given levels and labels.
 
-    plan: ImagePlan
-    rows: Tensor
-    head: Tensor
+    Attributes:
+        given: what the plan's operation takes of them.
+    """
+
+    plan: ResNetPlan[Operation]
+    given: tuple[Any, ...]
     _out: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def inputs(self) -> list[Tensor]:
         """What level and labels decide."""
-        return [self.rows, self.head]
+        return list(self.given)
 
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""
-        return self.plan.operation(y.shape).value(y, self.rows, self.head)
+        return self.plan.operation(y.shape).value(y, *self.given)
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y), in memory that the next call writes again."""
         if self._out.shape != y.shape:
             self._out = torch.empty_like(y, memory_format=torch.contiguous_format)
-        operation = self.plan.operation(y.shape)
-        operation.value_and_gradient(y, self.rows, self.head, out=self._out)
+        self.plan.operation(y.shape).value_and_gradient(y, *self.given, out=self._out)
         return self._out
 
 
-class ImagePlan:
-    """A folded copy of a `ResNetEnergy`.
+class ResNetPlan(ABC, Generic[Operation]):
+    """A folded copy of a `ResNetEnergy`, and its operation for each size of images.
 
     Args:
         network: never modified.
         device, precision: where and how the copy computes.
-        backend: "native", "reference" or "auto", as in `EnergyGradient`.
+        backend: of the operation.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class ImagePlan:
     ) -> None:
         self._network, self._device = network, device
         self._precision, self._backend = precision, backend
-        self._operations: dict[tuple[int, int], EnergyGradient] = {}
+        self._operations: dict[tuple[int, int], Operation] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -66,99 +71,75 @@ class ImagePlan:
         for operation in self._operations.values():
             operation.load(self._folded.weights)
 
-    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages:
+    @abstractmethod
+    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages[Operation]:
         """The energy at levels (1,) or (batch,), and labels likewise."""
-        return PlannedImages(self, *self._folded.at(logsnr, label))
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """Bytes that a gradient takes for a batch of states, besides them and the weights."""
         return self.operation(shape).working_memory(batch)
 
-    def operation(self, shape: Sequence[int]) -> EnergyGradient:
+    def operation(self, shape: Sequence[int]) -> Operation:
         """The operation for images of a size."""
         height, width = shape[-2:]
         if (height, width) not in self._operations:
-            self._operations[height, width] = EnergyGradient(
-                self._folded.weights,
-                height,
-                width,
-                bfloat16=self._precision.half,
-                backend=self._backend,
-            )
+            self._operations[height, width] = self._made(height, width)
         return self._operations[height, width]
+
+    @abstractmethod
+    def _made(self, height: int, width: int) -> Operation: ...
+
+
+class ImagePlan(ResNetPlan[EnergyGradient]):
+    """By `EnergyGradient`: a whole gradient in one call."""
+
+    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages[EnergyGradient]:
+        """The energy at levels (1,) or (batch,), and labels likewise."""
+        return PlannedImages(self, self._folded.at(logsnr, label))
+
+    def _made(self, height: int, width: int) -> EnergyGradient:
+        weights, half = self._folded.weights, self._precision.half
+        return EnergyGradient(weights, height, width, bfloat16=half, backend=self._backend)
 
 
 @dataclass
-class PassedImages:
+class PassedImages(PlannedImages[ResNetPasses]):
     """A `ResNetEnergy` at given levels and labels, by the operations for GPUs."""
-
-    plan: PassesPlan
-    conditions: Conditions
-    _out: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def inputs(self) -> list[Tensor]:
         """What level and labels decide."""
-        return [self.conditions.flat]
-
-    def value(self, y: Tensor) -> Tensor:
-        """f(y): (batch,)."""
-        return self.plan.passes(y.shape).value(y, self.conditions)
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """∇f(y), in memory that the next call writes again."""
-        if self._out.shape != y.shape:
-            self._out = torch.empty_like(y, memory_format=torch.contiguous_format)
-        passes = self.plan.passes(y.shape)
-        return passes.value_and_gradient(y, self.conditions, out=self._out)[1]
+        return [self._conditions.flat]
 
     def step_(self, y: Tensor, anchor: Tensor | None, *, drift: Any, **numbers: Any) -> None:
         """A Langevin step of y in place; see `stem_langevin_`."""
-        drift = drift * self.conditions.unit
-        self.plan.passes(y.shape).step_(y, self.conditions, anchor, drift=drift, **numbers)
+        drift = drift * self._conditions.unit
+        self.plan.operation(y.shape).step_(y, self._conditions, anchor, drift=drift, **numbers)
+
+    @property
+    def _conditions(self) -> Conditions:
+        (conditions,) = self.given
+        assert isinstance(conditions, Conditions)
+        return conditions
 
 
-class PassesPlan:
-    """A folded copy of a `ResNetEnergy` on a GPU; arguments as of `ImagePlan`."""
-
-    def __init__(
-        self, network: ResNetEnergy, *, device: torch.device, precision: Precision, backend: str
-    ) -> None:
-        self._network, self._device = network, device
-        self._precision, self._backend = precision, backend
-        self._passes: dict[tuple[int, int], ResNetPasses] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Takes the network's weights as they are now."""
-        self._folded = fold_resnet(self._network, self._device, self._precision.state)
-        for passes in self._passes.values():
-            passes.load(self._folded.weights)
+class PassesPlan(ResNetPlan[ResNetPasses]):
+    """By the operations for GPUs."""
 
     def at(self, logsnr: Tensor, label: Tensor | None) -> PassedImages:
         """The energy at levels (1,) or (batch,), and labels likewise."""
         rows, head = self._folded.at(logsnr, label)
-        return PassedImages(self, conditions_of(self._folded.weights, rows, head, self._precision))
-
-    def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
-        """Bytes that a gradient takes for a batch of states, besides them and the weights."""
-        return self.passes(shape).working_memory(batch)
+        given = conditions_of(self._folded.weights, rows, head, self._precision)
+        return PassedImages(self, (given,))
 
     def buffers(self) -> list[Tensor]:
         """Memory that the largest batches so far have needed."""
-        return [buffer for passes in self._passes.values() for buffer in passes.buffers()]
+        return [buffer for passes in self._operations.values() for buffer in passes.buffers()]
 
-    def passes(self, shape: Sequence[int]) -> ResNetPasses:
-        """The operations for images of a size."""
-        height, width = shape[-2:]
-        if (height, width) not in self._passes:
-            self._passes[height, width] = ResNetPasses(
-                self._folded.weights,
-                height,
-                width,
-                precision=self._precision,
-                backend=self._backend,
-            )
-        return self._passes[height, width]
+    def _made(self, height: int, width: int) -> ResNetPasses:
+        weights = self._folded.weights
+        return ResNetPasses(
+            weights, height, width, precision=self._precision, backend=self._backend
+        )
 
 
 @dataclass
@@ -187,7 +168,7 @@ class PlannedPoints:
 
 
 class PointPlan:
-    """A folded copy of an `MLPEnergy`; arguments as of `ImagePlan`."""
+    """A folded copy of an `MLPEnergy`; arguments as of `ResNetPlan`."""
 
     def __init__(
         self, network: MLPEnergy, *, device: torch.device, precision: Precision, backend: str

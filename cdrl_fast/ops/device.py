@@ -84,11 +84,11 @@ def noise_of(seed, draw, sample, element):
 
 @triton.jit
 def move_on(rng, draw):
-    """Moves a state's draw on by one: the last program to arrive does, when all have read it."""
+    """Moves a state on to a draw: the last program to arrive does, when all have read it."""
     tl.debug_barrier()
     last = tl.atomic_add(rng + 3, 1) == tl.num_programs(0) - 1
     tl.store(rng + 3, 0, mask=last)
-    tl.store(rng + 1, draw + 1, mask=last)
+    tl.store(rng + 1, draw, mask=last)
 
 
 @triton.jit

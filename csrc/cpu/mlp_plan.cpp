@@ -2,7 +2,8 @@
 #include "cpu/mlp_plan.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "cpu/pack.h"
 
 namespace cdrl::cpu {
 
@@ -12,38 +13,10 @@ constexpr int kBlock = 16;  // features, as in tile.h
 
 int64_t padded(int64_t width) { return (width + kBlock - 1) / kBlock * kBlock; }
 
-uint16_t rounded_to_bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (value != value) return uint16_t(bits >> 16 | 0x40);
-  return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-// A matrix (outs, ins), given by strides, as [out block][in block][16 / depth][16 outputs][depth].
-template <class Element, class Convert>
-void pack(Element* to, const float* matrix, int outs, int64_t out_stride, int ins,
-          int64_t in_stride, int depth, Convert convert) {
-  const int64_t in_padded = padded(ins);
-  for (int n = 0; n < outs; ++n) {
-    for (int k = 0; k < ins; ++k) {
-      const int64_t pair = k / depth, part = k % depth;
-      const int64_t block = n / kBlock * kBlock * in_padded;
-      const int64_t at = block + (pair * kBlock + n % kBlock) * depth + part;
-      to[at] = convert(matrix[n * out_stride + k * in_stride]);
-    }
-  }
-}
-
-void pack(AlignedFloats& to, bool half, const float* matrix, int outs, int64_t out_stride, int ins,
-          int64_t in_stride) {
-  const int64_t count = padded(outs) * padded(ins);
+void pack(AlignedFloats& to, bool half, const Source& from) {
+  const int64_t count = padded(from.outs) * padded(from.ins);
   to.resize(half ? count / 2 : count);
-  if (half) {
-    pack(reinterpret_cast<uint16_t*>(to.data()), matrix, outs, out_stride, ins, in_stride, 2,
-         rounded_to_bfloat16);
-  } else {
-    pack(to.data(), matrix, outs, out_stride, ins, in_stride, 1, [](float x) { return x; });
-  }
+  pack(from, to.data(), half);
 }
 
 // Memory of gradients: what is no longer needed is given out again.
@@ -160,8 +133,8 @@ void MlpPlan::load(const std::vector<const float*>& weights,
     Packed& packed = packed_[i];
     if (step.forward == nullptr) continue;
     const int ins = widths_[size_t(step.source)], outs = widths_[size_t(step.target)];
-    pack(packed.forward, !step.single, weights[i], outs, ins, ins, 1);
-    pack(packed.backward, !step.single, weights[i], ins, 1, outs, ins);
+    pack(packed.forward, !step.single, matrix(weights[i], outs, ins));
+    pack(packed.backward, !step.single, transposed_matrix(weights[i], outs, ins));
     step.forward = packed.forward.data(), step.backward = packed.backward.data();
     if (biases[i] == nullptr) continue;
     packed.bias.resize(padded(outs));

@@ -151,8 +151,8 @@ void multiply_patches(const typename Type::Element* transforms, int in, int coun
 // finish(spot, sum) for every sum. Weights are [product][out block][in block][16][16]; `memory` is as
 // large as `patch_bytes` says.
 template <class Type, class Finish>
-void convolve(const Grid& grid, const typename Type::Element* plane, int in,
-                      const void* packed, int out, void* memory, const Finish& finish) {
+void convolve(const Grid& grid, const typename Type::Element* plane, int in, const void* packed,
+              int out, void* memory, const Finish& finish) {
   using Element = typename Type::Element;
   float* products = static_cast<float*>(memory);
   auto* transforms =

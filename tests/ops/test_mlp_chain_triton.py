@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cdrl_fast import dynamics, langevin, normal
-from cdrl_fast.ops import mlp_chain_, rng_state, rooms
+from cdrl_fast.ops import mlp_chain_, rng_state
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.mlp_chain import (
     Activation,
@@ -27,15 +27,9 @@ PRECISIONS = ["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.gpu)]
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
 
 
-@pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "interpreted" and torch.cuda.is_available():
-        pytest.skip("triton compiles here")
-    device = torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")
-    why = rooms.reason("triton", device)
-    if why is not None:
-        pytest.skip(why)
-    return device
+@pytest.fixture
+def device(triton_device):
+    return triton_device
 
 
 def moved(program, device):

@@ -42,11 +42,7 @@ class EnergyGradient:
         bfloat16: bool = False,
         backend: str = "auto",
     ) -> None:
-        if height < 1 or width < 1 or height % weights.multiple or width % weights.multiple:
-            raise ValueError(
-                f"EnergyGradient: height and width must be multiples of {weights.multiple}, got "
-                f"{height} and {width}"
-            )
+        weights.check_size("EnergyGradient", height, width)
         stem = weights.stem
         self.room = choose("EnergyGradient", backend, stem.device, stem.dtype, ON_CPUS)
         if bfloat16 and self.room != "native":

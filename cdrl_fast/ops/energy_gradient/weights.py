@@ -53,6 +53,14 @@ class ResNetWeights:
         """What an image's height and width must be multiples of."""
         return int(2 ** (len(self.stages) - 1))
 
+    def check_size(self, where: str, height: int, width: int) -> None:
+        """Raises ValueError unless images of that size can be halved between all stages."""
+        if height < 1 or width < 1 or height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"{where}: height and width must be multiples of {self.multiple}, got {height} "
+                f"and {width}"
+            )
+
     def tensors(self) -> Iterator[Tensor]:
         """All weights, in the order in which kernels take them."""
         yield from (self.stem, self.stem_bias)

@@ -60,7 +60,7 @@ def cdrl_langevin_step(
             first_bad + tl.zeros_like(block), (draw.to(tl.int64) << 31) + sample, mask=bad
         )
     if rng is not None:
-        move_on(rng, draw)
+        move_on(rng, draw + 1)
 
 
 def arguments(

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cdrl_fast.ops.coefficients import NAMES
-from cdrl_fast.ops.device import OPTIONS, Launch, launch, noise
+from cdrl_fast.ops.device import OPTIONS, Launch, launch, move_on, noise
 from cdrl_fast.ops.mlp_chain.operation import FIELD_COUNT, SINGLE, operation
 from cdrl_fast.ops.mlp_chain.plan import SAMPLES, Packed, programs
 
@@ -216,11 +216,8 @@ def cdrl_mlp_chain(
             tl.store(value + first + m, f, mask=m < left)
             tl.debug_barrier()
     if rng is not None:
-        # The last program to arrive moves the draw on: by then all have read it.
-        tl.debug_barrier()
-        last = tl.atomic_add(rng + 3, 1) == tl.num_programs(0) - 1
-        tl.store(rng + 3, 0, mask=last)
-        tl.store(rng + 1, tl.load(rng + 1) + steps, mask=last)
+        # Read again: kept through the chain, it would take registers.
+        move_on(rng, tl.load(rng + 1) + steps)
 
 
 def arguments(

@@ -202,7 +202,7 @@ def cdrl_stem_langevin(
         bad = tl.sum(tl.sum(((y - y != 0.0) & inside).to(tl.int32), axis=1), axis=0) > 0
         tl.atomic_min(first_bad, (draw.to(tl.int64) << 31) + sample, mask=bad)
     if rng is not None:
-        move_on(rng, draw)
+        move_on(rng, draw + 1)
 
 
 def _launch(kernel: Any, g: Tensor, weight: Tensor, tensors: dict[str, Any]) -> Launch:
