@@ -10,7 +10,7 @@ from race import Race
 
 from cdrl_fast import CDRL, ResNetEnergy
 from cdrl_fast.bench import folded
-from cdrl_fast.engine import energy_plan
+from cdrl_fast.engine import Terms, energy_plan
 from cdrl_fast.networks.layers import fix_weights
 from cdrl_fast.precision import resolve
 
@@ -74,7 +74,7 @@ def race(name, device):
         plan = energy_plan(
             energy, device=device, precision=resolve(precision, device, planned=True)
         )
-        found[f"ours, {precision}"] = partial(plan.at(logsnr, label).gradient, y)
+        found[f"ours, {precision}"] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
     work = {"gradients": batch, "gflop": batch * gigaflops(energy, size)}
     made = Race(f"energy gradient, {name}", device, work, found)
     for contender, run in found.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cdrl_fast import checkpoint
 from cdrl_fast.batches import Batches
 from cdrl_fast.data import Dataset
-from cdrl_fast.engine import LevelEnergy, chain_precision, energy_plan
+from cdrl_fast.engine import LevelEnergy, Terms, chain_precision, energy_plan
 from cdrl_fast.errors import ChainDiverged, CheckpointError
 from cdrl_fast.levels import LevelTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_checkpoint
@@ -169,7 +169,7 @@ class Trainer:
         y = y.clone()
         self._chain.refresh()
         rng = self._rng(INITIALIZER + 1)
-        LevelEnergy((1.0,), [self._chain.at(level.logsnr, label)]).walk(
+        LevelEnergy(self._chain.at(level.logsnr, Terms(labels=(label,)))).walk(
             y,
             anchor,
             steps=self.model.schedule.steps,

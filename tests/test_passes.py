@@ -7,6 +7,7 @@ from cdrl_fast import CDRL, BackendUnavailable, NoiseSchedule, ResNetEnergy, Sam
 from cdrl_fast.engine.fold import fold_resnet
 from cdrl_fast.engine.passes import ResNetPasses, conditions_of
 from cdrl_fast.engine.plan import PassesPlan
+from cdrl_fast.engine.terms import Terms
 from cdrl_fast.precision import resolve
 from tests.conftest import randomize
 
@@ -91,20 +92,20 @@ def test_triton_rooms_agree(interpreter, precision):
 def test_takes_new_weights_into_the_same_memory():
     energy, y, logsnr, label = made("one stage")
     plan = PassesPlan(energy, device=CPU, precision=PRECISIONS["fp32"], backend="reference")
-    plan.at(logsnr, label).gradient(y)
+    plan.at(logsnr, Terms(labels=(label,))).gradient(y)
     passes = plan.operation(y.shape)
     places = [t.data_ptr() for t in passes.weights()]
     randomize(energy, std=0.3)
     plan.refresh()
     assert [t.data_ptr() for t in passes.weights()] == places
     _, slope = exact(energy, y, logsnr, label)
-    assert error(plan.at(logsnr, label).gradient(y), slope) <= 1e-4
+    assert error(plan.at(logsnr, Terms(labels=(label,))).gradient(y), slope) <= 1e-4
 
 
 def test_working_memory_is_what_a_gradient_holds():
     energy, y, logsnr, label = made("widening")
     plan = PassesPlan(energy, device=CPU, precision=PRECISIONS["fp16"], backend="reference")
-    plan.at(logsnr, label).gradient(y)
+    plan.at(logsnr, Terms(labels=(label,))).gradient(y)
     held = sum(buffer.nbytes for buffer in plan.operation(y.shape).buffers())
     assert plan.working_memory(len(y), y.shape[1:]) == held
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast.engine.compiled import compiled_gradient, compiled_value
+from cdrl_fast.engine.terms import EnergyAt, Terms, weighted
 from cdrl_fast.networks.layers import fix_weights
 from cdrl_fast.precision import Precision
 
@@ -93,9 +94,10 @@ class AutogradEnergy:
 class AutogradPlan(FrozenNetwork):
     """The plan of an energy network that the library does not know."""
 
-    def at(self, logsnr: Tensor, label: Tensor | None) -> AutogradEnergy:
+    def at(self, logsnr: Tensor, terms: Terms) -> EnergyAt:
         """The energy at levels (1,) or (batch,), and labels likewise."""
-        return AutogradEnergy(self, logsnr, label)
+        parts = [AutogradEnergy(self, logsnr, label) for label in terms.labels]
+        return weighted(terms.weights, parts)
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """None: what autograd keeps is known only when it runs."""

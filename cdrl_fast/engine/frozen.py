@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,78 +10,50 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast.engine.choice import energy_plan
-from cdrl_fast.engine.fallback import AutogradEnergy
 from cdrl_fast.engine.initializer import InitializerPlan, initializer_plan
-from cdrl_fast.engine.plan import PassedImages, PassesPlan, PlannedImages, PlannedPoints
+from cdrl_fast.engine.plan import PassedImages, PassesPlan, PlannedPoints
+from cdrl_fast.engine.terms import EnergyAt, Terms, Weight, combined
 from cdrl_fast.ops import langevin_step_
 from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.precision import Precision
-
-
-@dataclass(frozen=True)
-class Terms:
-    """A linear combination of one network's conditions: Σ weight_i f(y, λ, label_i).
-
-    Attributes:
-        weights: one number a term.
-        labels: one int64 tensor a term, (batch,) or (1,), or None for an unconditional network.
-    """
-
-    weights: tuple[float, ...] = (1.0,)
-    labels: tuple[Tensor | None, ...] = (None,)
-
-    @classmethod
-    def guided(cls, label: Tensor | None, guidance: float) -> Terms:
-        """(1 + w) f(·|c) - w f(·|∅); the plain condition at w = 0."""
-        if guidance == 0.0 or label is None:
-            return cls((1.0,), (label,))
-        return cls((1.0 + guidance, -guidance), (label, torch.zeros_like(label[:1])))
-
-    def slice(self, start: int, stop: int) -> Terms:
-        """The terms of samples start … stop - 1."""
-        labels = tuple(
-            label if label is None or len(label) == 1 else label[start:stop]
-            for label in self.labels
-        )
-        return Terms(self.weights, labels)
 
 
 @dataclass
 class Proposal:
     """Σ weight_i initializer(·, λ_t, label_i) of one level: its chain's mean start."""
 
-    weights: tuple[float, ...]
+    weights: tuple[Weight, ...]
     forward: Callable[..., Tensor]
     conditions: Sequence[tuple[Tensor | None, ...]]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of x's shape."""
         parts = (self.forward(x, *condition) for condition in self.conditions)
-        return _combined(self.weights, parts)
+        return combined(self.weights, parts)
 
     def inputs(self) -> list[Tensor]:
-        """What level and labels decide."""
-        return [t for condition in self.conditions for t in condition if t is not None]
+        """What level, labels and weights decide."""
+        weights = [w for w in self.weights if isinstance(w, Tensor)]
+        return weights + [t for given in self.conditions for t in given if t is not None]
 
 
 @dataclass
 class LevelEnergy:
     """Σ weight_i f(·, λ_{t-1}, label_i) of one level."""
 
-    weights: tuple[float, ...]
-    parts: list[PlannedImages[Any] | PlannedPoints | AutogradEnergy]
+    of: EnergyAt
 
     def value(self, y: Tensor) -> Tensor:
         """(batch,)."""
-        return _combined(self.weights, (part.value(y) for part in self.parts))
+        return self.of.value(y)
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇ of the value, of y's shape; the next call may write into the same memory."""
-        return _combined(self.weights, (part.gradient(y) for part in self.parts))
+        return self.of.gradient(y)
 
     def inputs(self) -> list[Tensor]:
-        """What level and labels decide."""
-        return [tensor for part in self.parts for tensor in part.inputs()]
+        """What level, labels and weights decide."""
+        return self.of.inputs()
 
     @torch.no_grad()
     def walk(
@@ -107,11 +79,11 @@ class LevelEnergy:
             each: called after each step k = 1 … steps; after all of them where one call does all.
             observed: whether y must be up to date whenever ``each`` is called.
         """
-        part, (seed, draw, first_sample) = self.parts[0], rng
+        seed, draw, first_sample = rng
         numbers = {"drift": drift, "pull": pull, "noise_std": noise_std, "first_bad": first_bad}
-        if isinstance(part, PlannedPoints) and self.weights == (1.0,) and not observed:
+        if isinstance(self.of, PlannedPoints) and not observed:
             place = {"seed": seed, "draw": draw, "first_sample": first_sample}
-            part.chain(y, anchor, steps=steps, rescale=rescale, **place, **numbers)
+            self.of.chain(y, anchor, steps=steps, rescale=rescale, **place, **numbers)
             for step in range(1, steps + 1):
                 each(step)
             return
@@ -123,9 +95,8 @@ class LevelEnergy:
 
     def step_(self, y: Tensor, anchor: Tensor | None, *, backend: str, **numbers: Any) -> None:
         """One Langevin step of y in place; arguments of `langevin_step_`."""
-        part = self.parts[0]
-        if isinstance(part, PassedImages) and self.weights == (1.0,):
-            part.step_(y, anchor, **numbers)
+        if isinstance(self.of, PassedImages):
+            self.of.step_(y, anchor, **numbers)
         else:
             langevin_step_(y, self.gradient(y), anchor, backend=backend, **numbers)
 
@@ -204,19 +175,9 @@ class FrozenModel:
             return None
         network, level = self._initializer, self._logsnr(logsnr)
         conditions = [network.conditions(level, label) for label in terms.labels]
-        return Proposal(terms.weights, network.forward, conditions)
+        return Proposal(terms.of_initializer, network.forward, conditions)
 
     @torch.no_grad()
     def at(self, logsnr: float, terms: Terms) -> LevelEnergy:
         """The energy at a level: what depends on level and labels alone is computed here, once."""
-        level = self._logsnr(logsnr)
-        return LevelEnergy(terms.weights, [self._energy.at(level, label) for label in terms.labels])
-
-
-def _combined(weights: tuple[float, ...], parts: Iterable[Tensor]) -> Tensor:
-    total: Tensor | None = None
-    for weight, part in zip(weights, parts, strict=True):
-        scaled = part if weight == 1.0 else weight * part
-        total = scaled if total is None else total + scaled
-    assert total is not None
-    return total
+        return LevelEnergy(self._energy.at(self._logsnr(logsnr), terms))

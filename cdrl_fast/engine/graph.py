@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine.frozen import FrozenModel, LevelEnergy, Proposal, Terms
+from cdrl_fast.engine.frozen import FrozenModel, LevelEnergy, Proposal
+from cdrl_fast.engine.terms import Terms
 from cdrl_fast.ops import langevin_step_, rng_state
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose, level_draw, signed
@@ -216,7 +217,11 @@ class Graphs:
 
 def form_of(terms: Terms) -> Hashable:
     """What launches depend on: how many conditions, how they are weighed, one label or each one."""
-    return terms.weights, tuple(None if t is None else len(t) for t in terms.labels)
+    weights = (*terms.weights, *terms.of_initializer)
+    return (
+        tuple(("a sample", len(w)) if isinstance(w, Tensor) else w for w in weights),
+        tuple(None if t is None else len(t) for t in terms.labels),
+    )
 
 
 def _copy(to: Sequence[Tensor], fresh: Sequence[Tensor]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cdrl_fast.engine.fold import fold_mlp, fold_resnet
 from cdrl_fast.engine.passes import Conditions, ResNetPasses, conditions_of
+from cdrl_fast.engine.terms import EnergyAt, Terms, weighted
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops.energy_gradient import EnergyGradient
 from cdrl_fast.ops.mlp_chain import mlp_chain_, value_and_gradient
@@ -71,9 +72,9 @@ class ResNetPlan(ABC, Generic[Operation]):
         for operation in self._operations.values():
             operation.load(self._folded.weights)
 
-    @abstractmethod
-    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages[Operation]:
+    def at(self, logsnr: Tensor, terms: Terms) -> EnergyAt:
         """The energy at levels (1,) or (batch,), and labels likewise."""
+        return weighted(terms.weights, [self._one(logsnr, label) for label in terms.labels])
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """Bytes that a gradient takes for a batch of states, besides them and the weights."""
@@ -87,14 +88,16 @@ class ResNetPlan(ABC, Generic[Operation]):
         return self._operations[height, width]
 
     @abstractmethod
+    def _one(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages[Operation]: ...
+
+    @abstractmethod
     def _made(self, height: int, width: int) -> Operation: ...
 
 
 class ImagePlan(ResNetPlan[EnergyGradient]):
     """By `EnergyGradient`: a whole gradient in one call."""
 
-    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages[EnergyGradient]:
-        """The energy at levels (1,) or (batch,), and labels likewise."""
+    def _one(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages[EnergyGradient]:
         return PlannedImages(self, self._folded.at(logsnr, label))
 
     def _made(self, height: int, width: int) -> EnergyGradient:
@@ -125,8 +128,7 @@ class PassedImages(PlannedImages[ResNetPasses]):
 class PassesPlan(ResNetPlan[ResNetPasses]):
     """By the operations for GPUs."""
 
-    def at(self, logsnr: Tensor, label: Tensor | None) -> PassedImages:
-        """The energy at levels (1,) or (batch,), and labels likewise."""
+    def _one(self, logsnr: Tensor, label: Tensor | None) -> PassedImages:
         rows, head = self._folded.at(logsnr, label)
         given = conditions_of(self._folded.weights, rows, head, self._precision)
         return PassedImages(self, (given,))
@@ -184,9 +186,10 @@ class PointPlan:
         """Takes the network's weights as they are now."""
         self.folded = fold_mlp(self._network, self._device, self._dtype)
 
-    def at(self, logsnr: Tensor, label: Tensor | None) -> PlannedPoints:
+    def at(self, logsnr: Tensor, terms: Terms) -> EnergyAt:
         """The energy at levels (1,) or (batch,), and labels likewise."""
-        return PlannedPoints(self, self.folded.at(logsnr, label))
+        parts = [PlannedPoints(self, self.folded.at(logsnr, label)) for label in terms.labels]
+        return weighted(terms.weights, parts)
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """None: a chunk of points goes through all steps in a cache."""

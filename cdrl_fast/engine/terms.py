@@ -1,0 +1,106 @@
+"""Linear combinations of a network's conditions: guidance, products, negations, mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Weight = float | Tensor
+"""Of a term: one number, or one a sample as (batch,)."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A linear combination of one network's conditions: Σ weight_i f(y, λ, label_i).
+
+    Attributes:
+        weights: of the log-densities, one a term.
+        labels: one int64 tensor a term, (batch,) or (1,), or None for an unconditional network.
+        shares: of the initializer's means, one a term; None: the weights.
+    """
+
+    weights: tuple[Weight, ...] = (1.0,)
+    labels: tuple[Tensor | None, ...] = (None,)
+    shares: tuple[Weight, ...] | None = None
+
+    @classmethod
+    def guided(cls, label: Tensor | None, guidance: float) -> Terms:
+        """(1 + w) f(·|c) - w f(·|∅); the plain condition at w = 0."""
+        if guidance == 0.0 or label is None:
+            return cls((1.0,), (label,))
+        return cls((1.0 + guidance, -guidance), (label, torch.zeros_like(label[:1])))
+
+    @property
+    def of_initializer(self) -> tuple[Weight, ...]:
+        """The weights of the initializer's means."""
+        return self.weights if self.shares is None else self.shares
+
+    def slice(self, start: int, stop: int) -> Terms:
+        """The terms of samples start … stop - 1."""
+
+        def weights(given: tuple[Weight, ...]) -> tuple[Weight, ...]:
+            return tuple(w[start:stop] if isinstance(w, Tensor) else w for w in given)
+
+        labels = tuple(
+            label if label is None or len(label) == 1 else label[start:stop]
+            for label in self.labels
+        )
+        shares = None if self.shares is None else weights(self.shares)
+        return Terms(weights(self.weights), labels, shares)
+
+
+class EnergyAt(Protocol):
+    """A network's energy at a level, for given conditions."""
+
+    def value(self, y: Tensor) -> Tensor:
+        """(batch,)."""
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """∇ of the value, of y's shape; the next call may write into the same memory."""
+
+    def inputs(self) -> list[Tensor]:
+        """What level, labels and weights decide."""
+
+
+@dataclass
+class Weighted:
+    """Σ weight_i part_i, one part after the other."""
+
+    weights: tuple[Weight, ...]
+    parts: Sequence[EnergyAt]
+
+    def value(self, y: Tensor) -> Tensor:
+        """(batch,)."""
+        return combined(self.weights, (part.value(y) for part in self.parts))
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """∇ of the value, of y's shape."""
+        return combined(self.weights, (part.gradient(y) for part in self.parts))
+
+    def inputs(self) -> list[Tensor]:
+        """What level, labels and weights decide."""
+        tensors = [w for w in self.weights if isinstance(w, Tensor)]
+        return tensors + [tensor for part in self.parts for tensor in part.inputs()]
+
+
+def weighted(weights: tuple[Weight, ...], parts: Sequence[EnergyAt]) -> EnergyAt:
+    """Σ weight_i part_i; the part itself where there is one of weight 1."""
+    plain = len(weights) == 1 and not isinstance(weights[0], Tensor) and weights[0] == 1.0
+    return parts[0] if plain else Weighted(weights, parts)
+
+
+def combined(weights: tuple[Weight, ...], parts: Iterable[Tensor]) -> Tensor:
+    """Σ weight_i part_i of tensors (batch, …)."""
+    total: Tensor | None = None
+    for weight, part in zip(weights, parts, strict=True):
+        if isinstance(weight, Tensor):
+            part = weight.to(part.dtype).view(-1, *[1] * (part.dim() - 1)) * part
+        elif weight != 1.0:
+            part = weight * part
+        total = part if total is None else total + part
+    assert total is not None
+    return total
