@@ -16,10 +16,12 @@ from cdrl_fast.errors import (
     ChainDiverged,
     CheckpointError,
     DataError,
+    TrainingDiverged,
 )
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.ops import normal
+from cdrl_fast.precision import Precision
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import NoiseSchedule, StepPlan
@@ -40,12 +42,14 @@ __all__ = [
     "MLPEnergy",
     "MLPInitializer",
     "NoiseSchedule",
+    "Precision",
     "ResNetEnergy",
     "Sampler",
     "StepPlan",
     "Trace",
     "TrainConfig",
     "Trainer",
+    "TrainingDiverged",
     "UNetInitializer",
     "about",
     "langevin",

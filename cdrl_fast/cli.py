@@ -19,7 +19,7 @@ from cdrl_fast.demo import run_demo
 from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
-from cdrl_fast.model import CDRL, newest_checkpoint
+from cdrl_fast.model import CDRL, checkpoints_of
 from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
@@ -82,7 +82,7 @@ class Train:
 
     def _trainer(self, recipe: Recipe, train: Dataset) -> Trainer:
         stored = self.out / RECIPE
-        if newest_checkpoint(self.out) is not None:
+        if checkpoints_of(self.out):
             if self.resume == "never":
                 raise CheckpointError(
                     f"{self.out} holds a run; pass --resume auto to go on, or another --out"

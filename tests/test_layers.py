@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 FLOORS = {
     "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
     "_native": 1, "precision": 1,
-    "data": 2, "ops": 2, "model": 2, "run_folder": 2,
+    "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
-    "environment": 3,
+    "environment": 3, "run_folder": 3, "training_state": 3, "stability": 1,
     "trace": 4, "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
-    "evaluation": 5, "trainer": 5, "bench": 5,
+    "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5,
     "demo": 6, "cli": 7,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.

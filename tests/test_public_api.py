@@ -12,7 +12,7 @@ import cdrl_fast
 
 NAMES = {
     "About", "CDRL", "BackendUnavailable", "CDRLError", "ChainDiverged", "CheckpointError",
-    "DataError",
+    "DataError", "Precision", "TrainingDiverged",
     "MLPEnergy", "MLPInitializer", "NoiseSchedule", "ResNetEnergy", "Sampler", "StepPlan", "Trace",
     "TrainConfig", "Trainer", "UNetInitializer", "about", "langevin",
     "load_released_checkpoint", "normal", "ops", "reference",
