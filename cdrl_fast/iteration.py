@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdrl_fast.engine import LevelEnergy, Terms, energy_plan
 from cdrl_fast.levels import LevelTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
-from cdrl_fast.networks.layers import dropout_from, power_iterations
+from cdrl_fast.networks.layers import dropout_from, power_iterations, set_recompute
 from cdrl_fast.ops import normal, philox
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
@@ -50,6 +51,7 @@ class Iteration:
         self._chain = energy_plan(model.energy, device=self.device, precision=precision)
         # Ours run their power iterations apart, so that both phases are the same function.
         self._ours = type(model.energy) in (ResNetEnergy, MLPEnergy)
+        set_recompute(model, config.recompute)
 
     def __call__(self, x0: Tensor, label: Tensor | None, first: int) -> dict[str, Tensor]:
         """Gradients of a batch.
@@ -71,14 +73,17 @@ class Iteration:
         else:
             energy.train()
         positive = self._phase(per_sample(level.scale, x_clean) * x_clean, level, label, -1.0)
-        proposal = self._propose(x_noisy, level, label, first)
-        energy.eval()
-        revised, first_bad = self.revise(proposal.detach(), x_noisy, level, label, first)
-        found = {"first_bad": first_bad}
-        if self.model.initializer is not None:
-            loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
-            self._backward(loss)
-            found["initializer_loss"] = loss.detach()
+        found: dict[str, Tensor] = {}
+        with self._dropout(first):
+            proposal = self._propose(x_noisy, level, label, first)
+            energy.eval()
+            revised, found["first_bad"] = self.revise(
+                proposal.detach(), x_noisy, level, label, first
+            )
+            if self.model.initializer is not None:
+                loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
+                self._backward(loss)
+                found["initializer_loss"] = loss.detach()
         del proposal
         negative = self._phase(revised, level, label, 1.0)
         found["energy_loss"] = (level.loss_weight * (negative - positive)).mean()
@@ -116,19 +121,24 @@ class Iteration:
         pair = noised_pair(schedule, x0, t, self._noise(x0, NOISE, first), posterior)
         return self._levels.at(t), *pair
 
+    def _dropout(self, first: int) -> AbstractContextManager[None]:
+        """Masks from the noise stream; until the gradient, for which they may be drawn again."""
+        if self.model.initializer is None:
+            return nullcontext()
+
+        def uniform(shape: torch.Size, j: int) -> Tensor:
+            return philox.uniform(shape, **self._rng(DROPOUT + j, first))
+
+        return dropout_from(self.model.initializer, uniform)
+
     def _propose(
         self, x_noisy: Tensor, level: LevelTable, label: Tensor | None, first: int
     ) -> Tensor:
         """y_0: the initializer's mean with its noise; x_t itself without an initializer."""
         if self.model.initializer is None:
             return x_noisy
-        initializer: nn.Module = self.model.initializer.train()
-
-        def uniform(shape: torch.Size, j: int) -> Tensor:
-            return philox.uniform(shape, **self._rng(DROPOUT + j, first))
-
-        with dropout_from(initializer, uniform), self.precision.autocast(self.device):
-            mean: Tensor = initializer(x_noisy, level.logsnr_noisy, label)
+        with self.precision.autocast(self.device):
+            mean: Tensor = self.model.initializer.train()(x_noisy, level.logsnr_noisy, label)
         mean = mean.to(self.dtype)
         return mean + per_sample(level.init_std, mean) * self._noise(mean, INITIALIZER, first)
 

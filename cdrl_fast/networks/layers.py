@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 LEAK = 0.2
+Recompute = Literal["nothing", "activations", "blocks"]
 Classes = int | Sequence[str]
 
 
@@ -151,6 +153,33 @@ def static_weights(network: nn.Module) -> Iterator[None]:
         release_weights(network)
 
 
+class Recomputing(nn.Module):
+    """A module that can keep less for its gradient and compute it again (activation checkpointing).
+
+    What is computed again must be the same both times: power iterations are to run apart, see
+    `power_iterations`, and dropout masks to come from a stream.
+
+    Attributes:
+        recompute: "nothing"; "activations": norms and activations of the U-Net; or "blocks": all
+            that is inside a residual block.
+    """
+
+    recompute: Recompute = "nothing"
+
+    def _kept(self, what: Recompute, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``function(*inputs)``, of which the inputs alone are kept if that is asked for."""
+        if self.recompute == what and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return function(*inputs)
+
+
+def set_recompute(network: nn.Module, what: Recompute) -> None:
+    """Sets what a network's modules compute again for its gradient."""
+    for module in network.modules():
+        if isinstance(module, Recomputing):
+            module.recompute = what
+
+
 class StreamDropout(nn.Module):
     """Dropout whose mask may come from a noise stream instead of torch's global generator.
 
@@ -209,7 +238,7 @@ def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return F.one_hot(label.long(), classes + 1).to(dtype)
 
 
-class Conditional(nn.Module):
+class Conditional(Recomputing):
     """A network with ``forward(y, logsnr, label)``: checks its input, keeps its configuration.
 
     ``logsnr`` and ``label`` have one entry a sample, or a single one that serves the whole batch:

@@ -83,7 +83,7 @@ class MLPEnergy(Conditional):
             activated = leaky(self.embedding(logsnr, label))
         h = self.stem(y)
         for block in self.blocks:
-            h = block(h, activated)
+            h = self._kept("blocks", block, h, activated)
         with unrounded(y):
             return self.head(F.relu(h).to(activated.dtype))[:, 0]
 

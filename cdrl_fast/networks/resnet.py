@@ -134,7 +134,7 @@ class ResNetEnergy(Conditional):
             if index:
                 h = F.avg_pool2d(h, 2)
             for block in stage:  # type: ignore[attr-defined]
-                h = block(h, activated)
+                h = self._kept("blocks", block, h, activated)
         with unrounded(y):
             pooled = F.relu(h).sum(dim=(2, 3), dtype=activated.dtype)
             return (pooled * self.head(activated)).sum(dim=1)
