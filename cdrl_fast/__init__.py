@@ -9,6 +9,7 @@ Example:
 
 from cdrl_fast import ops, reference
 from cdrl_fast.dynamics import langevin
+from cdrl_fast.energies import Density, given, guided, mixture, negated, product, tempered
 from cdrl_fast.environment import About, about
 from cdrl_fast.errors import (
     BackendUnavailable,
@@ -39,6 +40,7 @@ __all__ = [
     "ChainDiverged",
     "CheckpointError",
     "DataError",
+    "Density",
     "MLPEnergy",
     "MLPInitializer",
     "NoiseSchedule",
@@ -52,9 +54,15 @@ __all__ = [
     "TrainingDiverged",
     "UNetInitializer",
     "about",
+    "given",
+    "guided",
     "langevin",
     "load_released_checkpoint",
+    "mixture",
+    "negated",
     "normal",
     "ops",
+    "product",
     "reference",
+    "tempered",
 ]

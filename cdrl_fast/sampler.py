@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor
 
+from cdrl_fast.conditions import conditions
+from cdrl_fast.energies import Density
 from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, chain_precision
 from cdrl_fast.engine.graph import ChainGraph, Graphs, form_of, unavailable
 from cdrl_fast.errors import BackendUnavailable, ChainDiverged
@@ -16,9 +20,12 @@ from cdrl_fast.ops import normal
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
 from cdrl_fast.ops.rooms import choose
+from cdrl_fast.precision import Precision
 from cdrl_fast.schedule import Level, StepPlan, Steps
 from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
 
+CORRECTOR = 2**15
+"""Where correctors' draws begin within a level's."""
 _GRAPHS = ("auto", "chain", "step", "off")
 
 
@@ -30,8 +37,10 @@ class Sampler:
     function of seed and sample index, so a sample does not depend on the batch it is drawn in.
 
     Args:
-        model: the model; its weights are read anew when they have changed, and never modified.
-        device: where to sample; by default where the model's parameters are.
+        model: a model, or a combination of models' densities (`given`, `product`, `guided`,
+            `negated`, `mixture`, `tempered`). Weights are read anew when they have changed, and
+            never modified.
+        device: where to sample; by default where the (first) model's parameters are.
         precision: of the networks: "bf16", "fp32", "fp64" (the state, too), or "auto": bfloat16
             for the library's own energies where the processor multiplies it, else float32. The
             chain's state and all sums are float32 at least.
@@ -56,7 +65,7 @@ class Sampler:
 
     def __init__(
         self,
-        model: CDRL,
+        model: CDRL | Density,
         *,
         device: torch.device | str | None = None,
         precision: str = "auto",
@@ -64,19 +73,21 @@ class Sampler:
         graph: str = "auto",
         compile: bool = False,
     ) -> None:
-        if not isinstance(model, CDRL):
-            raise TypeError(f"Sampler: model must be a CDRL, got {type(model).__name__}")
+        if not isinstance(model, CDRL | Density):
+            raise TypeError(
+                f"Sampler: expected a CDRL or a combination of them, got {type(model).__name__}"
+            )
         if graph not in _GRAPHS:
             raise ValueError(f"graph: expected one of {_GRAPHS}, got {graph!r}")
-        parameter = next(model.parameters(), torch.empty(0))
-        self.model = model
+        models = (model,) if isinstance(model, CDRL) else model.models
+        parameter = next(models[0].parameters(), torch.empty(0))
+        self.source, self.model = model, models[0]
         self.device = torch.device(device) if device is not None else parameter.device
-        self.precision = chain_precision(precision, model.energy, self.device, backend=backend)
+        self.precision = self._precision(precision, models, backend)
         self.dtype = self.precision.state
         self.backend = choose("Sampler", backend, self.device, self.dtype)
         self._frozen = FrozenModel(
-            model.energy,
-            model.initializer,
+            [(m.energy, m.initializer) for m in models],
             device=self.device,
             precision=self.precision,
             backend=backend if backend in ("reference", "triton") else "auto",
@@ -97,6 +108,7 @@ class Sampler:
         first_sample: int = 0,
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
+        correctors: int = 0,
         progress: bool = False,
         trace: None = None,
     ) -> Tensor: ...
@@ -113,6 +125,7 @@ class Sampler:
         first_sample: int = 0,
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
+        correctors: int = 0,
         progress: bool = False,
         trace: TraceKind,
     ) -> tuple[Tensor, Trace]: ...
@@ -128,6 +141,7 @@ class Sampler:
         first_sample: int = 0,
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
+        correctors: int = 0,
         progress: bool = False,
         trace: TraceKind | None = None,
     ) -> Tensor | tuple[Tensor, Trace]:
@@ -146,6 +160,9 @@ class Sampler:
                 on it. None: all at once, up to 1,024.
             denoise_scale: factor of the last denoising step's score. 1 is Tweedie's formula; the
                 authors' released code takes a score twice as large, which is 2 here.
+            correctors: extra Langevin steps after each level's, without the recovery term, on the
+                density of x_{t-1} itself. They bring combinations closer, whose densities at
+                different levels are not each other's diffusions; without CUDA graphs.
             progress: show a progress bar.
             trace: "levels" or "steps" to return the chain's states as well.
 
@@ -157,11 +174,14 @@ class Sampler:
             ValueError, TypeError: an argument that does not fit.
             ChainDiverged: a state left the finite numbers; names level and step.
         """
-        terms = self._terms(n, label, guidance)
         plan = self.model.schedule.plan(steps)
         check_integer("Sampler.sample", "n", n, 0, 2**31)
         check_integer("Sampler.sample", "seed", seed, -(2**63), 2**64)
         check_integer("Sampler.sample", "first_sample", first_sample, 0, 2**63 - n)
+        check_integer("Sampler.sample", "correctors", correctors, 0, CORRECTOR)
+        if correctors and max(plan.counts) >= CORRECTOR:
+            raise ValueError(f"correctors: expected fewer than {CORRECTOR} steps a level with them")
+        terms = conditions(self.source, (seed, first_sample), n, label, guidance, self.device)
         if not math.isfinite(denoise_scale):
             raise ValueError(f"denoise_scale: expected a finite number, got {denoise_scale}")
         if trace not in (None, "levels", "steps"):
@@ -169,19 +189,23 @@ class Sampler:
         size = 1024 if batch_size is None else batch_size
         check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
         self._frozen.refresh()
-        graphed = trace is None and n > 0
+        graphed = trace is None and n > 0 and not correctors
         parts, recorders = [], []
-        with _Advance(progress, -(-n // size) * sum(plan.counts)) as advance:
+        total = sum(plan.counts) + correctors * len(plan.counts)
+        with _Advance(progress, -(-n // size) * total) as advance:
             for start in range(0, max(n, 1), size):
                 stop = min(start + size, n)
                 recorder = Recorder(trace)
-                rng, part = (seed, first_sample + start), terms.slice(start, stop)
+                rng = (seed, first_sample + start)
+                part = tuple(of_network.slice(start, stop) for of_network in terms)
                 graph = self._captured(stop - start, plan, part, denoise_scale) if graphed else None
                 if graph is not None:
                     parts.append(graph.run(part, *rng, advance).clone())
                     self._raise_if_diverged(graph.first_bad, first_sample + start)
                     continue
-                x, energy = self._chain(stop - start, rng, plan, part, recorder, advance)
+                x, energy = self._chain(
+                    stop - start, rng, plan, part, correctors, recorder, advance
+                )
                 parts.append(self._finish(x, energy, denoise_scale))
                 recorders.append(recorder)
         samples = torch.cat(parts)
@@ -194,6 +218,12 @@ class Sampler:
         """
         return self._frozen.working_memory(batch, self.model.sample_shape)
 
+    def _precision(self, name: str, models: Sequence[CDRL], backend: str) -> Precision:
+        """The one that all models' energies can be had in."""
+        found = {chain_precision(name, m.energy, self.device, backend=backend) for m in models}
+        # "auto" differs between networks with kernels and others.
+        return found.pop() if len(found) == 1 else Precision("fp32")
+
     def _graph_of(self, asked: str) -> str:
         why = unavailable(self._frozen)
         if asked == "off" or (asked == "auto" and why is not None):
@@ -203,7 +233,7 @@ class Sampler:
         return "step" if asked == "auto" else asked
 
     def _captured(
-        self, n: int, plan: StepPlan, terms: Terms, denoise_scale: float
+        self, n: int, plan: StepPlan, terms: tuple[Terms, ...], denoise_scale: float
     ) -> ChainGraph | None:
         """The batch's chain as CUDA graphs; None where they are off."""
         if self.graph == "off":
@@ -222,24 +252,13 @@ class Sampler:
 
         return self._graphs.get((n, plan, form_of(terms), denoise_scale), made)
 
-    def _terms(self, n: int, label: Label, guidance: float) -> Terms:
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance: expected a finite number, got {guidance}")
-        if guidance != 0.0 and self.model.num_classes == 0:
-            raise ValueError(
-                "guidance: this model is unconditional, so there is nothing to guide by"
-            )
-        if guidance != 0.0 and label is None:
-            raise ValueError("guidance: pass the label to guide towards")
-        indices = self.model.label_indices(label, n)
-        return Terms.guided(None if indices is None else indices.to(self.device), guidance)
-
     def _chain(
         self,
         n: int,
         rng: tuple[int, int],
         plan: StepPlan,
-        terms: Terms,
+        terms: tuple[Terms, ...],
+        correctors: int,
         recorder: Recorder,
         advance: _Advance,
     ) -> tuple[Tensor, LevelEnergy]:
@@ -275,25 +294,41 @@ class Sampler:
             recorder.record("steps", y, level, energy, rescaled=False)
 
             def each(
-                step: int, y: Tensor = y, level: Level = level, energy: LevelEnergy = energy
+                step: int,
+                last: int,
+                y: Tensor = y,
+                level: Level = level,
+                energy: LevelEnergy = energy,
             ) -> None:
-                recorder.record("steps", y, level, energy, rescaled=step == level.steps)
+                recorder.record("steps", y, level, energy, rescaled=step == last)
                 advance()
 
-            energy.walk(
+            walk = partial(
+                energy.walk,
                 y,
-                x if level.pull else None,
-                steps=level.steps,
                 drift=level.drift,
-                pull=level.pull,
                 noise_std=level.noise_std,
-                rng=(seed, draw + 1, first_sample),
-                rescale=level.rescale,
                 first_bad=first_bad,
                 backend=self.backend,
-                each=each,
                 observed=recorder.kind == "steps",
             )
+            walk(
+                x if level.pull else None,
+                steps=level.steps,
+                pull=level.pull,
+                rng=(seed, draw + 1, first_sample),
+                rescale=1.0 if correctors else level.rescale,
+                each=partial(each, last=0 if correctors else level.steps),
+            )
+            if correctors:
+                walk(
+                    None,
+                    steps=correctors,
+                    pull=0.0,
+                    rng=(seed, draw + CORRECTOR, first_sample),
+                    rescale=level.rescale,
+                    each=partial(each, last=correctors),
+                )
             x = y
             recorder.record("levels", x, level, energy, rescaled=True)
         self._raise_if_diverged(first_bad, first_sample)
@@ -315,9 +350,12 @@ class Sampler:
             return
         draw, sample = code >> 31, first_sample + (code & (2**31 - 1))
         level, step = self.model.schedule.levels + 1 - (draw >> 16), draw & 0xFFFF
+        what = "step" if step < CORRECTOR else "corrector"
+        step = step if step < CORRECTOR else step - CORRECTOR + 1
         raise ChainDiverged(
-            f"the chain of sample {sample} left the finite numbers at level {level}, step {step}; "
-            "use more steps, a smaller step multiplier or less guidance, or check the weights",
+            f"the chain of sample {sample} left the finite numbers at level {level}, {what} "
+            f"{step}; use more steps, a smaller step multiplier or less guidance, or check the "
+            "weights",
             level=level,
             step=step,
             sample=sample,

@@ -13,8 +13,8 @@ FLOORS = {
     "_native": 1, "precision": 1,
     "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
-    "environment": 3, "run_folder": 3, "training_state": 3, "stability": 1,
-    "trace": 4, "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
+    "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
+    "trace": 4, "conditions": 4, "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
     "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5,
     "demo": 6, "cli": 7,
 }  # fmt: skip
@@ -24,6 +24,7 @@ SAME_FLOOR = {
     ("precision", "errors"),
     ("precision", "_native"),
     ("sampler", "trace"),
+    ("sampler", "conditions"),
 }
 CLOSED = {
     "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": set(),
@@ -33,7 +34,12 @@ CLOSED = {
     "reference": {"networks", "schedule", "ops", "model"},
     "dynamics": {"engine", "ops", "errors"},
     "trace": {"engine", "schedule"},
-    "sampler": {"trace", "model", "schedule", "engine", "ops", "precision", "errors"},
+    "energies": {"model"},
+    "conditions": {"energies", "engine", "model", "ops"},
+    "sampler": {
+        "trace", "conditions", "energies", "model", "schedule", "engine", "ops", "precision",
+        "errors",
+    },
 }  # fmt: skip
 
 
