@@ -1,31 +1,27 @@
-"""`Sampler`: the loop over noise levels and Langevin steps."""
+"""`Sampler`: what is asked of a model, checked, and its batches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor
 
+from cdrl_fast.chain import CORRECTOR, Chain
 from cdrl_fast.conditions import conditions
 from cdrl_fast.energies import Density
-from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, chain_precision
+from cdrl_fast.engine import FrozenModel, Terms, chain_precision
 from cdrl_fast.engine.graph import ChainGraph, Graphs, form_of, unavailable
-from cdrl_fast.errors import BackendUnavailable, ChainDiverged
+from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.model import CDRL, Label
-from cdrl_fast.ops import normal
-from cdrl_fast.ops.langevin_step import NEVER
-from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
+from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.ops.rooms import choose
 from cdrl_fast.precision import Precision
-from cdrl_fast.schedule import Level, StepPlan, Steps
+from cdrl_fast.schedule import StepPlan, Steps
 from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
 
-CORRECTOR = 2**15
-"""Where correctors' draws begin within a level's."""
 _GRAPHS = ("auto", "chain", "step", "off")
 
 
@@ -93,6 +89,7 @@ class Sampler:
             backend=backend if backend in ("reference", "triton") else "auto",
             compile=compile,
         )
+        self._chain = Chain(self.model, self._frozen, self.backend)
         self.graph = self._graph_of(graph)
         self._graphs = Graphs()
 
@@ -201,12 +198,12 @@ class Sampler:
                 graph = self._captured(stop - start, plan, part, denoise_scale) if graphed else None
                 if graph is not None:
                     parts.append(graph.run(part, *rng, advance).clone())
-                    self._raise_if_diverged(graph.first_bad, first_sample + start)
+                    self._chain.raise_if_diverged(graph.first_bad, first_sample + start)
                     continue
-                x, energy = self._chain(
+                x, energy = self._chain.run(
                     stop - start, rng, plan, part, correctors, recorder, advance
                 )
-                parts.append(self._finish(x, energy, denoise_scale))
+                parts.append(self._chain.finish(x, energy, denoise_scale))
                 recorders.append(recorder)
         samples = torch.cat(parts)
         return samples if trace is None else (samples, joined(recorders))
@@ -247,119 +244,10 @@ class Sampler:
                 (n, *self.model.sample_shape),
                 terms,
                 whole=self.graph == "chain",
-                finish=lambda x, energy: self._finish(x, energy, denoise_scale),
+                finish=lambda x, energy: self._chain.finish(x, energy, denoise_scale),
             )
 
         return self._graphs.get((n, plan, form_of(terms), denoise_scale), made)
-
-    def _chain(
-        self,
-        n: int,
-        rng: tuple[int, int],
-        plan: StepPlan,
-        terms: tuple[Terms, ...],
-        correctors: int,
-        recorder: Recorder,
-        advance: _Advance,
-    ) -> tuple[Tensor, LevelEnergy]:
-        """All levels, from x_T to x_0; and the last one's energy."""
-        seed, first_sample = rng
-        schedule, frozen = self.model.schedule, self._frozen
-        shape = (n, *self.model.sample_shape)
-        first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
-
-        def noise(draw: int) -> Tensor:
-            return normal(
-                shape,
-                seed=seed,
-                draw=draw,
-                first_sample=first_sample,
-                device=self.device,
-                dtype=self.dtype,
-                backend=self.backend,
-            )
-
-        x = noise(Purpose.SAMPLING.draw(0))
-        if recorder.kind == "levels":
-            level = schedule.level(schedule.levels)
-            energy = frozen.at(level.logsnr, terms)
-            recorder.record("levels", x, level, energy, rescaled=True)
-        for t in range(schedule.levels, 0, -1):
-            level = schedule.level(t, plan)
-            draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
-            energy = frozen.at(level.logsnr, terms)
-            proposal = frozen.proposal(level.logsnr_noisy, terms)
-            # Without an initializer y is x itself, which the recovery term still needs.
-            y = x.clone() if proposal is None else proposal(x) + level.init_std * noise(draw)
-            recorder.record("steps", y, level, energy, rescaled=False)
-
-            def each(
-                step: int,
-                last: int,
-                y: Tensor = y,
-                level: Level = level,
-                energy: LevelEnergy = energy,
-            ) -> None:
-                recorder.record("steps", y, level, energy, rescaled=step == last)
-                advance()
-
-            walk = partial(
-                energy.walk,
-                y,
-                drift=level.drift,
-                noise_std=level.noise_std,
-                first_bad=first_bad,
-                backend=self.backend,
-                observed=recorder.kind == "steps",
-            )
-            walk(
-                x if level.pull else None,
-                steps=level.steps,
-                pull=level.pull,
-                rng=(seed, draw + 1, first_sample),
-                rescale=1.0 if correctors else level.rescale,
-                each=partial(each, last=0 if correctors else level.steps),
-            )
-            if correctors:
-                walk(
-                    None,
-                    steps=correctors,
-                    pull=0.0,
-                    rng=(seed, draw + CORRECTOR, first_sample),
-                    rescale=level.rescale,
-                    each=partial(each, last=correctors),
-                )
-            x = y
-            recorder.record("levels", x, level, energy, rescaled=True)
-        self._raise_if_diverged(first_bad, first_sample)
-        return x, energy
-
-    def _finish(self, x: Tensor, energy: LevelEnergy, denoise_scale: float) -> Tensor:
-        """Tweedie's denoising step and the clamp, for images; returns float32 (float64)."""
-        if not self.model.is_image:
-            return x
-        schedule, level = self.model.schedule, self.model.schedule.level(1)
-        gradient = energy.gradient(level.scale * x)
-        score = (denoise_scale * level.scale / level.energy_variance) * gradient
-        clean = (x + float(schedule.noise_variance[0]) * score) / math.sqrt(schedule.alpha_bar[0])
-        return clean.clamp(-1.0, 1.0)
-
-    def _raise_if_diverged(self, first_bad: Tensor, first_sample: int) -> None:
-        code = int(first_bad)
-        if code == NEVER:
-            return
-        draw, sample = code >> 31, first_sample + (code & (2**31 - 1))
-        level, step = self.model.schedule.levels + 1 - (draw >> 16), draw & 0xFFFF
-        what = "step" if step < CORRECTOR else "corrector"
-        step = step if step < CORRECTOR else step - CORRECTOR + 1
-        raise ChainDiverged(
-            f"the chain of sample {sample} left the finite numbers at level {level}, {what} "
-            f"{step}; use more steps, a smaller step multiplier or less guidance, or check the "
-            "weights",
-            level=level,
-            step=step,
-            sample=sample,
-        )
 
 
 class _Advance:
