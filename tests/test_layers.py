@@ -14,7 +14,7 @@ FLOORS = {
     "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
-    "trace": 4, "conditions": 4, "chain": 4, "sampler": 4, "report": 4, "recipe": 4,
+    "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "sampler": 4, "report": 4, "recipe": 4,
     "dynamics": 4, "about": 4,
     "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5,
     "demo": 6, "cli": 7,
@@ -27,6 +27,7 @@ SAME_FLOOR = {
     ("sampler", "trace"),
     ("sampler", "conditions"),
     ("sampler", "chain"),
+    ("sampler", "scores"),
     ("chain", "trace"),
 }
 CLOSED = {
@@ -39,9 +40,10 @@ CLOSED = {
     "trace": {"engine", "schedule"},
     "energies": {"model"},
     "conditions": {"energies", "engine", "model", "ops"},
+    "scores": {"model", "engine", "ops"},
     "chain": {"trace", "model", "schedule", "engine", "ops", "errors"},
     "sampler": {
-        "trace", "chain", "conditions", "energies", "model", "schedule", "engine", "ops",
+        "trace", "chain", "scores", "conditions", "energies", "model", "schedule", "engine", "ops",
         "precision", "errors",
     },
 }  # fmt: skip

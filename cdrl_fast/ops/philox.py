@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SAMPLING = 0
     TRAINING = 1
     MIXTURE = 4
+    SCORE = 5
 
     def draw(self, index: int) -> int:
         return int(self) * 2**24 + index
