@@ -41,7 +41,8 @@ SIGNATURES = {
     "mixture": "(components, *, weights)",
     "tempered": "(a, temperature)",
     "about": "()",
-    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, trace, backend, "
+    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, metropolis, "
+    "trace, backend, "
     "compile)",
     "ops.rng_state": "(*, seed, draw, first_sample, device)",
     "Trainer": "(model, data, config)",
