@@ -21,6 +21,8 @@ from cdrl_fast.ops.mlp_chain import IDENTITY, RELU, Activation, Add, Linear, Pro
 from cdrl_fast.ops.mlp_chain.program import Instruction
 
 LEAKY = Activation("leaky_relu", LEAK)
+FEW_LABELS = 128
+"""Computed for all of them, which waits for no device; of more only those that are asked for."""
 Cast = Callable[[Tensor | None], Tensor]
 LinearMap = tuple[Tensor, Tensor]
 
@@ -77,8 +79,11 @@ def embedded(
     if label_map is not None:
         weight, bias = label_map
         index = logsnr.new_zeros(1, dtype=torch.long) if label is None else label.long()
-        if len(logsnr) == 1:
-            index, back = torch.unique(index, return_inverse=True)
+        if len(logsnr) == 1 and len(index) > 1:
+            if weight.shape[1] <= FEW_LABELS:
+                index, back = torch.arange(weight.shape[1], device=index.device), index
+            else:
+                index, back = torch.unique(index, return_inverse=True)
         e = e + weight.mT[index] + bias
     return activation(e), back
 
