@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 
 import torch
@@ -44,6 +44,11 @@ class Tiling(Blocks):
     """
 
     box: tuple[int, int, int]
+
+    @property
+    def blocks(self) -> Blocks:
+        """What of it does not depend on the image."""
+        return Blocks(**{f.name: getattr(self, f.name) for f in fields(Blocks)})
 
     def programs(self, batch: int, height: int, width: int, channels: int) -> int:
         """How many it takes."""
