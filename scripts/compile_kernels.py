@@ -52,10 +52,11 @@ WIDE = "wide"
 HALF = "half"
 # By major capability, the instruction that multiplies half-precision tiles.
 PRODUCTS = {8: "HMMA", 9: "HGMMA", 10: "UTCHMMA"}
-# Batch, size, channels in and out. The last two are a few pixels, and boxes that leave much empty.
+# Batch, size, channels in and out; the third is the second's gradient. The last two are a few
+# pixels, and boxes that leave much empty.
 CONVOLUTIONS = (
-    (64, 32, 128, 128), (64, 16, 128, 256), (64, 8, 256, 256), (64, 4, 256, 256),
-    (1, 8, 256, 256), (33, 7, 32, 64),
+    (64, 32, 128, 128), (64, 16, 128, 256), (64, 16, 256, 128), (64, 8, 256, 256),
+    (64, 4, 256, 256), (1, 8, 256, 256), (33, 7, 32, 64),
 )  # fmt: skip
 TYPES = (
     (torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "ieee"),
@@ -198,7 +199,8 @@ def convolutions(arch: int) -> Iterator[tuple[str, Launch]]:
             short = precision if precision == "tf32" else str(dtype).removeprefix("torch.")
             label = f"{WIDE} {short}{'' if dtype == torch.float32 else f' {HALF}'}"
             uses = conv3x3_uses(batch, size, c_in, c_out, dtype)
-            for use in uses if first else ("residual", "masked residual"):
+            heavy = {"residual", "masked residual", "plain, transposed"}
+            for use in uses if first else sorted(heavy.intersection(uses)):
                 launch = conv3x3.arguments(arch, *uses[use], precision)
                 yield f"conv3x3 {label} {batch}×{size}×{size} {c_in}→{c_out} {use}", launch
     for dtype in (torch.float16, torch.bfloat16, torch.float32):

@@ -17,12 +17,14 @@ def conv3x3_uses(
     one, each = torch.empty(1, c_out), torch.empty(batch, c_out)
     words = torch.empty(c_out // 32, batch * size * size, dtype=torch.int32)
     # out, x, weight, row, residual, signs, signs_out, transposed, residual activated, activate
-    return {
+    uses = {
         "activate": (y, x, there, one, None, None, words, False, False, True),
         "activate, rows": (y, x, there, each, None, None, words, False, False, True),
         "residual": (y, x, there, one, y, None, words, False, True, True),
         "plain": (y, x, there, one, None, None, None, False, False, False),
-        "plain, transposed": (y, x, back, None, None, None, None, True, False, False),
         "masked": (y, x, back, None, None, words, None, True, False, False),
         "masked residual": (y, x, back, None, y, words, None, True, False, False),
     }
+    if c_in != c_out:  # a shortcut's gradient
+        uses["plain, transposed"] = (y, x, back, None, None, None, None, True, False, False)
+    return uses

@@ -133,16 +133,24 @@ def test_the_library_wins_by_more_than_noise(tuning, library, room):
     assert found == winners.Winner(room, fast.blocks)
 
 
-def test_without_time_the_old_winners_stay(tuning, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("seconds", "compiled"), [(0.5, True), (1.5, False)])
+def test_without_time_the_old_winners_stay(
+    tuning, tmp_path, monkeypatch, capsys, seconds, compiled
+):
+    """Too little for a convolution, or enough but for the compiler, which is at work still."""
     monkeypatch.setattr(script, "STARTED", time.monotonic())
-    tuning.options.seconds = 0.5
+    tuning.options.seconds = seconds
 
     class Pool:
         def submit(self, *call):
-            return Future()
+            future = Future()
+            if compiled:
+                future.set_result(0)
+            return future
 
     with (tmp_path / "out.jsonl").open("w") as lines:
         assert tuning.run([PROBLEM], Pool(), lines) == 0
+    assert time.monotonic() < script.STARTED + 20
     assert "1 of 1 convolutions are left" in capsys.readouterr().out
     assert not (tmp_path / "out.jsonl").read_text()
     assert not tuning.options.table.exists()
