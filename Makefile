@@ -10,7 +10,7 @@ GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-native lint bench kernels install-matrix checkerboard gpu-baseline gpu gpu-dry-run clean
+.PHONY: demo test test-native lint bench kernels install-matrix checkerboard gpu-baseline gpu gpu-tune gpu-dry-run clean
 
 demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
@@ -48,6 +48,9 @@ gpu-baseline: ## Ceilings and eager baselines of this machine's GPU; needs torch
 
 gpu: ## Build, tests, sanitizer and benchmarks on this machine's GPU, in under nine minutes
 	$(PYTHON) scripts/gpu_check.py --out $(GPU_OUT) --commit "$(COMMIT)"
+
+gpu-tune: ## This machine's fastest 3×3 convolutions into the library's table, in three minutes
+	$(PYTHON) scripts/tune_conv3x3.py --commit "$(COMMIT)"
 
 gpu-dry-run: $(VENV)/.dev ## What `make gpu` would run, built and found on a machine without a GPU
 	$(BIN)/python scripts/gpu_check.py --out build/gpu-dry-run --dry-run

@@ -14,7 +14,8 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "scripts")]
 
-from baseline.hardware import commit, handle_of  # noqa: E402
+from baseline.hardware import handle_of  # noqa: E402
+from baseline.revision import commit  # noqa: E402
 
 from cdrl_fast import about  # noqa: E402
 from cdrl_fast._native import load  # noqa: E402

@@ -1,4 +1,4 @@
-"""3×3 convolutions with what follows them: torch's convolution (cuDNN) and passes, and ours."""
+"""3×3 convolutions with what follows them: torch's own (cuDNN) and passes, and our rooms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = {
     "1×32×32, 128 channels": (1, 32, 128),
 }
 USES = ("forward", "gradient")
-NAMES = ("convolution alone", "eager", "compiled", "triton")
+NAMES = ("convolution alone", "eager", "compiled", "cudnn", "triton")
 INNER = 20
 
 
@@ -82,6 +82,7 @@ def race(name, use, device):
         "convolution alone": Problem.convolution,
         "eager": lambda p: p.passes(p.convolution()),
         "compiled": compiled,
+        "cudnn": lambda p: p.ours("cudnn"),
         "triton": lambda p: p.ours("triton"),
     }
     gflop = 18 * batch * size**2 * channels**2 / 1e9

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 import torch
 
 from cdrl_fast._native import load
-from cdrl_fast.ops.rooms import ON_CPUS, ON_GPUS, ROOMS, WITHOUT_CUDA, automatic, reason
+from cdrl_fast.ops.rooms import (
+    CONVOLUTIONS,
+    ON_CPUS,
+    ON_GPUS,
+    ROOMS,
+    WITHOUT_CUDA,
+    automatic,
+    reason,
+)
 
 OPERATIONS = {
     "normal": ROOMS,
@@ -17,7 +25,7 @@ OPERATIONS = {
     "energy_gradient": ON_CPUS,
     "mlp_chain": WITHOUT_CUDA,
     "unet_forward": ON_CPUS,
-    "conv3x3": ON_GPUS,
+    "conv3x3": CONVOLUTIONS,
     "stem": ON_GPUS,
     "pool": ON_GPUS,
     "head": ON_GPUS,

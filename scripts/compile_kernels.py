@@ -23,16 +23,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import torch  # noqa: E402
 import triton  # noqa: E402
+from conv3x3_uses import conv3x3_uses  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
+from cdrl_fast.ops.conv3x3 import cudnn  # noqa: E402
 from cdrl_fast.ops.conv3x3 import triton as conv3x3  # noqa: E402
 from cdrl_fast.ops.device import Launch  # noqa: E402
 from cdrl_fast.ops.head import triton as head  # noqa: E402
@@ -51,10 +52,11 @@ WIDE = "wide"
 HALF = "half"
 # By major capability, the instruction that multiplies half-precision tiles.
 PRODUCTS = {8: "HMMA", 9: "HGMMA", 10: "UTCHMMA"}
-# Batch, size, channels in and out. The last two are a few pixels, and boxes that leave much empty.
+# Batch, size, channels in and out; the third is the second's gradient. The last two are a few
+# pixels, and boxes that leave much empty.
 CONVOLUTIONS = (
-    (64, 32, 128, 128), (64, 16, 128, 256), (64, 8, 256, 256), (64, 4, 256, 256),
-    (1, 8, 256, 256), (33, 7, 32, 64),
+    (64, 32, 128, 128), (64, 16, 128, 256), (64, 16, 256, 128), (64, 8, 256, 256),
+    (64, 4, 256, 256), (1, 8, 256, 256), (33, 7, 32, 64),
 )  # fmt: skip
 TYPES = (
     (torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "ieee"),
@@ -197,29 +199,23 @@ def convolutions(arch: int) -> Iterator[tuple[str, Launch]]:
             short = precision if precision == "tf32" else str(dtype).removeprefix("torch.")
             label = f"{WIDE} {short}{'' if dtype == torch.float32 else f' {HALF}'}"
             uses = conv3x3_uses(batch, size, c_in, c_out, dtype)
-            for use in uses if first else ("residual", "masked residual"):
+            heavy = {"residual", "masked residual", "plain, transposed"}
+            for use in uses if first else sorted(heavy.intersection(uses)):
                 launch = conv3x3.arguments(arch, *uses[use], precision)
                 yield f"conv3x3 {label} {batch}×{size}×{size} {c_in}→{c_out} {use}", launch
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        yield from epilogues(dtype)
 
 
-def conv3x3_uses(
-    batch: int, size: int, c_in: int, c_out: int, dtype: torch.dtype
-) -> dict[str, tuple[Any, ...]]:
-    """Of each use, the arguments up to the precision."""
-    x = torch.empty(batch, size, size, c_in, dtype=dtype)
-    y = torch.empty(batch, size, size, c_out, dtype=dtype)
-    there, back = (torch.empty(9, *pair, dtype=dtype) for pair in ((c_in, c_out), (c_out, c_in)))
-    one, each = torch.empty(1, c_out), torch.empty(batch, c_out)
-    words = torch.empty(c_out // 32, batch * size * size, dtype=torch.int32)
-    # out, x, weight, row, residual, signs, signs_out, transposed, residual activated, activate
-    return {
-        "activate": (y, x, there, one, None, None, words, False, False, True),
-        "activate, rows": (y, x, there, each, None, None, words, False, False, True),
-        "residual": (y, x, there, one, y, None, words, False, True, True),
-        "plain": (y, x, there, one, None, None, None, False, False, False),
-        "masked": (y, x, back, None, None, words, None, True, False, False),
-        "masked residual": (y, x, back, None, y, words, None, True, False, False),
-    }
+def epilogues(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
+    """What follows cuDNN's convolution: every use; some with a tile cut short."""
+    short = str(dtype).removeprefix("torch.")
+    for batch, size, channels in ((64, 32, 128), (33, 7, 96))[: 2 if dtype == torch.float16 else 1]:
+        for use, given in conv3x3_uses(batch, size, channels, channels, dtype).items():
+            out, _, _, row, residual, signs, signs_out, _, *flags = given
+            launch = cudnn.arguments(out, out, row, residual, signs, signs_out, *flags)
+            name = f"{WIDE} {short} {batch}×{size}×{size}×{channels}"
+            yield f"conv3x3_epilogue {name} {use}", launch
 
 
 def chains() -> Iterator[tuple[str, Launch]]:
@@ -243,13 +239,18 @@ def chains() -> Iterator[tuple[str, Launch]]:
 def triton_kernels(arch: int) -> Iterator[Result]:
     triton.runtime.driver.set_active(Target(arch))
     for name, launch in launches(arch):
-        made = launch.kernel.warmup(**launch.values, **launch.options, grid=(launch.programs,))
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(made.asm["cubin"])
-            file.flush()
-            for result in read(Path(file.name), arch):
-                # The launch decides on the shared memory, so the machine code does not know.
-                yield replace(Result(f"triton {name}", *result), shared=made.metadata.shared)
+        yield compiled(f"triton {name}", launch, arch)
+
+
+def compiled(name: str, launch: Launch, arch: int) -> Result:
+    """What a launch became for the architecture that is Triton's current target."""
+    made = launch.kernel.warmup(**launch.values, **launch.options, grid=(launch.programs,))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        (result,) = read(Path(file.name), arch)
+    # The launch decides on the shared memory, so the machine code does not know.
+    return replace(Result(name, *result), shared=made.metadata.shared)
 
 
 def cuda_kernels(arch: int, nvcc: str) -> Iterator[Result]:

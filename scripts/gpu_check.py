@@ -114,6 +114,13 @@ def collected(output: str) -> str | None:
     return None if re.search(r"\b[1-9]\d*(/\d+)? tests? collected", output) else "no test found"
 
 
+def tuning(out: Path) -> Part:
+    """The script that fills the table of convolutions; on a GPU it is a command of its own."""
+    script = str(ROOT / "scripts" / "tune_conv3x3.py")
+    command = (sys.executable, script, "--dry-run", "--out", str(out / "conv3x3-tuning.jsonl"))
+    return Part("tuning", command, 120, 0)
+
+
 def dry(part: Part) -> Part:
     """What of a part a machine without a GPU can do: tests are collected, ceilings the CPU's."""
     command = part.command
@@ -268,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out.resolve()
     todo = parts(out, options.commit or "unknown", device["compute_cap"].replace(".", ""))
     if options.dry_run:
-        todo = [dry(part) for part in todo]
+        todo = [*(dry(part) for part in todo), tuning(out)]
     names = [part.name for part in todo]
     chosen = options.parts.split(",") if options.parts else names
     if unknown := [name for name in chosen if name not in names]:

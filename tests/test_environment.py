@@ -31,6 +31,7 @@ def test_every_room_is_used_or_has_a_reason():
     for operation, by_room in cpu.items():
         modules = {p.stem for p in (Path(cdrl_fast.ops.__file__).parent / operation).glob("*.py")}
         assert ("triton" in by_room) == ("triton" in modules)
+        assert ("cudnn" in by_room) == ("cudnn" in modules)
         assert ("native" in by_room) == ("native" in modules)
         assert ("cuda" in by_room) == (operation in ("normal", "langevin_step"))
         native = "native" in by_room and _native.load()

@@ -25,10 +25,12 @@ CPU = torch.device("cpu")
 
 sys.path.insert(0, str(SCRIPT.parent))
 script = importlib.import_module("gpu_baseline")
-afternoon, bench_module, chains, convolutions, hardware, timing = (
+afternoon, bench_module, chains, convolutions, hardware, revision, timing = (
     importlib.import_module(f"baseline.{name}")
-    for name in ("afternoon", "bench", "chains", "convolutions", "hardware", "timing")
-)
+    for name in (
+        "afternoon", "bench", "chains", "convolutions", "hardware", "revision", "timing",
+    )
+)  # fmt: skip
 Section = bench_module.Section
 
 
@@ -297,14 +299,14 @@ def test_wrong_arguments_are_refused(wrong):
 
 
 def test_commit_comes_from_the_argument_or_git(monkeypatch):
-    assert hardware.commit("given") == "given"
-    monkeypatch.setattr(hardware, "_git", lambda *a: {"rev-parse": "123"}.get(a[0], ""))
-    assert hardware.commit(None) == "123"
-    monkeypatch.setattr(hardware, "_git", lambda *a: {"rev-parse": "123"}.get(a[0], " M x"))
-    assert hardware.commit(None) == "123-modified"
+    assert revision.commit("given") == "given"
+    monkeypatch.setattr(revision, "_git", lambda *a: {"rev-parse": "123"}.get(a[0], ""))
+    assert revision.commit(None) == "123"
+    monkeypatch.setattr(revision, "_git", lambda *a: {"rev-parse": "123"}.get(a[0], " M x"))
+    assert revision.commit(None) == "123-modified"
 
     def absent(*_):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(hardware, "_git", absent)
-    assert hardware.commit(None) is None
+    monkeypatch.setattr(revision, "_git", absent)
+    assert revision.commit(None) is None

@@ -7,7 +7,6 @@ never waits for the device, so a CUDA graph can hold it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cdrl_fast.ops.norm_silu import norm_silu
+from cdrl_fast.ops.products import products
 from cdrl_fast.ops.rooms import ON_GPUS, choose
 from cdrl_fast.ops.unet_forward import (
     Affine,
@@ -72,7 +72,7 @@ class UNetPasses:
         out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
         if not x.numel():
             return out
-        with _products(self._precision.products):
+        with products(self._precision.products):
             change = self._change(x, rows)
         return torch.add(x, change.permute(0, 3, 1, 2), out=out)
 
@@ -193,18 +193,3 @@ def _each(part: Part, by: Callable[[Affine], Affine]) -> Part:
     named = ((field.name, getattr(part, field.name)) for field in fields(part))
     changed: dict[str, Any] = {name: by(value) for name, value in named if type(value) is Affine}
     return replace(part, **changed)
-
-
-@contextmanager
-def _products(name: str) -> Iterator[None]:
-    """For the length of a block, convolutions take float32 as said: "tf32" or "ieee".
-
-    It is theirs alone that torch takes as tf32 unless it is told otherwise.
-    """
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = name
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -19,7 +20,8 @@ ON_GPUS = ("triton", "reference")
 """The rooms of an operation whose kernels are in Triton alone."""
 WITHOUT_CUDA = ("native", "triton", "reference")
 """Those of an operation that has no kernel in CUDA C++."""
-BACKENDS = ("auto", *ROOMS)
+CONVOLUTIONS = ("triton", "cudnn", "reference")
+"""Those of a convolution that the library's own has to beat."""
 # In order of preference. Of the two rooms for GPUs the one that needs no compiler at run time comes
 # first, until they have been measured against each other.
 _AUTO = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -31,9 +33,13 @@ def reason(room: str, device: torch.device) -> str | None:
     """Why ``room`` cannot work on ``device``; None where it can."""
     if room == "reference":
         return None
-    return {"native": _why_not_native, "cuda": _why_not_cuda, "triton": _why_not_triton}[room](
-        device
-    )
+    tests = {
+        "native": _why_not_native,
+        "cuda": _why_not_cuda,
+        "triton": _why_not_triton,
+        "cudnn": _why_not_cudnn,
+    }
+    return tests[room](device)
 
 
 def automatic(device: torch.device, having: tuple[str, ...] = ROOMS) -> str:
@@ -54,8 +60,9 @@ def choose(
     Raises:
         ValueError: an unknown backend. BackendUnavailable: an explicit one that cannot be had.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"{where}: backend must be one of {BACKENDS}, got {backend!r}")
+    known = tuple(dict.fromkeys(("auto", *ROOMS, *having)))
+    if backend not in known:
+        raise ValueError(f"{where}: backend must be one of {known}, got {backend!r}")
     if dtype == torch.float64:
         if backend not in ("auto", "reference"):
             raise BackendUnavailable(
@@ -117,6 +124,16 @@ def _why_not_triton(device: torch.device) -> str | None:
         f"it works on CUDA devices, not on {device.type} (TRITON_INTERPRET=1 runs its kernels on "
         "CPUs, slowly)"
     )
+
+
+def _why_not_cudnn(device: torch.device) -> str | None:
+    why = _why_not_triton(device)
+    if why is not None:
+        return f"what follows the convolution is in Triton: {why}"
+    library: Any = torch.backends.cudnn
+    if device.type == "cuda" and not library.is_available():
+        return "this torch has no cuDNN"
+    return None
 
 
 def compute_capability(device: torch.device) -> int:

@@ -5,37 +5,19 @@ from __future__ import annotations
 import datetime
 import math
 import platform
-import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from baseline.bench import Bench, Figure
+from baseline.revision import commit
 from baseline.timing import DTYPES, measure, numerics
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("fp16", "bf16", "tf32", "fp32")
 MOST_SETS = 2048
-
-
-def commit(given: str | None) -> str | None:
-    """The commit as given, or asked of git, marked where tracked files differ from it."""
-    if given:
-        return given
-    try:
-        head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("-modified" if changes else "")
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def environment(bench: Bench, given_commit: str | None = None) -> None:

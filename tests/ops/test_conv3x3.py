@@ -146,10 +146,8 @@ def as_on(monkeypatch):
     """Makes the interpreter run the kernel of a capability, with the tiles of many programs."""
 
     def change(capability, full=tiling.FULL):
-        from cdrl_fast.ops.conv3x3 import triton
-
         tiling.tiling.cache_clear()
-        monkeypatch.setattr(triton, "_capability", lambda device: capability)
+        monkeypatch.setattr(tiling, "capability_of", lambda device: capability)
         monkeypatch.setattr(tiling, "FULL", full)
 
     yield change

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.conv3x3 import reference
-from cdrl_fast.ops.rooms import ON_GPUS, choose
+from cdrl_fast.ops.conv3x3 import reference, tiling, winners
+from cdrl_fast.ops.rooms import CONVOLUTIONS, choose, reason
 from cdrl_fast.ops.signs import WORD
 
 PRECISIONS = ("ieee", "tf32")
@@ -29,8 +29,9 @@ def conv3x3(
 ) -> Tensor:
     """act(slope(signs)·(conv(x) + row) + residual), with stride 1 and zeros around the image.
 
-    Sums and all that follows are float32 until the result is rounded. Given ``out``, nothing is
-    allocated; nothing waits for the device.
+    Sums and all that follows are float32 until the result is rounded; but "cudnn" rounds the
+    convolution's sum once more, by itself. Given ``out``, the other rooms allocate nothing;
+    nothing waits for the device.
 
     Args:
         x: (batch, height, width, channels), dense, float16, bfloat16, float32 or float64.
@@ -46,7 +47,8 @@ def conv3x3(
         signs_out: takes the bits of the sum's signs, set where it is > 0 before act; as ``signs``.
         out: where to write; like the result, apart from x.
         input_precision: of float32 products, "ieee" or "tf32", where tensor cores multiply.
-        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+        backend: "triton", "cudnn", "reference", or "auto": on a GPU the faster of the first two
+            where that has been measured, and Triton's where not. float64 is the reference's.
 
     Returns:
         (batch, height, width, channels), of x's dtype.
@@ -61,18 +63,38 @@ def conv3x3(
     shape = (*x.shape[:3], weight.shape[1 if transposed else 2])
     out = x.new_empty(shape) if out is None else out
     _check_rest(x, shape, row, residual, out, signs, signs_out)
-    room = choose("conv3x3", backend, x.device, x.dtype, ON_GPUS)
+    room = choose("conv3x3", backend, x.device, x.dtype, CONVOLUTIONS)
     if not x.numel():
         return out
     tensors = (out, x, weight, row, residual, signs, signs_out)
     flags = (transposed, residual_activated, activate)
     if room == "reference":
         reference.conv3x3(*tensors, *flags)
+        return out
+    capability = tiling.capability_of(x.device)
+    best = _winner(capability, x, shape[3], transposed, input_precision)
+    if backend == "auto" and best is not None and reason(best.room, x.device) is None:
+        room = best.room
+    if room == "cudnn":
+        from cdrl_fast.ops.conv3x3 import cudnn
+
+        cudnn.conv3x3(*tensors, *flags, input_precision)
     else:
         from cdrl_fast.ops.conv3x3 import triton
 
-        triton.conv3x3(*tensors, *flags, input_precision)
+        blocks = None if best is None else best.blocks
+        triton.conv3x3(capability, *tensors, *flags, input_precision, blocks)
     return out
+
+
+def _winner(
+    capability: int, x: Tensor, channels: int, transposed: bool, input_precision: str
+) -> winners.Winner | None:
+    """What the table knows of such a convolution."""
+    half = x.element_size() == 2
+    precision = str(x.dtype).removeprefix("torch.") if half else input_precision
+    kind = winners.Kind(capability, precision, transposed, x.shape[3], channels)
+    return winners.committed().find(kind, x.shape[:3].numel())
 
 
 def _check(x: Tensor, weight: Tensor, transposed: bool, input_precision: str) -> None:

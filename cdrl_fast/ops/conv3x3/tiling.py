@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 
+import torch
+
+from cdrl_fast.ops.rooms import compute_capability
+
+INTERPRETED = 90
+"""The capability whose kernels the interpreter runs."""
 FULL = 128
 """Programs that fill a large GPU; where there are fewer, tiles get smaller."""
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """Tile and options of one launch.
+class Blocks:
+    """Sizes and options of a launch, whatever the image.
 
     Attributes:
-        box: samples, rows and columns of a program's block of pixels; a power of two each. Without
-            ``tma`` only their product counts.
-        block_n, block_k: output channels of a program, and input channels of one step of its sum.
+        block_m: pixels of a program, a power of two.
+        block_n, block_k: output channels of a program, and input channels of one step of its sum;
+            powers of two that divide the channels.
         tma: input blocks come by the tensor memory accelerator.
     """
 
-    box: tuple[int, int, int]
+    block_m: int
     block_n: int
     block_k: int
     tma: bool
     warps: int
     stages: int
 
+
+@dataclass(frozen=True)
+class Tiling(Blocks):
+    """Tile and options of one launch.
+
+    Attributes:
+        box: samples, rows and columns of a program's block of pixels; a power of two each. Without
+            ``tma`` only their product counts.
+    """
+
+    box: tuple[int, int, int]
+
     @property
-    def block_m(self) -> int:
-        """Pixels of a program."""
-        return self.box[0] * self.box[1] * self.box[2]
+    def blocks(self) -> Blocks:
+        """What of it does not depend on the image."""
+        return Blocks(**{f.name: getattr(self, f.name) for f in fields(Blocks)})
 
     def programs(self, batch: int, height: int, width: int, channels: int) -> int:
         """How many it takes."""
@@ -51,6 +69,7 @@ def tiling(
     exact: bool,
     capability: int,
     aligned: bool,
+    blocks: Blocks | None = None,
 ) -> Tiling:
     """The tiling for an input (batch, height, width, channels) and that many output channels.
 
@@ -59,7 +78,13 @@ def tiling(
         exact: float32 products by fused multiply-add, without tensor cores.
         capability: 80, 90, …
         aligned: arrays begin on 16-byte boundaries, as TMA needs.
+        blocks: those to take, where TMA can bring what they want it to; by default what the shape
+            suggests.
     """
+    if blocks is not None:
+        chosen = _fitted(shape, blocks, capability, aligned)
+        if chosen.tma == blocks.tma:
+            return chosen
     batch, height, width, c_in = shape
     pixels = batch * height * width
     # The step depends on channels and type alone, so that the order of a sum does.
@@ -73,14 +98,23 @@ def tiling(
         block_m = 64
     if _programs(pixels, block_m, channels, block_n) < FULL:
         block_n = min(block_n, 64)
-    box = _box(height, width, block_m)
-    padded = -(-batch // box[0]) * box[0]
-    tma = capability >= 90 and aligned and 8 * batch >= 7 * padded
+    warps = 8 if block_m * block_n >= 128 * 128 else 4
+    made = _fitted(shape, Blocks(block_m, block_n, block_k, True, warps, 3), capability, aligned)
     # Shared memory for two programs an SM on 80 (one, by its registers), 90 and 100: while one is
     # at its epilogue, the other's products go on.
-    stages = 4 if not exact and (capability < 90 or (capability < 100 and tma)) else 3
-    warps = 8 if block_m * block_n >= 128 * 128 else 4
-    return Tiling(box, block_n, block_k, tma, warps, stages)
+    more = not exact and (capability < 90 or (capability < 100 and made.tma))
+    return replace(made, stages=4 if more else 3)
+
+
+def _fitted(
+    shape: tuple[int, int, int, int], blocks: Blocks, capability: int, aligned: bool
+) -> Tiling:
+    """The blocks with a box for the image; without TMA where it cannot, or would waste much."""
+    batch, height, width, _ = shape
+    box = _box(height, width, blocks.block_m)
+    padded = -(-batch // box[0]) * box[0]
+    tma = blocks.tma and capability >= 90 and aligned and 8 * batch >= 7 * padded
+    return Tiling(**{**asdict(blocks), "tma": tma}, box=box)
 
 
 def _programs(pixels: int, block_m: int, channels: int, block_n: int) -> int:
@@ -92,3 +126,9 @@ def _box(height: int, width: int, block_m: int) -> tuple[int, int, int]:
     columns = min(width & -width, block_m)
     rows = min(height & -height, block_m // columns)
     return block_m // (columns * rows), rows, columns
+
+
+@cache
+def capability_of(device: torch.device) -> int:
+    """Whose kernels a device gets."""
+    return compute_capability(device) if device.type == "cuda" else INTERPRETED

@@ -4,21 +4,16 @@ A program makes a block of pixels × a block of output channels. Its sum runs ov
 channels and, within each, over the nine taps: the same pixels, shifted, so mostly still in the L2.
 """
 
-from functools import cache
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from cdrl_fast.ops.conv3x3.tiling import Tiling, tiling
+from cdrl_fast.ops.conv3x3.tiling import Blocks, Tiling, tiling
 from cdrl_fast.ops.device import OPTIONS, Launch, launch, leaky, pack_signs, recovered, unpack_signs
-from cdrl_fast.ops.rooms import compute_capability
 
-INTERPRETED = 90
-"""The capability whose kernels the interpreter runs."""
 _ALIGNMENT = 16
 
 
@@ -189,6 +184,7 @@ def arguments(
     residual_activated: bool,
     activate: bool,
     input_precision: str,
+    blocks: Blocks | None = None,
 ) -> Launch:
     batch, height, width, c_in = x.shape
     channels = out.shape[3]
@@ -200,6 +196,7 @@ def arguments(
         exact=not half and input_precision == "ieee",
         capability=capability,
         aligned=x.data_ptr() % _ALIGNMENT == 0 and weight.data_ptr() % _ALIGNMENT == 0,
+        blocks=blocks,
     )
     source, matrix = (x, weight) if not tile.tma else _descriptors(x, weight, transposed, tile)
     values: dict[str, Any] = {
@@ -226,7 +223,7 @@ def arguments(
         "BOX_W": tile.box[2],
         "BLOCK_N": tile.block_n,
         "BLOCK_K": tile.block_k,
-        "PARTS": 2 if tile.block_n == 128 else 1,
+        "PARTS": 2 if tile.block_n >= 128 else 1,
     }
     options = {**OPTIONS, "num_warps": tile.warps, "num_stages": tile.stages}
     if tile.warps == 4:
@@ -248,11 +245,6 @@ def _descriptors(x: Tensor, weight: Tensor, transposed: bool, tile: Tiling) -> t
     )
 
 
-@cache
-def _capability(device: torch.device) -> int:
-    return compute_capability(device) if device.type == "cuda" else INTERPRETED
-
-
-def conv3x3(out: Tensor, *rest: Any) -> None:
+def conv3x3(capability: int, out: Tensor, *rest: Any) -> None:
     """Writes ``out`` and ``signs_out``; as `arguments` takes them, dense and not empty."""
-    launch(arguments(_capability(out.device), out, *rest), out.device)
+    launch(arguments(capability, out, *rest), out.device)
