@@ -126,7 +126,8 @@ def _image_shape(where: str, g: Tensor, weight: Tensor, terms: int) -> tuple[int
     batch, height, width, channels = g.shape
     if not isinstance(terms, int) or terms < 1 or batch % terms:
         raise ValueError(
-            f"{where}: terms must be an integer that divides the {batch} samples of g, got {terms!r}"
+            f"{where}: terms must be an integer that divides the {batch} samples of g, got "
+            f"{terms!r}"
         )
     if weight.dim() != 3 or not 1 <= weight.shape[1] <= 4:
         raise ValueError(
