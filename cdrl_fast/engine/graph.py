@@ -75,6 +75,7 @@ class ChainGraph:
         finish: Callable[[Tensor, LevelEnergy], Tensor],
     ) -> None:
         self._frozen, self._levels, self._whole, self._finish = frozen, levels, whole, finish
+        terms = terms.in_tensors(frozen.device, frozen.dtype)
         options: dict[str, Any] = {"dtype": frozen.dtype, "device": frozen.device}
         self._x, self._y = torch.zeros(shape, **options), torch.zeros(shape, **options)
         self._result = torch.zeros(shape, **options)
@@ -104,6 +105,7 @@ class ChainGraph:
             seed, first_sample: of the noise stream.
             each: called after each Langevin step; after all of them where the graph holds all.
         """
+        terms = terms.in_tensors(self._frozen.device, self._frozen.dtype)
         for level, energy, proposal in zip(
             self._levels, self._energies, self._proposals, strict=True
         ):
@@ -216,10 +218,10 @@ class Graphs:
 
 
 def form_of(terms: Terms) -> Hashable:
-    """What launches depend on: how many conditions, how they are weighed, one label or each one."""
+    """What launches depend on: how many terms, and whether each part serves all samples or one."""
     weights = (*terms.weights, *terms.of_initializer)
     return (
-        tuple(("a sample", len(w)) if isinstance(w, Tensor) else w for w in weights),
+        tuple(len(w) if isinstance(w, Tensor) else 1 for w in weights),
         tuple(None if t is None else len(t) for t in terms.labels),
     )
 

@@ -13,7 +13,7 @@ from cdrl_fast.ops.langevin_step.reference import langevin_step
 def stem_gradient(g: Tensor, weight: Tensor, terms: int, scale: float) -> Tensor:
     """The transposed convolution of g's sum over terms, divided by scale; in the dtype of sums."""
     kernel = filters(weight)
-    total = g.to(kernel.dtype).unflatten(0, (terms, g.shape[0] // terms)).sum(dim=0)
+    total = g.to(kernel.dtype).view(terms, len(g) // terms, *g.shape[1:]).sum(dim=0)
     return F.conv_transpose2d(total.permute(0, 3, 1, 2), kernel, padding=1) / scale
 
 
