@@ -69,7 +69,7 @@ def conditions_of(
     """Rows and head of `EnergyGradient`, (terms or terms·batch, …), as the passes take them."""
     dtype = precision.state
     if terms > 1 and len(rows) != len(head):
-        batch = max(len(rows), len(head)) // terms
+        batch = (len(rows) if len(head) == terms else len(head)) // terms
         rows, head = (for_batch(part, terms, batch) for part in (rows, head))
     parts = [_padded(part, dtype) for part in torch.split(rows, weights.row_sizes, dim=1)]
     unit = head.new_ones(1, dtype=dtype)

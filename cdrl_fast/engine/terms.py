@@ -129,11 +129,11 @@ def scaled(weight: Weight, part: Tensor) -> Tensor:
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Terms' tensors, each (1, …) or (batch, …), one below the other, as long as the longest."""
+    """Terms' tensors, each (1, …) or (batch, …), one below the other: of one length, if any's."""
     if len(parts) == 1:
         return parts[0]
-    most = max(len(part) for part in parts)
-    return torch.cat([part.expand(most, *part.shape[1:]) for part in parts])
+    batch = next((len(part) for part in parts if len(part) != 1), 1)
+    return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts])
 
 
 def for_batch(rows: Tensor, terms: int, batch: int) -> Tensor:
@@ -149,8 +149,9 @@ def repeated(y: Tensor, terms: int) -> Tensor:
 
 
 def split(parts: Tensor, terms: int) -> tuple[Tensor, ...]:
-    """Each term's batch."""
-    return parts.reshape(terms, len(parts) // terms, *parts.shape[1:]).unbind()
+    """Each term's batch, as views."""
+    batch = len(parts) // terms
+    return tuple(parts[i * batch : (i + 1) * batch] for i in range(terms))
 
 
 def summed(parts: Tensor, terms: int) -> Tensor:
