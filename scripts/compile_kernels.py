@@ -150,17 +150,22 @@ def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
     half = dtype == torch.float16
     for image, side, width in ((3, 32, 128), (4, 7, 96))[: 2 if half else 1]:
         name = f"{image}×{side}×{side} to {width} {WIDE} {short}"
-        y, g = torch.empty(batch, image, side, side), activations(batch, side, side, width)
+        y = torch.empty(batch, image, side, side)
         weight, bias = activations(9, image, width), torch.empty(width)
-        signs = words(width, batch * side * side)
-        yield f"stem {name}", stem.arguments(y, weight, bias, g, signs)
-        yield f"stem_gradient {name}", stem_gradient.gradient_arguments(g, weight, 8.0, y)
+        # Of one condition, and of a linear combination of two.
+        for terms in (1, 2):
+            many, of = activations(terms * batch, side, side, width), f"{name} ×{terms}"
+            signs = words(width, terms * batch * side * side)
+            yield f"stem {of}", stem.arguments(y, weight, bias, terms, many, signs)
+            launch = stem_gradient.gradient_arguments(many, weight, terms, 8.0, y)
+            yield f"stem_gradient {of}", launch
         one, each = torch.zeros(1), torch.zeros(batch)
         full = (y, (one, one, one, each), state, state[:1])
         graph = (y, (one, one, one, 1.0), state, state[:1])
-        for kind, rest in (("full", full), ("graph", graph)):
-            launch = stem_gradient.langevin_arguments(y, g, weight, *rest)
-            yield f"stem_langevin {name} {kind}", launch
+        for kind, terms, rest in (("full", 1, full), ("graph", 1, graph), ("graph", 2, graph)):
+            many = activations(terms * batch, side, side, width)
+            launch = stem_gradient.langevin_arguments(y, many, weight, terms, *rest)
+            yield f"stem_langevin {name} ×{terms} {kind}", launch
     for side, width in ((16, 256), (14, 32))[: 2 if half else 1]:
         name = f"{side}×{side}×{width} {WIDE} {short}"
         small, large = (activations(batch, s, s, width) for s in (side, 2 * side))

@@ -12,7 +12,7 @@ from cdrl_fast import (
     Sampler,
     UNetInitializer,
 )
-from cdrl_fast.engine import graph
+from cdrl_fast.engine import Terms, graph
 from tests.conftest import randomize
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
@@ -93,6 +93,30 @@ def test_one_capture_serves_seeds_labels_and_weights(recorder, model, kind):
     assert recorder.captures == 1
     # What was returned before is not written over.
     assert not torch.equal(first, graphed.sample(4, seed=0, label=1))
+
+
+def test_one_capture_serves_weights_of_guidance(recorder, model, kind):
+    """Those of networks and initializers; other labels with them."""
+    graphed, plain = samplers(model, kind)
+    for label, guidance in ((1, 1.5), (2, 0.5), (1, -0.5)):
+        options = {"seed": 3, "label": label, "guidance": guidance}
+        torch.testing.assert_close(
+            graphed.sample(4, **options), plain.sample(4, **options), **TOLERANCE
+        )
+    assert recorder.captures == 1
+    graphed.sample(4, label=[1, 2, 1, 2], guidance=1.5)
+    assert recorder.captures == 2
+
+
+def test_one_capture_serves_weights_a_sample(recorder, model, kind, monkeypatch):
+    graphed, plain = samplers(model, kind)
+    weights = torch.tensor([0.5, 2.0, 0.0, -1.0])
+    one, none = torch.tensor([1]), torch.tensor([0])
+    for w, shares in ((weights, None), (1 - weights, (weights, 1 - weights))):
+        terms = Terms((w, 1 - w), (one, none), shares)
+        monkeypatch.setattr(Sampler, "_terms", lambda *_, terms=terms: terms)
+        torch.testing.assert_close(graphed.sample(4), plain.sample(4), **TOLERANCE)
+    assert recorder.captures == 1
 
 
 def test_replays_a_step_each_time_or_the_chain_once(recorder, model):

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast.engine.compiled import compiled_gradient, compiled_value
-from cdrl_fast.engine.terms import EnergyAt, Terms, weighted
+from cdrl_fast.engine.terms import (
+    EnergyAt,
+    Terms,
+    combined,
+    repeated,
+    split,
+    stacked,
+    weighted,
+)
 from cdrl_fast.networks.layers import fix_weights
 from cdrl_fast.precision import Precision
 
@@ -66,23 +74,35 @@ class FrozenNetwork:
 
 @dataclass
 class AutogradEnergy:
-    """An energy at given levels and labels."""
+    """An energy at given levels and labels, or a linear combination of such, as one batch."""
 
     network: FrozenNetwork
     logsnr: Tensor
-    label: Tensor | None
+    terms: Terms
 
     def inputs(self) -> list[Tensor]:
-        """What level and labels decide."""
-        return [self.logsnr] if self.label is None else [self.logsnr, self.label]
+        """What level, labels and weights decide."""
+        given = (self.logsnr, *self.terms.labels, *self.terms.weights)
+        return [each for each in given if isinstance(each, Tensor)]
 
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""
-        return self.network.forward(y, self.logsnr, self.label)
+        return self._combined(self.network.forward(*self._batch(y)))
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y)."""
-        return self.network.gradient(y, self.logsnr, self.label)
+        return self._combined(self.network.gradient(*self._batch(y)))
+
+    def _batch(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        labels, logsnr = self.terms.labels, self.logsnr
+        terms = len(labels)
+        if terms == 1:
+            return y, logsnr, labels[0]
+        label = stacked([label.expand(len(y)) for label in labels if label is not None])
+        return repeated(y, terms), logsnr if len(logsnr) == 1 else repeated(logsnr, terms), label
+
+    def _combined(self, parts: Tensor) -> Tensor:
+        return combined(self.terms.weights, split(parts, len(self.terms.labels)))
 
 
 class AutogradPlan(FrozenNetwork):
@@ -90,8 +110,11 @@ class AutogradPlan(FrozenNetwork):
 
     def at(self, logsnr: Tensor, terms: Terms) -> EnergyAt:
         """The energy at levels (1,) or (batch,), and labels likewise."""
-        parts = [AutogradEnergy(self, logsnr, label) for label in terms.labels]
-        return weighted(terms.weights, parts)
+        if len(terms.labels) > 1 and any(label is None for label in terms.labels):
+            # What the network makes of no label is its own affair.
+            each = [Terms(labels=(label,)) for label in terms.labels]
+            return weighted(terms.weights, [AutogradEnergy(self, logsnr, one) for one in each])
+        return AutogradEnergy(self, logsnr, terms)
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """None: what autograd keeps is known only when it runs."""

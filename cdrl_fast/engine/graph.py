@@ -75,6 +75,7 @@ class ChainGraph:
         finish: Callable[[Tensor, LevelEnergy], Tensor],
     ) -> None:
         self._frozen, self._levels, self._whole, self._finish = frozen, levels, whole, finish
+        terms = [part.in_tensors(frozen.device, frozen.dtype) for part in terms]
         options: dict[str, Any] = {"dtype": frozen.dtype, "device": frozen.device}
         self._x, self._y = torch.zeros(shape, **options), torch.zeros(shape, **options)
         self._result = torch.zeros(shape, **options)
@@ -108,12 +109,14 @@ class ChainGraph:
             seed, first_sample: of the noise stream.
             each: called after each Langevin step; after all of them where the graph holds all.
         """
+        frozen = self._frozen
+        terms = [part.in_tensors(frozen.device, frozen.dtype) for part in terms]
         for level, energy, proposal in zip(
             self._levels, self._energies, self._proposals, strict=True
         ):
-            _copy(energy.inputs(), self._frozen.at(level.logsnr, terms).inputs())
+            _copy(energy.inputs(), frozen.at(level.logsnr, terms).inputs())
             if proposal is not None:
-                fresh = self._frozen.proposal(level.logsnr_noisy, terms)
+                fresh = frozen.proposal(level.logsnr_noisy, terms)
                 assert fresh is not None
                 _copy(proposal.inputs(), fresh.inputs())
         self._rng[0].fill_(signed(seed))
@@ -220,14 +223,14 @@ class Graphs:
 
 
 def form_of(terms: Sequence[Terms]) -> Hashable:
-    """What launches depend on: how many conditions, how they are weighed, one label or each one."""
+    """What launches depend on: how many terms, and whether each part serves all samples or one."""
     return tuple(_form(of_network) for of_network in terms)
 
 
 def _form(terms: Terms) -> Hashable:
     weights = (*terms.weights, *terms.of_initializer)
     return (
-        tuple(("a sample", len(w)) if isinstance(w, Tensor) else w for w in weights),
+        tuple(len(w) if isinstance(w, Tensor) else 1 for w in weights),
         tuple(None if t is None else len(t) for t in terms.labels),
     )
 

@@ -7,13 +7,15 @@ for the device and allocates nothing after the first call for a batch, so a CUDA
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cdrl_fast.engine.terms import for_batch, summed
 from cdrl_fast.ops.activations import SLOPE, wide
 from cdrl_fast.ops.conv3x3 import conv3x3
 from cdrl_fast.ops.energy_gradient import Block, ResNetWeights
@@ -30,12 +32,15 @@ HEADROOM = 6
 
 @dataclass(frozen=True)
 class Conditions:
-    """What level and labels decide, in one piece of memory.
+    """What level, labels and weights decide, in one piece of memory.
+
+    Of a linear combination of conditions, each view has first the rows of its first term; see
+    `stacked`.
 
     Attributes:
         flat: all numbers: of each block its rows, then the head's, then `unit`.
-        rows: of each block a view (1 or batch, channels).
-        head: a view (1 or batch, channels), divided by `unit`.
+        rows: of each block a view (terms or terms·batch, channels).
+        head: a view likewise, times the terms' weights and divided by `unit`.
         unit: (1,), a power of two: of energies and gradients as the operations compute them.
     """
 
@@ -43,6 +48,7 @@ class Conditions:
     rows: tuple[Tensor, ...]
     head: Tensor
     unit: Tensor
+    terms: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,13 @@ class _Stage:
 
 
 def conditions_of(
-    weights: ResNetWeights, rows: Tensor, head: Tensor, precision: Precision
+    weights: ResNetWeights, rows: Tensor, head: Tensor, precision: Precision, *, terms: int = 1
 ) -> Conditions:
-    """Rows and head of `EnergyGradient`, each (1 or batch, …), as the passes take them."""
+    """Rows and head of `EnergyGradient`, (terms or terms·batch, …), as the passes take them."""
     dtype = precision.state
+    if terms > 1 and len(rows) != len(head):
+        batch = (len(rows) if len(head) == terms else len(head)) // terms
+        rows, head = (for_batch(part, terms, batch) for part in (rows, head))
     parts = [_padded(part, dtype) for part in torch.split(rows, weights.row_sizes, dim=1)]
     unit = head.new_ones(1, dtype=dtype)
     if precision.network == torch.float16:
@@ -73,7 +82,7 @@ def conditions_of(
     for part in parts:
         views.append(flat[at : at + part.numel()].view(part.shape))
         at += part.numel()
-    return Conditions(flat, tuple(views[:-1]), views[-1], flat[-1:])
+    return Conditions(flat, tuple(views[:-1]), views[-1], flat[-1:], terms)
 
 
 class ResNetPasses:
@@ -122,16 +131,19 @@ class ResNetPasses:
 
     def value(self, y: Tensor, conditions: Conditions) -> Tensor:
         """f(y): (batch,)."""
+        conditions = self._for_batch(conditions, len(y))
         a = self._forward(y, conditions, keep=False)
-        return head_of(a, conditions.head, backend=self._backend) * conditions.unit
+        energy = head_of(a, conditions.head, backend=self._backend)
+        return summed(energy, conditions.terms) * conditions.unit
 
     def value_and_gradient(
         self, y: Tensor, conditions: Conditions, *, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """f(y) and ∇f(y) for y (batch, image channels, height, width)."""
         energy, g = self._to_stem(y, conditions)
-        gradient = stem_gradient(g, self._stem, out=out, backend=self._backend)
-        return energy * conditions.unit, gradient.mul_(conditions.unit)
+        terms = conditions.terms
+        gradient = stem_gradient(g, self._stem, terms=terms, out=out, backend=self._backend)
+        return summed(energy, terms) * conditions.unit, gradient.mul_(conditions.unit)
 
     def step_(
         self, y: Tensor, conditions: Conditions, anchor: Tensor | None, **numbers: Any
@@ -142,10 +154,14 @@ class ResNetPasses:
         stem's is made, and never stores it.
         """
         _, g = self._to_stem(y, conditions)
-        return stem_langevin_(y, g, self._stem, anchor, backend=self._backend, **numbers)
+        options: dict[str, Any] = {"terms": conditions.terms, "backend": self._backend}
+        return stem_langevin_(y, g, self._stem, anchor, **options, **numbers)
 
     def working_memory(self, batch: int) -> int:
-        """Bytes that a gradient takes for a batch, besides arguments and weights."""
+        """Bytes that a gradient takes for a batch, besides arguments and weights.
+
+        Of a linear combination, for terms·batch samples, besides the rows of each.
+        """
         size = torch.empty((), dtype=self._dtype).element_size()
         total, words = 0, 0
         for stage in self._stages:
@@ -192,6 +208,26 @@ class ResNetPasses:
             self._buffers[name] = held
         return held[:count].view(shape)
 
+    def _for_batch(self, conditions: Conditions, batch: int) -> Conditions:
+        """With rows a sample of each term, as operations take those of several terms."""
+        terms, flat = conditions.terms, conditions.flat
+        if terms == 1 or len(conditions.head) == terms * batch:
+            return conditions
+        widths = [part.shape[1] for part in (*conditions.rows, conditions.head)]
+        room = self._buffer("rows", (sum(widths) * terms * batch,), flat.dtype)
+        views: list[Tensor] = []
+        at = 0
+        # One copy for all blocks of a width that follow each other.
+        for width, group in groupby(widths):
+            blocks = len(list(group))
+            size = blocks * terms * width
+            given = flat[at : at + size].view(blocks, terms, 1, width)
+            each = room[at * batch : (at + size) * batch].view(blocks, terms, batch, width)
+            each.copy_(given)
+            views += each.flatten(1, 2).unbind()
+            at += size
+        return replace(conditions, rows=tuple(views[:-1]), head=views[-1])
+
     def _signs(self, stage: int, name: str, batch: int, channels: int) -> Tensor:
         at = self._stages[stage]
         shape = (channels // WORD, batch * at.height * at.width)
@@ -202,7 +238,8 @@ class ResNetPasses:
 
     def _forward(self, y: Tensor, conditions: Conditions, *, keep: bool) -> Tensor:
         """The last block's output as leaky(h); signs of all that act are kept for `_backward`."""
-        batch, rows = y.shape[0], iter(conditions.rows)
+        copies, rows = conditions.terms, iter(conditions.rows)
+        batch = copies * y.shape[0]
         a = y
         for i, stage in enumerate(self._stages):
             first = stage.blocks[0].conv1.shape[1]
@@ -213,7 +250,8 @@ class ResNetPasses:
             if stage.blocks[0].shortcut is not None:
                 raw = self._buffer(f"raw {i}", entry.shape)
             if i == 0:
-                stem(y, self._stem, self._stem_bias, out=entry, signs=signs, backend=self._backend)
+                options: dict[str, Any] = {"signs": signs, "backend": self._backend}
+                stem(y, self._stem, self._stem_bias, copies=copies, out=entry, **options)
                 if raw is not None:
                     raw.copy_(F.leaky_relu(entry, 1 / SLOPE))  # the inverse
             else:
@@ -260,9 +298,10 @@ class ResNetPasses:
         )
 
     def _to_stem(self, y: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """Energies, and the gradient by the stem's output; both in units of `Conditions.unit`."""
+        """Each term's energies and gradient by the stem's output, in units of `Conditions.unit`."""
+        conditions = self._for_batch(conditions, len(y))
         a = self._forward(y, conditions, keep=True)
-        batch, last = y.shape[0], len(self._stages) - 1
+        batch, last = a.shape[0], len(self._stages) - 1
         # Once it has been read, what a stage held on the way up serves on the way down.
         g = self._buffer(f"u {last}", a.shape)
         energy = head_of(a, conditions.head, gradient=g, backend=self._backend)

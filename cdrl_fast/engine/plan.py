@@ -12,7 +12,16 @@ from torch import Tensor
 
 from cdrl_fast.engine.fold import fold_mlp, fold_resnet
 from cdrl_fast.engine.passes import Conditions, ResNetPasses, conditions_of
-from cdrl_fast.engine.terms import EnergyAt, Terms, weighted
+from cdrl_fast.engine.terms import (
+    EnergyAt,
+    Terms,
+    for_batch,
+    repeated,
+    scaled,
+    stacked,
+    summed,
+    weighted,
+)
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops.energy_gradient import EnergyGradient
 from cdrl_fast.ops.mlp_chain import mlp_chain_, value_and_gradient
@@ -22,31 +31,37 @@ Operation = TypeVar("Operation", EnergyGradient, ResNetPasses)
 
 
 @dataclass
-class PlannedImages(Generic[Operation]):
-    """A `ResNetEnergy` at given levels and labels.
+class PlannedImages:
+    """A `ResNetEnergy` at given levels and labels, or a linear combination of such.
 
     Attributes:
-        given: what the plan's operation takes of them.
+        rows, head: `stacked` ones of the terms, each head times its weight.
     """
 
-    plan: ResNetPlan[Operation]
-    given: tuple[Any, ...]
+    plan: ImagePlan
+    rows: Tensor
+    head: Tensor
+    terms: int
     _out: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def inputs(self) -> list[Tensor]:
-        """What level and labels decide."""
-        return list(self.given)
+        """What level, labels and weights decide."""
+        return [self.rows, self.head]
 
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""
-        return self.plan.operation(y.shape).value(y, *self.given)
+        return summed(self.plan.operation(y.shape).value(*self._batch(y)), self.terms)
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y), in memory that the next call writes again."""
-        if self._out.shape != y.shape:
-            self._out = torch.empty_like(y, memory_format=torch.contiguous_format)
-        self.plan.operation(y.shape).value_and_gradient(y, *self.given, out=self._out)
-        return self._out
+        images, rows, head = self._batch(y)
+        self._out = _like(images, self._out)
+        self.plan.operation(y.shape).value_and_gradient(images, rows, head, out=self._out)
+        return summed(self._out, self.terms)
+
+    def _batch(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, head = (for_batch(part, self.terms, len(y)) for part in (self.rows, self.head))
+        return repeated(y, self.terms), rows, head
 
 
 class ResNetPlan(ABC, Generic[Operation]):
@@ -73,11 +88,19 @@ class ResNetPlan(ABC, Generic[Operation]):
             operation.load(self._folded.weights)
 
     def at(self, logsnr: Tensor, terms: Terms) -> EnergyAt:
-        """The energy at levels (1,) or (batch,), and labels likewise."""
-        return weighted(terms.weights, [self._one(logsnr, label) for label in terms.labels])
+        """The energy at levels (1,) or (batch,), and labels likewise: one batch for all terms.
+
+        f is linear in its head, so that a term's weight is in its head.
+        """
+        rows, heads = zip(*(self._folded.at(logsnr, label) for label in terms.labels), strict=True)
+        weighted_heads = [scaled(w, head) for w, head in zip(terms.weights, heads, strict=True)]
+        return self._given(stacked(rows), stacked(weighted_heads), len(terms.labels))
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
-        """Bytes that a gradient takes for a batch of states, besides them and the weights."""
+        """Bytes that a gradient takes for a batch of states, besides them and the weights.
+
+        A linear combination's batch is as many states as it has terms, for each of its samples.
+        """
         return self.operation(shape).working_memory(batch)
 
     def operation(self, shape: Sequence[int]) -> Operation:
@@ -88,7 +111,7 @@ class ResNetPlan(ABC, Generic[Operation]):
         return self._operations[height, width]
 
     @abstractmethod
-    def _one(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages[Operation]: ...
+    def _given(self, rows: Tensor, head: Tensor, terms: int) -> EnergyAt: ...
 
     @abstractmethod
     def _made(self, height: int, width: int) -> Operation: ...
@@ -97,8 +120,8 @@ class ResNetPlan(ABC, Generic[Operation]):
 class ImagePlan(ResNetPlan[EnergyGradient]):
     """By `EnergyGradient`: a whole gradient in one call."""
 
-    def _one(self, logsnr: Tensor, label: Tensor | None) -> PlannedImages[EnergyGradient]:
-        return PlannedImages(self, self._folded.at(logsnr, label))
+    def _given(self, rows: Tensor, head: Tensor, terms: int) -> PlannedImages:
+        return PlannedImages(self, rows, head, terms)
 
     def _made(self, height: int, width: int) -> EnergyGradient:
         weights, half = self._folded.weights, self._precision.half
@@ -106,32 +129,39 @@ class ImagePlan(ResNetPlan[EnergyGradient]):
 
 
 @dataclass
-class PassedImages(PlannedImages[ResNetPasses]):
-    """A `ResNetEnergy` at given levels and labels, by the operations for GPUs."""
+class PassedImages:
+    """`PlannedImages` by the operations for GPUs."""
+
+    plan: PassesPlan
+    conditions: Conditions
+    _out: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def inputs(self) -> list[Tensor]:
-        """What level and labels decide."""
-        return [self._conditions.flat]
+        """What level, labels and weights decide."""
+        return [self.conditions.flat]
+
+    def value(self, y: Tensor) -> Tensor:
+        """f(y): (batch,)."""
+        return self.plan.operation(y.shape).value(y, self.conditions)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """∇f(y), in memory that the next call writes again."""
+        self._out = _like(y, self._out)
+        self.plan.operation(y.shape).value_and_gradient(y, self.conditions, out=self._out)
+        return self._out
 
     def step_(self, y: Tensor, anchor: Tensor | None, *, drift: Any, **numbers: Any) -> None:
         """A Langevin step of y in place; see `stem_langevin_`."""
-        drift = drift * self._conditions.unit
-        self.plan.operation(y.shape).step_(y, self._conditions, anchor, drift=drift, **numbers)
-
-    @property
-    def _conditions(self) -> Conditions:
-        (conditions,) = self.given
-        assert isinstance(conditions, Conditions)
-        return conditions
+        drift = drift * self.conditions.unit
+        self.plan.operation(y.shape).step_(y, self.conditions, anchor, drift=drift, **numbers)
 
 
 class PassesPlan(ResNetPlan[ResNetPasses]):
     """By the operations for GPUs."""
 
-    def _one(self, logsnr: Tensor, label: Tensor | None) -> PassedImages:
-        rows, head = self._folded.at(logsnr, label)
-        given = conditions_of(self._folded.weights, rows, head, self._precision)
-        return PassedImages(self, (given,))
+    def _given(self, rows: Tensor, head: Tensor, terms: int) -> PassedImages:
+        weights = self._folded.weights
+        return PassedImages(self, conditions_of(weights, rows, head, self._precision, terms=terms))
 
     def buffers(self) -> list[Tensor]:
         """Memory that the largest batches so far have needed."""
@@ -194,3 +224,8 @@ class PointPlan:
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """None: a chunk of points goes through all steps in a cache."""
         return None
+
+
+def _like(y: Tensor, held: Tensor) -> Tensor:
+    """``held``, or other dense memory where it has not y's shape."""
+    return held if held.shape == y.shape else torch.empty(y.shape, dtype=y.dtype, device=y.device)

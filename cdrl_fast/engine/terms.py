@@ -1,4 +1,8 @@
-"""Linear combinations of a network's conditions: guidance, products, negations, mixtures."""
+"""Linear combinations of a network's conditions: guidance, products, negations, mixtures.
+
+Where a network takes rows and labels a sample, the m terms of n samples are one batch of m·n, one
+term's samples after the other.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +56,20 @@ class Terms:
         shares = None if self.shares is None else weights(self.shares)
         return Terms(weights(self.weights), labels, shares)
 
+    def in_tensors(self, device: torch.device, dtype: torch.dtype) -> Terms:
+        """The same with all weights in tensors, (1,) or (batch,), which others can be copied to."""
+
+        def tensors(given: tuple[Weight, ...]) -> tuple[Weight, ...]:
+            return tuple(
+                w.to(device, dtype)
+                if isinstance(w, Tensor)
+                else torch.full((1,), w, device=device, dtype=dtype)
+                for w in given
+            )
+
+        shares = None if self.shares is None else tensors(self.shares)
+        return Terms(tensors(self.weights), self.labels, shares)
+
 
 class EnergyAt(Protocol):
     """A network's energy at a level, for given conditions."""
@@ -97,10 +115,48 @@ def combined(weights: tuple[Weight, ...], parts: Iterable[Tensor]) -> Tensor:
     """Σ weight_i part_i of tensors (batch, …)."""
     total: Tensor | None = None
     for weight, part in zip(weights, parts, strict=True):
-        if isinstance(weight, Tensor):
-            part = weight.to(part.dtype).view(-1, *[1] * (part.dim() - 1)) * part
-        elif weight != 1.0:
-            part = weight * part
+        part = scaled(weight, part)
         total = part if total is None else total + part
     assert total is not None
+    return total
+
+
+def scaled(weight: Weight, part: Tensor) -> Tensor:
+    """weight · part, either of which may be (1, …) for all samples."""
+    if isinstance(weight, Tensor):
+        return weight.to(part.dtype).view(-1, *[1] * (part.dim() - 1)) * part
+    return part if weight == 1.0 else weight * part
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Terms' tensors, each (1, …) or (batch, …), one below the other: of one length, if any's."""
+    if len(parts) == 1:
+        return parts[0]
+    batch = next((len(part) for part in parts if len(part) != 1), 1)
+    return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts])
+
+
+def for_batch(rows: Tensor, terms: int, batch: int) -> Tensor:
+    """What `stacked` gave, with a row for each sample of each term; one term's may serve all."""
+    if terms == 1 or len(rows) == terms * batch:
+        return rows
+    return rows.repeat_interleave(batch, dim=0)
+
+
+def repeated(y: Tensor, terms: int) -> Tensor:
+    """The batch once a term."""
+    return y if terms == 1 else y.repeat(terms, *[1] * (y.dim() - 1))
+
+
+def split(parts: Tensor, terms: int) -> tuple[Tensor, ...]:
+    """Each term's batch, as views."""
+    batch = len(parts) // terms
+    return tuple(parts[i * batch : (i + 1) * batch] for i in range(terms))
+
+
+def summed(parts: Tensor, terms: int) -> Tensor:
+    """Σ over terms, in the first one's memory, in one order whatever the batch."""
+    total, *rest = split(parts, terms)
+    for part in rest:
+        total += part
     return total

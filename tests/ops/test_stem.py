@@ -22,9 +22,10 @@ def arguments(size, dtype, device="cpu"):
     return [t.to(device) for t in (y, weight, bias)]
 
 
-def outputs(size, dtype, device="cpu"):
+def outputs(size, dtype, device="cpu", copies=1):
     """Poisoned: NaN, and words that no sign makes."""
     batch, _, height, width, channels = size
+    batch *= copies
     shape = (channels // 32, batch * height * width)
     return {
         "out": torch.full(
@@ -69,6 +70,21 @@ def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
         assert torch.equal(stem(y[i : i + 1], weight, bias, backend="triton")[0], whole[i])
 
 
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("size", SIZES[1:3])
+def test_copies_have_the_bits_of_one(triton_device, size, dtype, backend):
+    tensors = arguments(size, dtype, triton_device)
+    one, three = (outputs(size, dtype, triton_device, copies) for copies in (1, 3))
+    stem(*tensors, **one, backend=backend)
+    stem(*tensors, copies=3, **three, backend=backend)
+    pixels = one["signs"].shape[1]
+    for i in range(3):
+        assert torch.equal(three["out"][size[0] * i : size[0] * (i + 1)], one["out"])
+        assert torch.equal(three["signs"][:, pixels * i : pixels * (i + 1)], one["signs"])
+    assert torch.equal(stem(*tensors, copies=3, backend=backend), three["out"])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_papers_shape_on_a_gpu(dtype):
@@ -84,7 +100,7 @@ def test_the_papers_shape_on_a_gpu(dtype):
 
 def test_empty_batches():
     y, weight, bias = arguments((0, 3, 8, 8, 32), torch.float16)
-    assert stem(y, weight, bias).shape == (0, 8, 8, 32)
+    assert stem(y, weight, bias, copies=2).shape == (0, 8, 8, 32)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +113,8 @@ def test_empty_batches():
         ({"weight": torch.zeros(9, 3, 30)}, ValueError, "multiple of 32 channels"),
         ({"weight": torch.zeros(9, 3, 32).long()}, TypeError, "must be of a floating dtype"),
         ({"bias": torch.zeros(33)}, ValueError, r"bias must be dense \(32,\)"),
+        ({"copies": 0}, ValueError, "copies must be an integer of at least 1, got 0"),
+        ({"copies": 2, "out": torch.zeros(2, 8, 8, 32)}, ValueError, r"dense \(4, 8, 8, 32\)"),
         ({"out": torch.zeros(2, 8, 8, 64)}, ValueError, r"out must be dense \(2, 8, 8, 32\)"),
         ({"signs": torch.zeros(2, 128).int()}, ValueError, r"signs must be dense \(1, 128\)"),
     ],

@@ -11,6 +11,7 @@ from cdrl_fast.ops.stem_gradient import stem_gradient, stem_langevin_
 # Batch, image channels, height, width, channels.
 SIZES = [(1, 3, 8, 8, 32), (3, 1, 7, 7, 96), (2, 4, 5, 14, 32), (3, 2, 12, 20, 64)]
 STEP = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rescale": 1.4}
+FREE = {**STEP, "pull": 0.0}
 RNG = (2**64 - 3, 2**32 - 2, 2**40)
 
 
@@ -80,6 +81,38 @@ def test_one_pass_is_the_two_one_after_the_other(triton_device, size, dtype):
     assert torch.equal(got, langevin_step(zero, zero, None, backend="triton", **noise))
 
 
+def of_terms(size, dtype, device, terms):
+    """Arguments with a g of several terms, whose magnitudes differ."""
+    batch, *rest = size
+    y, _, weight, anchor = arguments(size, dtype, device)
+    g = arguments((terms * batch, *rest), dtype, device)[1]
+    scale = torch.tensor([3.0, -2.0, 0.5][:terms], device=device).repeat_interleave(batch)
+    return y, (g * scale.view(-1, 1, 1, 1)).to(dtype), weight, anchor
+
+
+@pytest.mark.parametrize("terms", [2, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_reference_sums_terms(size, terms):
+    _, g, weight, _ = of_terms(size, torch.float64, "cpu", terms)
+    expected = sum(stem_gradient(part, weight, scale=8.0) for part in g.chunk(terms))
+    torch.testing.assert_close(stem_gradient(g, weight, terms=terms, scale=8.0), expected)
+
+
+@pytest.mark.parametrize("terms", [2, 3])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_triton_sums_terms(triton_device, size, dtype, terms):
+    y, g, weight, anchor = of_terms(size, dtype, triton_device, terms)
+    expected = stem_gradient(g.cpu(), weight.cpu(), terms=terms, backend="reference")
+    out = torch.full_like(y, float("nan"))
+    assert stem_gradient(g, weight, terms=terms, out=out, backend="triton") is out
+    close(out, expected, 1e-4)
+    values = {"terms": terms, "rng": RNG, **STEP}
+    on_cpu = [t.cpu() for t in (y, g, weight, anchor)]
+    expected = stem_langevin_(*on_cpu, backend="reference", **values)
+    close(stem_langevin_(y, g, weight, anchor, backend="triton", **values), expected, 1e-4)
+
+
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_coefficients_in_every_form(triton_device, backend):
     size = (3, 2, 6, 8, 32)
@@ -120,11 +153,18 @@ def test_a_state_of_the_stream_is_read_and_moved_on(triton_device, size):
 def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
     y, g, weight, anchor = arguments((4, 3, 9, 12, 32), torch.float16, triton_device)
     whole = stem_langevin_(y.clone(), g, weight, anchor, rng=RNG, backend="triton", **STEP)
+    pairs = stem_langevin_(y[:2].clone(), g, weight, terms=2, rng=RNG, backend="triton", **FREE)
     for i in range(4):
         one = [t[i : i + 1].clone() for t in (y, g)]
         rng = (RNG[0], RNG[1], RNG[2] + i)
         stem_langevin_(*one, weight, anchor[i : i + 1], rng=rng, backend="triton", **STEP)
         assert torch.equal(one[0][0], whole[i])
+        if i < 2:
+            pair = y[i : i + 1].clone()
+            stem_langevin_(
+                pair, g[i::2].clone(), weight, terms=2, rng=rng, backend="triton", **FREE
+            )
+            assert torch.equal(pair[0], pairs[i])
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
@@ -189,6 +229,9 @@ def test_empty_batches():
         ({"weight": torch.zeros(9, 5, 32)}, ValueError, "1 to 4 image channels"),
         ({"weight": torch.zeros(9, 3, 64)}, ValueError, r"weight must be dense \(9, 3, 32\)"),
         ({"weight": torch.zeros(9, 3, 32).half()}, TypeError, "weight must be torch.float32"),
+        ({"terms": 0}, ValueError, "terms must be an integer that divides the 2 samples of g"),
+        ({"terms": 3}, ValueError, "terms must be an integer that divides the 2 samples of g"),
+        ({"terms": 2}, ValueError, r"y must be dense \(1, 3, 8, 8\)"),
         ({"y": torch.zeros(2, 3, 8, 9)}, ValueError, r"y must be dense \(2, 3, 8, 8\)"),
         ({"y": torch.zeros(2, 3, 8, 8).half()}, TypeError, "y must be torch.float32"),
         ({"anchor": torch.zeros(2, 3, 8, 8).double()}, TypeError, "anchor must be torch.float32"),

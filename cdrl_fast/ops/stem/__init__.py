@@ -16,6 +16,7 @@ def stem(
     weight: Tensor,
     bias: Tensor,
     *,
+    copies: int = 1,
     out: Tensor | None = None,
     signs: Tensor | None = None,
     backend: str = "auto",
@@ -28,7 +29,9 @@ def stem(
         weight: dense (9, image channels, channels), entry 3·row + column of the first dimension
             being a tap, channels a multiple of 32; float16, bfloat16, float32 or float64.
         bias: dense (channels,) in y's dtype.
-        out: where to write; dense (batch, height, width, channels) in the weight's dtype.
+        copies: how many times to write the result, one copy of the whole batch after the other:
+            for conditions that part only later in the network.
+        out: where to write; dense (copies·batch, height, width, channels) in the weight's dtype.
         signs: where to write the bits h > 0, see ops/signs.py; None where no gradient follows.
         backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
 
@@ -45,6 +48,8 @@ def stem(
         raise ValueError(
             f"stem: y must be (batch, 1 to 4 image channels, height, width), got {tuple(y.shape)}"
         )
+    if not isinstance(copies, int) or copies < 1:
+        raise ValueError(f"stem: copies must be an integer of at least 1, got {copies!r}")
     batch, image, height, width = y.shape
     if weight.dim() != 3 or weight.shape[2] % 32:
         raise ValueError(
@@ -52,7 +57,7 @@ def stem(
             f"{tuple(weight.shape)}"
         )
     channels, dtype = weight.shape[2], weight.dtype
-    shape = (batch, height, width, channels)
+    shape = (copies * batch, height, width, channels)
     out = torch.empty(shape, dtype=dtype, device=y.device) if out is None else out
     check_activations("stem", "out", out)
     check_dense("stem", "y", y, y.shape, wide(dtype), y.device)
@@ -62,9 +67,9 @@ def stem(
     check_dense("stem", "signs", signs, words_shape(out), torch.int32, y.device)
     room = choose("stem", backend, y.device, y.dtype, ON_GPUS)
     if room == "reference" or not y.numel():
-        reference.stem(y, weight, bias, out, signs)
+        reference.stem(y, weight, bias, copies, out, signs)
         return out
     from cdrl_fast.ops.stem import triton
 
-    triton.stem(y, weight, bias, out, signs)
+    triton.stem(y, weight, bias, copies, out, signs)
     return out

@@ -9,10 +9,12 @@ from cdrl_fast.ops.activations import filters, leaky
 from cdrl_fast.ops.signs import pack
 
 
-def stem(y: Tensor, weight: Tensor, bias: Tensor, out: Tensor, signs: Tensor | None) -> None:
-    """Writes leaky(h) and, where asked for, the words of h > 0."""
+def stem(
+    y: Tensor, weight: Tensor, bias: Tensor, copies: int, out: Tensor, signs: Tensor | None
+) -> None:
+    """Writes leaky(h) and, where asked for, the words of h > 0, each ``copies`` times."""
     rounded = y.to(weight.dtype).to(y.dtype)
     h = F.conv2d(rounded, filters(weight), bias, padding=1).permute(0, 2, 3, 1)
-    out.copy_(leaky(h))
+    out.copy_(leaky(h).repeat(copies, 1, 1, 1))
     if signs is not None:
-        signs.copy_(pack(h > 0))
+        signs.copy_(pack(h > 0).repeat(1, copies))

@@ -21,6 +21,7 @@ def cdrl_stem(
     weight,
     bias,
     pixels: tl.int64,
+    COPIES: tl.constexpr,
     IMAGE: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -61,15 +62,21 @@ def cdrl_stem(
     w = tl.load(weight + k[:, None] * CHANNELS + channel[None, :], mask=(tap < 9)[:, None], other=0)
     patch = tl.trans(patch.to(w.dtype))
     h = tl.dot(patch, w, input_precision="ieee") + tl.load(bias + channel)[None, :]
-    at = pixel[:, None] * CHANNELS + channel[None, :]
-    tl.store(out + at, leaky(h).to(out.dtype.element_ty), mask=exists[:, None])
+    a = leaky(h).to(out.dtype.element_ty)
+    for copy in tl.static_range(COPIES):
+        at = (copy * pixels + pixel)[:, None] * CHANNELS + channel[None, :]
+        tl.store(out + at, a, mask=exists[:, None])
     if signs is not None:
         word = part * (C // 32) + tl.arange(0, C // 32)
-        at = word[None, :] * pixels + pixel[:, None]
-        tl.store(signs + at, pack_signs(h > 0.0), mask=exists[:, None])
+        words = pack_signs(h > 0.0)
+        for copy in tl.static_range(COPIES):
+            at = (word[None, :] * COPIES + copy) * pixels + pixel[:, None]
+            tl.store(signs + at, words, mask=exists[:, None])
 
 
-def arguments(y: Tensor, weight: Tensor, bias: Tensor, out: Tensor, signs: Tensor | None) -> Launch:
+def arguments(
+    y: Tensor, weight: Tensor, bias: Tensor, copies: int, out: Tensor, signs: Tensor | None
+) -> Launch:
     batch, image, height, width = y.shape
     channels = weight.shape[2]
     pixels = batch * height * width
@@ -82,6 +89,7 @@ def arguments(y: Tensor, weight: Tensor, bias: Tensor, out: Tensor, signs: Tenso
         "weight": weight,
         "bias": bias,
         "pixels": pixels,
+        "COPIES": copies,
         "IMAGE": image,
         "HEIGHT": height,
         "WIDTH": width,

@@ -16,16 +16,21 @@ def stem_gradient(
     g: Tensor,
     weight: Tensor,
     *,
+    terms: int = 1,
     scale: float = 1.0,
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The gradient by the images: the transpose of `stem`'s convolution of g, divided by scale.
 
+    Of a linear combination of conditions, g holds one part a term and their gradients are summed.
+
     Args:
-        g: gradient by the convolution's output; dense (batch, height, width, channels), channels a
-            multiple of 32; float16, bfloat16, float32 or float64.
+        g: gradient by the convolution's output; dense (terms·batch, height, width, channels), one
+            term's batch after the other, channels a multiple of 32; float16, bfloat16, float32 or
+            float64.
         weight: that of `stem`, dense (9, 1 to 4 image channels, channels) in g's dtype.
+        terms: how many parts g has; a sum over them costs no rounding.
         scale: what g is multiplied by, as that of `head`.
         out: where to write; dense (batch, image channels, height, width), float32 (float64 with
             float64).
@@ -40,16 +45,16 @@ def stem_gradient(
 
     Source: the network of Zhu et al., ICLR 2024.
     """
-    shape = _image_shape("stem_gradient", g, weight)
+    shape = _image_shape("stem_gradient", g, weight, terms)
     dtype = wide(g.dtype)
     out = torch.empty(shape, dtype=dtype, device=g.device) if out is None else out
     check_dense("stem_gradient", "out", out, shape, dtype, g.device)
     room = choose("stem_gradient", backend, g.device, g.dtype, ON_GPUS)
     if room == "reference" or not g.numel():
-        return out.copy_(reference.stem_gradient(g, weight, scale))
+        return out.copy_(reference.stem_gradient(g, weight, terms, scale))
     from cdrl_fast.ops.stem_gradient import triton
 
-    triton.stem_gradient(g, weight, scale, out)
+    triton.stem_gradient(g, weight, terms, scale, out)
     return out
 
 
@@ -64,6 +69,7 @@ def stem_langevin_(
     noise_std: Coefficient,
     rng: tuple[int, int, int] | Tensor,
     rescale: Coefficient = 1.0,
+    terms: int = 1,
     first_bad: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -75,7 +81,7 @@ def stem_langevin_(
     Args:
         y: images, dense (batch, image channels, height, width), float32 (float64 with float64);
             written.
-        g, weight: as for `stem_gradient`.
+        g, weight, terms: as for `stem_gradient`.
         anchor: x_t of the recovery term, like ``y`` and not sharing its memory; None where there
             is none.
         drift, pull, noise_std, rescale: a number, or a tensor () or (1,) or (batch,). A single
@@ -96,7 +102,7 @@ def stem_langevin_(
     """
     where = "stem_langevin_"
     coefficients = (drift, pull, noise_std, rescale)
-    shape = _image_shape(where, g, weight)
+    shape = _image_shape(where, g, weight, terms)
     check_dense(where, "y", y, shape, wide(g.dtype), g.device)
     check_dense(where, "anchor", anchor, shape, y.dtype, g.device)
     check_coefficients(where, coefficients, shape[0], anchor)
@@ -106,18 +112,23 @@ def stem_langevin_(
         rng = (signed(rng[0]), *rng[1:])
     room = choose(where, backend, y.device, y.dtype, ON_GPUS)
     if room == "reference" or not y.numel():
-        reference.stem_langevin_(y, g, weight, anchor, coefficients, rng, first_bad)
+        reference.stem_langevin_(y, g, weight, terms, anchor, coefficients, rng, first_bad)
         return y
     from cdrl_fast.ops.stem_gradient import triton
 
-    triton.stem_langevin_(y, g, weight, anchor, coefficients, rng, first_bad)
+    triton.stem_langevin_(y, g, weight, terms, anchor, coefficients, rng, first_bad)
     return y
 
 
-def _image_shape(where: str, g: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+def _image_shape(where: str, g: Tensor, weight: Tensor, terms: int) -> tuple[int, int, int, int]:
     """Shape of the images, after g and weight have been checked."""
     check_activations(where, "g", g)
     batch, height, width, channels = g.shape
+    if not isinstance(terms, int) or terms < 1 or batch % terms:
+        raise ValueError(
+            f"{where}: terms must be an integer that divides the {batch} samples of g, got "
+            f"{terms!r}"
+        )
     if weight.dim() != 3 or not 1 <= weight.shape[1] <= 4:
         raise ValueError(
             f"{where}: weight must be (9, 1 to 4 image channels, {channels}), got "
@@ -125,4 +136,4 @@ def _image_shape(where: str, g: Tensor, weight: Tensor) -> tuple[int, int, int, 
         )
     image = weight.shape[1]
     check_dense(where, "weight", weight, (9, image, channels), g.dtype, g.device)
-    return batch, image, height, width
+    return batch // terms, image, height, width

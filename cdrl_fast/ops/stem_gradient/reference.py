@@ -10,21 +10,23 @@ from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.ops.langevin_step.reference import langevin_step
 
 
-def stem_gradient(g: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """The transposed convolution of g, divided by scale; in the dtype of sums."""
+def stem_gradient(g: Tensor, weight: Tensor, terms: int, scale: float) -> Tensor:
+    """The transposed convolution of g's sum over terms, divided by scale; in the dtype of sums."""
     kernel = filters(weight)
-    return F.conv_transpose2d(g.to(kernel.dtype).permute(0, 3, 1, 2), kernel, padding=1) / scale
+    total = g.to(kernel.dtype).view(terms, len(g) // terms, *g.shape[1:]).sum(dim=0)
+    return F.conv_transpose2d(total.permute(0, 3, 1, 2), kernel, padding=1) / scale
 
 
 def stem_langevin_(
     y: Tensor,
     g: Tensor,
     weight: Tensor,
+    terms: int,
     anchor: Tensor | None,
     coefficients: tuple[Coefficient, ...],
     rng: tuple[int, int, int] | Tensor,
     first_bad: Tensor | None,
 ) -> None:
     """Writes y: a Langevin step along the gradient."""
-    gradient = stem_gradient(g, weight, 1.0)
+    gradient = stem_gradient(g, weight, terms, 1.0)
     y.copy_(langevin_step(y, gradient, anchor, coefficients, rng, first_bad))

@@ -26,6 +26,8 @@ def parts(
     weight,
     top,
     left,
+    stride,
+    TERMS: tl.constexpr,
     IMAGE: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -50,12 +52,15 @@ def parts(
     tap = output % 9
     image = output // 9
     used = image < IMAGE
-    from_g = g + ((row * WIDTH + column) * CHANNELS)[:, None]
+    place = ((row * WIDTH + column) * CHANNELS)[:, None]
     from_weight = weight + ((tap * IMAGE + image) * CHANNELS)[:, None]
     total = tl.zeros((PIXELS, COLUMNS), tl.float32)
-    for first in tl.range(0, CHANNELS, K):
-        channel = first + tl.arange(0, K)[None, :]
-        a = tl.load(from_g + channel, mask=exists[:, None], other=0.0)
+    # Terms are summed by the product, as further channels with the same weights would be.
+    for first in tl.range(0, TERMS * CHANNELS, K):
+        # Said to triton 3.6, which does not see what a remainder is a multiple of.
+        channel = tl.multiple_of(first % CHANNELS, K) + tl.arange(0, K)[None, :]
+        from_g = g + tl.multiple_of(first // CHANNELS * stride, 32)
+        a = tl.load(from_g + place + channel, mask=exists[:, None], other=0.0)
         b = tl.load(from_weight + channel, mask=used[:, None], other=0.0)
         total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
     return total
@@ -65,6 +70,8 @@ def parts(
 def square(
     g,
     weight,
+    batch,
+    TERMS: tl.constexpr,
     IMAGE: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -86,8 +93,11 @@ def square(
     sample = (tl.program_id(0) // SQUARES).to(tl.int64)
     top = tl.program_id(0) % SQUARES // ACROSS * SIDE
     left = tl.program_id(0) % ACROSS * SIDE
-    g += sample * (HEIGHT * WIDTH * CHANNELS)
-    given = parts(g, weight, top, left, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K)
+    AREA: tl.constexpr = HEIGHT * WIDTH * CHANNELS
+    g += sample * AREA
+    given = parts(
+        g, weight, top, left, batch * AREA, TERMS, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K
+    )
     # Pixel (y, x) of the square is (y + 1, x + 1) of what has a border, and tap (dy, dx) brings it
     # the part of (y + 2 - dy, x + 2 - dx).
     # Pixels lie along the lanes, and each thread adds up its taps.
@@ -114,12 +124,14 @@ def square(
     return sample, gradient, element, inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def cdrl_stem_gradient(
     out,
     g,
     weight,
     unscale: tl.float32,
+    batch: tl.int64,
+    TERMS: tl.constexpr,
     IMAGE: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -129,7 +141,7 @@ def cdrl_stem_gradient(
     K: tl.constexpr,
 ):
     sample, gradient, element, inside = square(
-        g, weight, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K
+        g, weight, batch, TERMS, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K
     )
     at = sample * (IMAGE * HEIGHT * WIDTH) + element
     tl.store(out + at, unscale * gradient, mask=inside)
@@ -162,6 +174,7 @@ def cdrl_stem_langevin(
     draw: tl.int64,
     first_sample: tl.int64,
     READ: tl.constexpr,
+    TERMS: tl.constexpr,
     IMAGE: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -171,7 +184,7 @@ def cdrl_stem_langevin(
     K: tl.constexpr,
 ):
     sample, gradient, element, inside = square(
-        g, weight, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K
+        g, weight, batch, TERMS, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K
     )
     at = sample * (IMAGE * HEIGHT * WIDTH) + element
     x = tl.load(state + at, mask=inside)
@@ -205,15 +218,20 @@ def cdrl_stem_langevin(
         move_on(rng, draw + 1)
 
 
-def _launch(kernel: Any, g: Tensor, weight: Tensor, tensors: dict[str, Any]) -> Launch:
+def _launch(kernel: Any, g: Tensor, weight: Tensor, terms: int, tensors: dict[str, Any]) -> Launch:
     batch, height, width, channels = g.shape
+    batch //= terms
     image = weight.shape[1]
     squares = -(-height // SIDE) * -(-width // SIDE)
     columns = triton.next_power_of_2(9 * image)
     # 64 columns in four warps, or in two stages, spill registers.
     few = columns <= 32
     options = {**OPTIONS, "num_warps": 4 if few else 8, "num_stages": 2 if few else 1}
+    if not few:
+        options["maxnreg"] = 255  # without a limit ptxas spills, to fit more programs
     shape = {
+        "batch": batch,
+        "TERMS": terms,
         "IMAGE": image,
         "HEIGHT": height,
         "WIDTH": width,
@@ -232,14 +250,15 @@ def _step(dtype: torch.dtype, channels: int) -> int:
     return 64 if channels % 64 == 0 else 32
 
 
-def gradient_arguments(g: Tensor, weight: Tensor, scale: float, out: Tensor) -> Launch:
-    return _launch(cdrl_stem_gradient, g, weight, {"out": out, "unscale": 1.0 / scale})
+def gradient_arguments(g: Tensor, weight: Tensor, terms: int, scale: float, out: Tensor) -> Launch:
+    return _launch(cdrl_stem_gradient, g, weight, terms, {"out": out, "unscale": 1.0 / scale})
 
 
 def langevin_arguments(
     y: Tensor,
     g: Tensor,
     weight: Tensor,
+    terms: int,
     anchor: Tensor | None,
     coefficients: tuple[Coefficient, ...],
     rng: tuple[int, int, int] | Tensor,
@@ -257,13 +276,12 @@ def langevin_arguments(
         **dict(zip(NAMES, numbers, strict=True)),
         "rng": rng if isinstance(rng, Tensor) else None,
         "first_bad": first_bad,
-        "batch": y.shape[0],
         "seed": seed,
         "draw": draw,
         "first_sample": first_sample,
         "READ": sum(isinstance(c, Tensor) << i for i, c in enumerate(numbers)),
     }
-    return _launch(cdrl_stem_langevin, g, weight, tensors)
+    return _launch(cdrl_stem_langevin, g, weight, terms, tensors)
 
 
 def _readable(c: Coefficient, y: Tensor) -> Coefficient:
@@ -271,9 +289,9 @@ def _readable(c: Coefficient, y: Tensor) -> Coefficient:
     return c if isinstance(c, Tensor) and c.device == y.device else float(c)
 
 
-def stem_gradient(g: Tensor, weight: Tensor, scale: float, out: Tensor) -> None:
+def stem_gradient(g: Tensor, *rest: Any) -> None:
     """Writes ``out``; not float64 and not empty."""
-    launch(gradient_arguments(g, weight, scale, out), g.device)
+    launch(gradient_arguments(g, *rest), g.device)
 
 
 def stem_langevin_(y: Tensor, *rest: Any) -> None:
