@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms
+from cdrl_fast.engine.metropolis import adjusted_walk_
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.model import CDRL
 from cdrl_fast.ops import normal
@@ -31,11 +33,14 @@ class Chain:
         model: tells schedule and shape.
         frozen: the networks.
         backend: the room of noise and Langevin steps.
+        exact: whether energies are in the state's precision: a difference of two at neighbouring
+            states is then worth something, and a traced chain's acceptance is told.
     """
 
     model: CDRL
     frozen: FrozenModel
     backend: str
+    exact: bool
 
     def run(
         self,
@@ -44,6 +49,7 @@ class Chain:
         plan: StepPlan,
         terms: tuple[Terms, ...],
         correctors: int,
+        metropolis: bool,
         recorder: Recorder,
         advance: Callable[[], None],
     ) -> tuple[Tensor, LevelEnergy]:
@@ -51,7 +57,7 @@ class Chain:
 
         Args:
             n: samples. rng: seed, and index of the first one.
-            plan, terms, correctors: as `Sampler.sample` takes them.
+            plan, terms, correctors, metropolis: as `Sampler.sample` takes them.
             recorder: of what the chain goes through.
             advance: called after each Langevin step.
 
@@ -99,28 +105,29 @@ class Chain:
                 advance()
 
             walk = partial(
-                energy.walk,
+                self._walk,
+                energy,
                 y,
-                drift=level.drift,
-                noise_std=level.noise_std,
+                level,
+                rng=rng,
                 first_bad=first_bad,
-                backend=self.backend,
-                observed=recorder.kind == "steps",
+                metropolis=metropolis,
+                recorder=recorder,
             )
             walk(
-                x if level.pull else None,
-                steps=level.steps,
+                x,
                 pull=level.pull,
-                rng=(seed, draw + 1, first_sample),
+                steps=level.steps,
+                draw=draw,
                 rescale=1.0 if correctors else level.rescale,
                 each=partial(each, last=0 if correctors else level.steps),
             )
             if correctors:
                 walk(
                     None,
-                    steps=correctors,
                     pull=0.0,
-                    rng=(seed, draw + CORRECTOR, first_sample),
+                    steps=correctors,
+                    draw=draw + CORRECTOR - 1,
                     rescale=level.rescale,
                     each=partial(each, last=correctors),
                 )
@@ -128,6 +135,53 @@ class Chain:
             recorder.record("levels", x, level, energy, rescaled=True)
         self.raise_if_diverged(first_bad, first_sample)
         return x, energy
+
+    def _walk(
+        self,
+        energy: LevelEnergy,
+        y: Tensor,
+        level: Level,
+        anchor: Tensor | None,
+        *,
+        pull: float,
+        steps: int,
+        rng: tuple[int, int],
+        draw: int,
+        first_bad: Tensor,
+        metropolis: bool,
+        recorder: Recorder,
+        rescale: float,
+        each: Callable[[int], None],
+    ) -> None:
+        """Langevin steps at a level, of which the first takes the draw after ``draw``."""
+        seed, first_sample = rng
+        numbers: dict[str, Any] = {
+            "steps": steps,
+            "drift": level.drift,
+            "pull": pull,
+            "noise_std": level.noise_std,
+            "first_bad": first_bad,
+            "rescale": rescale,
+            "backend": self.backend,
+            "each": each,
+        }
+        anchor = anchor if pull else None
+        observed = recorder.kind == "steps"
+        if not metropolis and not (observed and self.exact):
+            place = (seed, draw + 1, first_sample)
+            energy.walk(y, anchor, rng=place, observed=observed, **numbers)
+            return
+        shift = Purpose.ACCEPTANCE.draw(0) - Purpose.SAMPLING.draw(0)
+        probabilities = adjusted_walk_(
+            energy.value_and_gradient,
+            y,
+            anchor,
+            noise=lambda k: (seed, draw + k, first_sample),
+            acceptance=lambda k: (seed, shift + draw + k, first_sample),
+            adjust=metropolis,
+            **numbers,
+        )
+        recorder.accepted(level.t, probabilities)
 
     def finish(self, x: Tensor, energy: LevelEnergy, denoise_scale: float) -> Tensor:
         """Tweedie's denoising step and the clamp, for images; returns float32 (float64)."""

@@ -12,6 +12,8 @@ from cdrl_fast._native import load
 ON_GPUS = ("tf32", "fp16")
 """Those that only a GPU's tensor cores compute in."""
 
+EXACT = ("fp64", "fp32")
+"""Those in which energies of neighbouring states can be compared."""
 
 _DTYPES = {
     "fp64": (torch.float64, torch.float64),

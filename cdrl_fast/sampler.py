@@ -18,7 +18,7 @@ from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops.philox import check_integer, check_place
 from cdrl_fast.ops.rooms import choose
-from cdrl_fast.precision import Precision
+from cdrl_fast.precision import EXACT, Precision
 from cdrl_fast.schedule import StepPlan, Steps
 from cdrl_fast.scores import LevelStatistics, checked_samples, level_densities
 from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
@@ -90,7 +90,7 @@ class Sampler:
             backend=backend if backend in ("reference", "triton") else "auto",
             compile=compile,
         )
-        self._chain = Chain(self.model, self._frozen, self.backend)
+        self._chain = Chain(self.model, self._frozen, self.backend, self.precision.name in EXACT)
         self.graph = self._graph_of(graph)
         self._graphs = Graphs()
 
@@ -107,6 +107,7 @@ class Sampler:
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
         correctors: int = 0,
+        metropolis: bool = False,
         progress: bool = False,
         trace: None = None,
     ) -> Tensor: ...
@@ -124,6 +125,7 @@ class Sampler:
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
         correctors: int = 0,
+        metropolis: bool = False,
         progress: bool = False,
         trace: TraceKind,
     ) -> tuple[Tensor, Trace]: ...
@@ -140,6 +142,7 @@ class Sampler:
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
         correctors: int = 0,
+        metropolis: bool = False,
         progress: bool = False,
         trace: TraceKind | None = None,
     ) -> Tensor | tuple[Tensor, Trace]:
@@ -161,6 +164,8 @@ class Sampler:
             correctors: extra Langevin steps after each level's, without the recovery term, on the
                 density of x_{t-1} itself. They bring combinations closer, whose densities at
                 different levels are not each other's diffusions; without CUDA graphs.
+            metropolis: accept or refuse each Langevin step, so that it leaves its density as it is
+                (MALA); needs precision "fp32" or "fp64", and runs without CUDA graphs.
             progress: show a progress bar.
             trace: "levels" or "steps" to return the chain's states as well.
 
@@ -179,6 +184,11 @@ class Sampler:
         check_integer("Sampler.sample", "correctors", correctors, 0, CORRECTOR)
         if correctors and max(plan.counts) >= CORRECTOR:
             raise ValueError(f"correctors: expected fewer than {CORRECTOR} steps a level with them")
+        if metropolis and not self._chain.exact:
+            raise ValueError(
+                f"metropolis: energies in {self.precision.name} cannot be compared between "
+                'neighbouring states; make the sampler with precision="fp32"'
+            )
         terms = conditions(self.source, (seed, first_sample), n, label, guidance, self.device)
         if not math.isfinite(denoise_scale):
             raise ValueError(f"denoise_scale: expected a finite number, got {denoise_scale}")
@@ -187,7 +197,7 @@ class Sampler:
         size = 1024 if batch_size is None else batch_size
         check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
         self._frozen.refresh()
-        graphed = trace is None and n > 0 and not correctors
+        graphed = trace is None and n > 0 and not correctors and not metropolis
         parts, recorders = [], []
         total = sum(plan.counts) + correctors * len(plan.counts)
         with _Advance(progress, -(-n // size) * total) as advance:
@@ -202,7 +212,7 @@ class Sampler:
                     self._chain.raise_if_diverged(graph.first_bad, first_sample + start)
                     continue
                 x, energy = self._chain.run(
-                    stop - start, rng, plan, part, correctors, recorder, advance
+                    stop - start, rng, plan, part, correctors, metropolis, recorder, advance
                 )
                 parts.append(self._chain.finish(x, energy, denoise_scale))
                 recorders.append(recorder)

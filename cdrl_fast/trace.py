@@ -26,11 +26,16 @@ class Trace:
         energies: float32 (m, n), the log-density f / s² of each state at its level, up to that
             level's constant.
         levels: int64 (m,), the level whose energy is meant.
+        acceptance: with trace="steps", float32 (T, n): of levels T … 1, correctors with them, the
+            mean probability with which a Metropolis test accepts a step, made or not. None with
+            trace="levels", and in precisions (bf16, fp16, tf32) in which energies of neighbouring
+            states cannot be compared.
     """
 
     states: Tensor
     energies: Tensor
     levels: Tensor
+    acceptance: Tensor | None = None
 
 
 @dataclass
@@ -41,6 +46,20 @@ class Recorder:
     states: list[Tensor] = field(default_factory=list)
     energies: list[Tensor] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
+    probabilities: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def accepted(self, level: int, probabilities: Tensor) -> None:
+        """Takes the acceptance of some of a level's steps, (steps, n)."""
+        if self.kind == "steps":
+            self.probabilities.setdefault(level, []).append(probabilities.cpu())
+
+    @property
+    def acceptance(self) -> Tensor | None:
+        """(levels, n), means over steps; None where none was told."""
+        if not self.probabilities:
+            return None
+        means = [torch.cat(parts).mean(dim=0) for parts in self.probabilities.values()]
+        return torch.stack(means).float()
 
     @torch.no_grad()
     def record(
@@ -61,8 +80,10 @@ def joined(recorders: list[Recorder]) -> Trace:
     def stacked(parts: Iterable[list[Tensor]]) -> Tensor:
         return torch.cat([torch.stack(part) for part in parts], dim=1)
 
+    accepted = [r.acceptance for r in recorders if r.acceptance is not None]
     return Trace(
         states=stacked(r.states for r in recorders),
         energies=stacked(r.energies for r in recorders),
         levels=torch.tensor(recorders[0].levels),
+        acceptance=torch.cat(accepted, dim=1) if accepted else None,
     )

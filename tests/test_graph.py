@@ -1,5 +1,7 @@
 """A sampler's chain as CUDA graphs; on machines without a GPU with a stand-in for the capture."""
 
+import copy
+
 import pytest
 import torch
 
@@ -11,6 +13,10 @@ from cdrl_fast import (
     ResNetEnergy,
     Sampler,
     UNetInitializer,
+    given,
+    guided,
+    mixture,
+    product,
 )
 from cdrl_fast.engine import Terms, graph
 from tests.conftest import randomize
@@ -114,8 +120,27 @@ def test_one_capture_serves_weights_a_sample(recorder, model, kind, monkeypatch)
     one, none = torch.tensor([1]), torch.tensor([0])
     for w, shares in ((weights, None), (1 - weights, (weights, 1 - weights))):
         terms = Terms((w, 1 - w), (one, none), shares)
-        monkeypatch.setattr(Sampler, "_terms", lambda *_, terms=terms: terms)
+        monkeypatch.setattr("cdrl_fast.sampler.conditions", lambda *_, terms=terms: (terms,))
         torch.testing.assert_close(graphed.sample(4), plain.sample(4), **TOLERANCE)
+    assert recorder.captures == 1
+
+
+def test_combinations_are_captured(recorder, model, kind):
+    """A mixture's components differ from sample to sample, and from seed to seed."""
+    density = mixture(guided(given(model, 1), model, 1.0), given(model, 2))
+    graphed, plain = samplers(density, kind)
+    for seed in (0, 1):
+        torch.testing.assert_close(
+            graphed.sample(6, seed=seed), plain.sample(6, seed=seed), **TOLERANCE
+        )
+    assert recorder.captures == 1
+
+
+def test_several_networks_are_captured(recorder, model, kind):
+    other = copy.deepcopy(model)
+    randomize(other, seed=5)
+    graphed, plain = samplers(product(model, other, base=model), kind)
+    torch.testing.assert_close(graphed.sample(3), plain.sample(3), **TOLERANCE)
     assert recorder.captures == 1
 
 

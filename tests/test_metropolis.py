@@ -1,13 +1,18 @@
 """Metropolis-adjusted Langevin dynamics: exact where plain Langevin is not."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cdrl_fast import langevin
+from cdrl_fast import Sampler, StepPlan, langevin
 from cdrl_fast.engine.metropolis import adjusted_walk_
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from gaussians import GaussianMixture, model_of
 
 VARIANCE = 0.7
 
@@ -134,3 +139,54 @@ def test_what_is_refused():
         langevin(gaussian, torch.zeros(1, 1), steps=1, step_size=1, metropolis=True, compile=True)
     with pytest.raises(ValueError, match="one number a chain"):
         langevin(lambda x: x.sum(), torch.zeros(2, 1), steps=1, step_size=1, metropolis=True)
+
+
+def test_corrected_levels_are_exact_where_plain_ones_are_not():
+    """Correctors at a step of 1.4 standard deviations, from the cleanest level's density."""
+    model = model_of(GaussianMixture([[1.0, -2.0]], [0.5]))
+    n = 4000
+    level = model.schedule.level(1)
+    v = model.schedule.alpha_bar[0] * 0.25 + model.schedule.noise_variance[0]
+    wide = 1.4 * level.scale * v**0.5 / level.noise_std
+    plan = StepPlan((1,) * 6, (wide,) + (1.0,) * 5)
+    plain = Sampler(model).sample(n, steps=plan, correctors=80).var(dim=0).mean()
+    exact = Sampler(model).sample(n, steps=plan, correctors=80, metropolis=True).var(dim=0).mean()
+    error = 4 / n**0.5
+    assert plain / v - 1 > 3 * error
+    assert abs(exact / v - 1) < error
+
+
+def test_traces_tell_acceptance(image_model):
+    sampler = Sampler(image_model, precision="fp32")
+    plain = sampler.sample(5, steps=3, correctors=2, seed=1)
+    samples, trace = sampler.sample(5, steps=3, correctors=2, seed=1, trace="steps", batch_size=2)
+    torch.testing.assert_close(samples, plain, rtol=0, atol=1e-5)
+    assert trace.acceptance.shape == (6, 5)
+    assert ((trace.acceptance > 0) & (trace.acceptance <= 1)).all()
+    assert sampler.sample(2, steps=1, trace="levels")[1].acceptance is None
+    assert (
+        Sampler(image_model, precision="bf16").sample(2, steps=1, trace="steps")[1].acceptance
+        is None
+    )
+
+
+def test_a_larger_step_is_accepted_less_often():
+    model = model_of(GaussianMixture([[1.0, -2.0]], [0.5]))
+    rates = [
+        Sampler(model).sample(200, steps=k, trace="steps")[1].acceptance.mean(dim=1)
+        for k in (15, 4)
+    ]
+    assert (rates[0] > rates[1]).all()
+
+
+def test_corrected_levels_do_not_depend_on_their_batch(image_model):
+    sampler = Sampler(image_model, precision="fp32")
+    options = {"steps": 3, "metropolis": True, "correctors": 1, "seed": 2}
+    whole = sampler.sample(6, **options)
+    assert torch.equal(sampler.sample(6, batch_size=4, **options), whole)
+    assert torch.equal(sampler.sample(2, first_sample=4, **options), whole[4:])
+
+
+def test_half_precision_cannot_be_corrected(image_model):
+    with pytest.raises(ValueError, match="energies in bf16 cannot be compared"):
+        Sampler(image_model, precision="bf16").sample(1, metropolis=True)

@@ -32,7 +32,7 @@ SIGNATURES = {
     "load_released_checkpoint": "(path, *, image_size, schedule)",
     "Sampler": "(model, *, device, precision, backend, graph, compile)",
     "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
-    "denoise_scale, correctors, progress, trace)",
+    "denoise_scale, correctors, metropolis, progress, trace)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
     "given": "(model, label)",
     "product": "(factors, *, base)",

@@ -66,10 +66,17 @@ class FrozenNetwork:
         if self._compiled_gradient is not None:
             with self._precision.autocast(self._device):
                 return self._compiled_gradient(y, logsnr, label)
+        return self.value_and_gradient(y, logsnr, label)[1]
+
+    def value_and_gradient(
+        self, y: Tensor, logsnr: Tensor, label: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """An energy's value and its gradient, by autograd."""
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.forward(y, logsnr, label).sum(), y)
-        return gradient
+            value = self.forward(y, logsnr, label)
+            (gradient,) = torch.autograd.grad(value.sum(), y)
+        return value.detach(), gradient
 
 
 @dataclass
@@ -92,6 +99,11 @@ class AutogradEnergy:
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y)."""
         return self._combined(self.network.gradient(*self._batch(y)))
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, at the price of the gradient."""
+        value, gradient = self.network.value_and_gradient(*self._batch(y))
+        return self._combined(value), self._combined(gradient)
 
     def _batch(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         labels, logsnr = self.terms.labels, self.logsnr

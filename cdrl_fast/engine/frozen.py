@@ -54,6 +54,10 @@ class LevelEnergy:
         """∇ of the value, of y's shape; the next call may write into the same memory."""
         return self.of.gradient(y)
 
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, at the price of the gradient."""
+        return self.of.value_and_gradient(y)
+
     def inputs(self) -> list[Tensor]:
         """What level, labels and weights decide."""
         return self.of.inputs()

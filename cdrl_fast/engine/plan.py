@@ -54,10 +54,15 @@ class PlannedImages:
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y), in memory that the next call writes again."""
+        return self.value_and_gradient(y)[1]
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, at the price of the gradient."""
         images, rows, head = self._batch(y)
         self._out = _like(images, self._out)
-        self.plan.operation(y.shape).value_and_gradient(images, rows, head, out=self._out)
-        return summed(self._out, self.terms)
+        operation = self.plan.operation(y.shape)
+        value, _ = operation.value_and_gradient(images, rows, head, out=self._out)
+        return summed(value, self.terms), summed(self._out, self.terms)
 
     def _batch(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, head = (for_batch(part, self.terms, len(y)) for part in (self.rows, self.head))
@@ -146,9 +151,12 @@ class PassedImages:
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y), in memory that the next call writes again."""
+        return self.value_and_gradient(y)[1]
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, at the price of the gradient."""
         self._out = _like(y, self._out)
-        self.plan.operation(y.shape).value_and_gradient(y, self.conditions, out=self._out)
-        return self._out
+        return self.plan.operation(y.shape).value_and_gradient(y, self.conditions, out=self._out)
 
     def step_(self, y: Tensor, anchor: Tensor | None, *, drift: Any, **numbers: Any) -> None:
         """A Langevin step of y in place; see `stem_langevin_`."""
@@ -187,11 +195,15 @@ class PlannedPoints:
 
     def value(self, y: Tensor) -> Tensor:
         """f(y): (batch,)."""
-        return value_and_gradient(self.plan.folded.program, y, self.rows, **self.plan.options)[0]
+        return self.value_and_gradient(y)[0]
 
     def gradient(self, y: Tensor) -> Tensor:
         """∇f(y): (batch, dim)."""
-        return value_and_gradient(self.plan.folded.program, y, self.rows, **self.plan.options)[1]
+        return self.value_and_gradient(y)[1]
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, at the price of the gradient."""
+        return value_and_gradient(self.plan.folded.program, y, self.rows, **self.plan.options)
 
     def chain(self, y: Tensor, anchor: Tensor | None, **options: Any) -> None:
         """Langevin steps of y in place, all in one call; see `mlp_chain_`."""

@@ -80,6 +80,9 @@ class EnergyAt(Protocol):
     def gradient(self, y: Tensor) -> Tensor:
         """∇ of the value, of y's shape; the next call may write into the same memory."""
 
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, at the price of the gradient."""
+
     def inputs(self) -> list[Tensor]:
         """What level, labels and weights decide."""
 
@@ -98,6 +101,11 @@ class Weighted:
     def gradient(self, y: Tensor) -> Tensor:
         """∇ of the value, of y's shape."""
         return combined(self.weights, (part.gradient(y) for part in self.parts))
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, at the price of the gradient."""
+        values, gradients = zip(*(part.value_and_gradient(y) for part in self.parts), strict=True)
+        return combined(self.weights, values), combined(self.weights, gradients)
 
     def inputs(self) -> list[Tensor]:
         """What level, labels and weights decide."""
