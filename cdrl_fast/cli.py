@@ -1,4 +1,4 @@
-"""The command line: ``cdrl-fast train | sample | evaluate | import | bench | about | demo``."""
+"""The command line, ``cdrl-fast train | sample | score | evaluate | …``: one class a command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from cdrl_fast import report
+from cdrl_fast import metrics, report
 from cdrl_fast.bench import bench
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic
 from cdrl_fast.data import Dataset, load_data
@@ -19,7 +19,7 @@ from cdrl_fast.demo import run_demo
 from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
-from cdrl_fast.model import CDRL, newest_checkpoint
+from cdrl_fast.model import CDRL, checkpoints_of
 from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
@@ -82,7 +82,7 @@ class Train:
 
     def _trainer(self, recipe: Recipe, train: Dataset) -> Trainer:
         stored = self.out / RECIPE
-        if newest_checkpoint(self.out) is not None:
+        if checkpoints_of(self.out):
             if self.resume == "never":
                 raise CheckpointError(
                     f"{self.out} holds a run; pass --resume auto to go on, or another --out"
@@ -135,6 +135,58 @@ class Sample:
         )
         _write_samples(samples.cpu(), self.out)
         print(f"{self.out}: {self.n} samples")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-densities of images: the higher, the more like what the model was trained on."""
+
+    data: tyro.conf.Positional[str]
+    """What to score: digits, idx:FOLDER, folder:PATH, …; images are resized to the model's."""
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    against: str | None = None
+    """Also score other data, and print the AUROC between the two."""
+    levels: tuple[int, ...] = (1,)
+    """Noise levels, 1 … T; several are averaged, standardised on --train."""
+    train: str | None = None
+    """Training data for that; by default the data itself."""
+    label: str | None = None
+    out: Path | None = None
+    """Also write all scores there, as JSON."""
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        sampler = Sampler(model)
+        label = None if self.label is None else _labels((self.label,), model)
+        names = dict.fromkeys([self.data, *([] if self.against is None else [self.against])])
+        size = model.sample_shape[-1] if model.is_image else None
+        data = {name: load_data(name, image_size=size) for name in names}
+        statistics = None
+        if len(self.levels) > 1:
+            train = load_data(self.train or self.data, image_size=size)
+            statistics = sampler.level_statistics(_all(train), levels=self.levels, label=label)
+        scores = {
+            name: sampler.log_density(
+                _all(part), levels=self.levels, statistics=statistics, label=label
+            ).cpu()
+            for name, part in data.items()
+        }
+        for name, values in scores.items():
+            files = data[name].files
+            print(f"{name}: {len(values)} samples, median {float(values.median()):.6g}")
+            for index in values.argsort()[:5].tolist():
+                print(f"  {files[index] if files else index}: {float(values[index]):.6g}")
+        if self.against is not None:
+            area = metrics.auroc(scores[self.data], scores[self.against])
+            print(f"AUROC of {self.data} against {self.against}: {area:.4f}")
+        if self.out is not None:
+            found = {
+                name: {"files": data[name].files, "scores": values.tolist()}
+                for name, values in scores.items()
+            }
+            write_atomic(self.out, json_to_bytes(found))
 
 
 @dataclass(frozen=True)
@@ -245,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Any = tyro.cli(
             train
             | Annotated[Sample, tyro.conf.subcommand("sample")]
+            | Annotated[Score, tyro.conf.subcommand("score")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Import, tyro.conf.subcommand("import")]
             | Annotated[Bench, tyro.conf.subcommand("bench")]
@@ -285,6 +338,10 @@ def _recipe_of(words: list[str]) -> str:
 def _split(spec: str, image_size: int | None, held_out: float) -> tuple[Dataset, Dataset | None]:
     data = load_data(spec, image_size=image_size)
     return data.split(held_out) if held_out else (data, None)
+
+
+def _all(data: Dataset) -> torch.Tensor:
+    return data.batch(range(len(data)))[0]
 
 
 def _device(name: str) -> torch.device:

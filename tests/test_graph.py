@@ -114,7 +114,7 @@ def test_one_capture_serves_weights_a_sample(recorder, model, kind, monkeypatch)
     one, none = torch.tensor([1]), torch.tensor([0])
     for w, shares in ((weights, None), (1 - weights, (weights, 1 - weights))):
         terms = Terms((w, 1 - w), (one, none), shares)
-        monkeypatch.setattr(Sampler, "_terms", lambda *_, terms=terms: terms)
+        monkeypatch.setattr("cdrl_fast.sampler.conditions", lambda *_, terms=terms: (terms,))
         torch.testing.assert_close(graphed.sample(4), plain.sample(4), **TOLERANCE)
     assert recorder.captures == 1
 

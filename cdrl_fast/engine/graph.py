@@ -58,7 +58,7 @@ class ChainGraph:
         frozen: the model's networks; its weights are to stay where they are.
         levels: their constants, the first one sampled first.
         shape: of the batch.
-        terms: conditions; others of the same form may follow.
+        terms: of each network; others of the same form may follow.
         whole: one graph for the whole chain, ``finish`` included; otherwise one for a Langevin
             step, which serves all levels and can be interrupted between any two.
         finish: what follows the last level, a function of x_0 and that level's energy.
@@ -69,13 +69,13 @@ class ChainGraph:
         frozen: FrozenModel,
         levels: Sequence[Level],
         shape: tuple[int, ...],
-        terms: Terms,
+        terms: Sequence[Terms],
         *,
         whole: bool,
         finish: Callable[[Tensor, LevelEnergy], Tensor],
     ) -> None:
         self._frozen, self._levels, self._whole, self._finish = frozen, levels, whole, finish
-        terms = terms.in_tensors(frozen.device, frozen.dtype)
+        terms = [each.in_tensors(frozen.device, frozen.dtype) for each in terms]
         options: dict[str, Any] = {"dtype": frozen.dtype, "device": frozen.device}
         self._x, self._y = torch.zeros(shape, **options), torch.zeros(shape, **options)
         self._result = torch.zeros(shape, **options)
@@ -96,7 +96,11 @@ class ChainGraph:
 
     @torch.no_grad()
     def run(
-        self, terms: Terms, seed: int, first_sample: int, each: Callable[[], None] = lambda: None
+        self,
+        terms: Sequence[Terms],
+        seed: int,
+        first_sample: int,
+        each: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """The samples, in memory that the next run writes again; ``first_bad`` is the chains'.
 
@@ -105,13 +109,14 @@ class ChainGraph:
             seed, first_sample: of the noise stream.
             each: called after each Langevin step; after all of them where the graph holds all.
         """
-        terms = terms.in_tensors(self._frozen.device, self._frozen.dtype)
+        frozen = self._frozen
+        terms = [of.in_tensors(frozen.device, frozen.dtype) for of in terms]
         for level, energy, proposal in zip(
             self._levels, self._energies, self._proposals, strict=True
         ):
-            _copy(energy.inputs(), self._frozen.at(level.logsnr, terms).inputs())
+            _copy(energy.inputs(), frozen.at(level.logsnr, terms).inputs())
             if proposal is not None:
-                fresh = self._frozen.proposal(level.logsnr_noisy, terms)
+                fresh = frozen.proposal(level.logsnr_noisy, terms)
                 assert fresh is not None
                 _copy(proposal.inputs(), fresh.inputs())
         self._rng[0].fill_(signed(seed))
@@ -217,8 +222,12 @@ class Graphs:
         return self._kept[key]
 
 
-def form_of(terms: Terms) -> Hashable:
+def form_of(terms: Sequence[Terms]) -> Hashable:
     """What launches depend on: how many terms, and whether each part serves all samples or one."""
+    return tuple(_form(of_network) for of_network in terms)
+
+
+def _form(terms: Terms) -> Hashable:
     weights = (*terms.weights, *terms.of_initializer)
     return (
         tuple(len(w) if isinstance(w, Tensor) else 1 for w in weights),
