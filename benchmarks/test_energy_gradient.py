@@ -1,4 +1,7 @@
-"""An energy network's input gradient: autograd in float32, an afternoon's work, and ours."""
+"""An energy network's input gradient: autograd in float32, an afternoon's work, and ours.
+
+Also that of classifier-free guidance: two conditions as one batch, and one after the other.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from race import Race
 from cdrl_fast import CDRL, ResNetEnergy
 from cdrl_fast.bench import folded
 from cdrl_fast.engine import Terms, energy_plan
+from cdrl_fast.engine.terms import combined, weighted
 from cdrl_fast.networks.layers import fix_weights
 from cdrl_fast.precision import resolve
 
@@ -22,6 +26,16 @@ CASES = {
     "digits, 8×8, batch 64": (lambda: CDRL.from_pretrained("digits").energy, 8, 64),
 }
 PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
+GUIDED = {
+    "paper's network, 32×32, batch 8": (lambda: ResNetEnergy(classes=10), 32, 8),
+    "paper's network, 32×32, batch 64": (lambda: ResNetEnergy(classes=10), 32, 64),
+    **{
+        f"digits, 8×8, batch {batch}": (lambda: CDRL.from_pretrained("digits").energy, 8, batch)
+        for batch in (1, 8, 64)
+    },
+}
+WAYS = ("eager", "ours, two passes", "ours, one batch")
+WEIGHTS = (2.0, -1.0)
 NAMES = ("eager", "afternoon", "compiled", *(f"ours, {name}" for name in PRECISIONS["cuda"]))
 COMPILED = "width 32, 28×28, batch 64"
 """The case whose afternoon is compiled as well: that takes half a minute a network."""
@@ -85,6 +99,32 @@ def race(name, device):
     return made
 
 
+@cache
+def guided_race(name, device):
+    build, size, batch = GUIDED[name]
+    torch.manual_seed(0)
+    energy = build().to(device).eval().requires_grad_(False)
+    y = torch.randn(batch, energy.stem.in_channels, size, size, device=device)
+    logsnr = torch.full((1,), 1.0, device=device)
+    labels = tuple(torch.tensor([label], device=device) for label in (1, 0))
+    precision = "fp16" if device.type == "cuda" else "fp32"
+    plan = energy_plan(energy, device=device, precision=resolve(precision, device, planned=True))
+    one = plan.at(logsnr, Terms(WEIGHTS, labels))
+    two = weighted(WEIGHTS, [plan.at(logsnr, Terms(labels=(label,))) for label in labels])
+
+    def eager():
+        return combined(WEIGHTS, [autograd(energy, y, logsnr, label) for label in labels])
+
+    runs = (eager, partial(two.gradient, y), partial(one.gradient, y))
+    found = dict(zip(WAYS, runs, strict=True))
+    work = {"gradients": batch, "gflop": 2 * batch * gigaflops(energy, size)}
+    expected = eager()
+    for contender, run in found.items():
+        error = (run() - expected).norm() / expected.norm()
+        assert error < (0.3 if precision == "fp16" else 1e-2), (contender, error)
+    return Race(f"guided gradient, {name}", device, work, found)
+
+
 def gigaflops(energy, size):
     """Of one sample's convolutions, there and back."""
     products = energy.stem.in_channels * energy.stem.out_channels * size**2
@@ -105,3 +145,11 @@ def test_energy_gradient(benchmark, name, case, device, rounds):
     if name.startswith("ours, ") and name[6:] not in PRECISIONS[device.type]:
         pytest.skip(f"this precision is not one of {device.type}s")
     race(case, device).time(benchmark, name, rounds)
+
+
+@pytest.mark.parametrize("case", GUIDED)
+@pytest.mark.parametrize("name", WAYS)
+def test_guided_gradient(benchmark, name, case, device, rounds):
+    if GUIDED[case][1] > 8 and device.type == "cpu":
+        pytest.skip("so large a network is for GPUs")
+    guided_race(case, device).time(benchmark, name, rounds)
