@@ -36,7 +36,11 @@ GUIDED = {
 }
 WAYS = ("eager", "ours, two passes", "ours, one batch")
 WEIGHTS = (2.0, -1.0)
-NAMES = ("eager", "afternoon", "compiled", *(f"ours, {name}" for name in PRECISIONS["cuda"]))
+SUB_BATCHES = (32, 64, 128)
+"""On GPUs, of the largest batch: images whose activations a cache may hold."""
+PARTS = tuple(f"ours, fp16, {size} at a time" for size in SUB_BATCHES)
+OURS = tuple(f"ours, {name}" for name in PRECISIONS["cuda"])
+NAMES = ("eager", "afternoon", "compiled", *OURS, *PARTS)
 COMPILED = "width 32, 28×28, batch 64"
 """The case whose afternoon is compiled as well: that takes half a minute a network."""
 
@@ -89,6 +93,12 @@ def race(name, device):
             energy, device=device, precision=resolve(precision, device, planned=True)
         )
         found[f"ours, {precision}"] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
+    if device.type == "cuda" and batch > max(SUB_BATCHES):
+        for part, images in zip(PARTS, SUB_BATCHES, strict=True):
+            precision = resolve("fp16", device, planned=True)
+            plan = energy_plan(energy, device=device, precision=precision)
+            plan.operation(y.shape).sub_batch = images
+            found[part] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
     work = {"gradients": batch, "gflop": batch * gigaflops(energy, size)}
     made = Race(f"energy gradient, {name}", device, work, found)
     for contender, run in found.items():
