@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import overload
 
 import torch
@@ -11,18 +12,20 @@ from torch import Tensor
 from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, chain_precision
 from cdrl_fast.engine.graph import ChainGraph, Graphs, form_of, unavailable
 from cdrl_fast.errors import BackendUnavailable, ChainDiverged
+from cdrl_fast.inpainting import FREE, Free, Inpainting, Observation
 from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops import normal
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
 from cdrl_fast.ops.rooms import choose
+from cdrl_fast.progress import Advance
 from cdrl_fast.schedule import Level, StepPlan, Steps
 from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
 
 _GRAPHS = ("auto", "chain", "step", "off")
 
 
-class Sampler:
+class Sampler(Inpainting):
     """Draws samples from a CDRL model by annealed Langevin dynamics.
 
     From x_T ~ N(0, I), each level t = T … 1 proposes y_0 = initializer(x_t) + noise and takes K
@@ -157,6 +160,36 @@ class Sampler:
             ValueError, TypeError: an argument that does not fit.
             ChainDiverged: a state left the finite numbers; names level and step.
         """
+        samples, recorders = self._run(
+            n,
+            seed=seed,
+            steps=steps,
+            label=label,
+            guidance=guidance,
+            first_sample=first_sample,
+            batch_size=batch_size,
+            denoise_scale=denoise_scale,
+            progress=progress,
+            trace=trace,
+        )
+        return samples if trace is None else (samples, joined(recorders))
+
+    def _run(
+        self,
+        n: int,
+        *,
+        seed: int,
+        steps: Steps,
+        label: Label,
+        guidance: float,
+        first_sample: int,
+        batch_size: int | None,
+        denoise_scale: float,
+        progress: bool,
+        trace: TraceKind | None = None,
+        held: Observation | None = None,
+    ) -> tuple[Tensor, list[Recorder]]:
+        """All batches of `sample`; with known entries ``held`` those of `inpaint`."""
         terms = self._terms(n, label, guidance)
         plan = self.model.schedule.plan(steps)
         check_integer("Sampler.sample", "n", n, 0, 2**31)
@@ -169,9 +202,10 @@ class Sampler:
         size = 1024 if batch_size is None else batch_size
         check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
         self._frozen.refresh()
-        graphed = trace is None and n > 0
+        graphed = trace is None and n > 0 and held is None
+        total = sum(plan.counts) * (1 if held is None else held.passes)
         parts, recorders = [], []
-        with _Advance(progress, -(-n // size) * sum(plan.counts)) as advance:
+        with Advance(progress, -(-n // size) * total) as advance:
             for start in range(0, max(n, 1), size):
                 stop = min(start + size, n)
                 recorder = Recorder(trace)
@@ -181,11 +215,11 @@ class Sampler:
                     parts.append(graph.run(part, *rng, advance).clone())
                     self._raise_if_diverged(graph.first_bad, first_sample + start)
                     continue
-                x, energy = self._chain(stop - start, rng, plan, part, recorder, advance)
-                parts.append(self._finish(x, energy, denoise_scale))
+                hold = FREE if held is None else held.of_chains(start, stop)
+                x, energy = self._chain(stop - start, rng, plan, part, recorder, advance, hold)
+                parts.append(hold.finish(self._finish(x, energy, denoise_scale)))
                 recorders.append(recorder)
-        samples = torch.cat(parts)
-        return samples if trace is None else (samples, joined(recorders))
+        return torch.cat(parts), recorders
 
     def working_memory(self, batch: int) -> int | None:
         """Bytes that one energy gradient of a batch takes, besides weights, state and gradient.
@@ -241,7 +275,8 @@ class Sampler:
         plan: StepPlan,
         terms: Terms,
         recorder: Recorder,
-        advance: _Advance,
+        advance: Advance,
+        hold: Free,
     ) -> tuple[Tensor, LevelEnergy]:
         """All levels, from x_T to x_0; and the last one's energy."""
         seed, first_sample = rng
@@ -265,19 +300,24 @@ class Sampler:
             level = schedule.level(schedule.levels)
             energy = frozen.at(level.logsnr, terms)
             recorder.record("levels", x, level, energy, rescaled=True)
-        for t in range(schedule.levels, 0, -1):
+        hold(x, schedule.levels)
+        for t, turn in product(range(schedule.levels, 0, -1), range(hold.passes)):
             level = schedule.level(t, plan)
-            draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
+            x = hold.noised_again(x, t, turn) if turn else x
+            draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels)) + turn * (level.steps + 1)
             energy = frozen.at(level.logsnr, terms)
             proposal = frozen.proposal(level.logsnr_noisy, terms)
             # Without an initializer y is x itself, which the recovery term still needs.
             y = x.clone() if proposal is None else proposal(x) + level.init_std * noise(draw)
+            hold(y, t - 1, level.scale)
             recorder.record("steps", y, level, energy, rescaled=False)
 
             def each(
                 step: int, y: Tensor = y, level: Level = level, energy: LevelEnergy = energy
             ) -> None:
-                recorder.record("steps", y, level, energy, rescaled=step == level.steps)
+                last = step == level.steps
+                hold(y, level.t - 1, level.scale * (level.rescale if last else 1.0))
+                recorder.record("steps", y, level, energy, rescaled=last)
                 advance()
 
             energy.walk(
@@ -292,7 +332,7 @@ class Sampler:
                 first_bad=first_bad,
                 backend=self.backend,
                 each=each,
-                observed=recorder.kind == "steps",
+                observed=recorder.kind == "steps" or hold is not FREE,
             )
             x = y
             recorder.record("levels", x, level, energy, rescaled=True)
@@ -322,25 +362,3 @@ class Sampler:
             step=step,
             sample=sample,
         )
-
-
-class _Advance:
-    """Advances a progress bar by one Langevin step; without one does nothing."""
-
-    def __init__(self, show: bool, total: int) -> None:
-        self._bar = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, desc="sampling", unit="step")
-
-    def __call__(self) -> None:
-        if self._bar is not None:
-            self._bar.update()
-
-    def __enter__(self) -> _Advance:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 # Floor of each room; a room is a module or a folder directly in the package.
 FLOORS = {
     "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
-    "_native": 1, "precision": 1,
+    "_native": 1, "precision": 1, "progress": 1,
     "data": 2, "ops": 2, "model": 2, "run_folder": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
-    "environment": 3,
+    "environment": 3, "inpainting": 3, "masks": 3,
     "trace": 4, "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
     "evaluation": 5, "trainer": 5, "bench": 5,
     "demo": 6, "cli": 7,
@@ -33,7 +33,11 @@ CLOSED = {
     "reference": {"networks", "schedule", "ops", "model"},
     "dynamics": {"engine", "ops", "errors"},
     "trace": {"engine", "schedule"},
-    "sampler": {"trace", "model", "schedule", "engine", "ops", "precision", "errors"},
+    "inpainting": {"model", "ops", "schedule"},
+    "sampler": {
+        "trace", "inpainting", "progress", "model", "schedule", "engine", "ops", "precision",
+        "errors",
+    },
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class Purpose(IntEnum):
 
     SAMPLING = 0
     TRAINING = 1
+    INPAINTING = 2
 
     def draw(self, index: int) -> int:
         return int(self) * 2**24 + index
