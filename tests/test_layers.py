@@ -15,7 +15,7 @@ FLOORS = {
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "environment": 3, "inpainting": 3, "masks": 3,
     "trace": 4, "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
-    "evaluation": 5, "trainer": 5, "bench": 5,
+    "completions": 5, "evaluation": 5, "trainer": 5, "bench": 5,
     "demo": 6, "cli": 7,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.
