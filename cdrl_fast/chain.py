@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms
 from cdrl_fast.engine.metropolis import adjusted_walk_
 from cdrl_fast.errors import ChainDiverged
+from cdrl_fast.inpainting import FREE, Free
 from cdrl_fast.model import CDRL
 from cdrl_fast.ops import normal
 from cdrl_fast.ops.langevin_step import NEVER
@@ -50,6 +52,7 @@ class Chain:
         terms: tuple[Terms, ...],
         correctors: int,
         metropolis: bool,
+        hold: Free,
         recorder: Recorder,
         advance: Callable[[], None],
     ) -> tuple[Tensor, LevelEnergy]:
@@ -58,6 +61,7 @@ class Chain:
         Args:
             n: samples. rng: seed, and index of the first one.
             plan, terms, correctors, metropolis: as `Sampler.sample` takes them.
+            hold: sets what is known of the samples.
             recorder: of what the chain goes through.
             advance: called after each Langevin step.
 
@@ -85,13 +89,16 @@ class Chain:
             level = schedule.level(schedule.levels)
             energy = frozen.at(level.logsnr, terms)
             recorder.record("levels", x, level, energy, rescaled=True)
-        for t in range(schedule.levels, 0, -1):
+        hold(x, schedule.levels)
+        for t, turn in product(range(schedule.levels, 0, -1), range(hold.passes)):
             level = schedule.level(t, plan)
-            draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
+            x = hold.noised_again(x, t, turn) if turn else x
+            draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels)) + turn * (level.steps + 1)
             energy = frozen.at(level.logsnr, terms)
             proposal = frozen.proposal(level.logsnr_noisy, terms)
             # Without an initializer y is x itself, which the recovery term still needs.
             y = x.clone() if proposal is None else proposal(x) + level.init_std * noise(draw)
+            hold(y, t - 1, level.scale)
             recorder.record("steps", y, level, energy, rescaled=False)
 
             def each(
@@ -101,6 +108,8 @@ class Chain:
                 level: Level = level,
                 energy: LevelEnergy = energy,
             ) -> None:
+                scale = level.scale * (level.rescale if step == last else 1.0)
+                hold(y, level.t - 1, scale)
                 recorder.record("steps", y, level, energy, rescaled=step == last)
                 advance()
 
@@ -113,6 +122,7 @@ class Chain:
                 first_bad=first_bad,
                 metropolis=metropolis,
                 recorder=recorder,
+                held=hold is not FREE,
             )
             walk(
                 x,
@@ -150,6 +160,7 @@ class Chain:
         first_bad: Tensor,
         metropolis: bool,
         recorder: Recorder,
+        held: bool,
         rescale: float,
         each: Callable[[int], None],
     ) -> None:
@@ -169,7 +180,7 @@ class Chain:
         observed = recorder.kind == "steps"
         if not metropolis and not (observed and self.exact):
             place = (seed, draw + 1, first_sample)
-            energy.walk(y, anchor, rng=place, observed=observed, **numbers)
+            energy.walk(y, anchor, rng=place, observed=observed or held, **numbers)
             return
         shift = Purpose.ACCEPTANCE.draw(0) - Purpose.SAMPLING.draw(0)
         probabilities = adjusted_walk_(

@@ -1,4 +1,4 @@
-"""The command line, ``cdrl-fast train | sample | score | evaluate | …``: one class a command."""
+"""The command line: ``cdrl-fast train | sample | inpaint | score | …``; --help names all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import tyro
 from cdrl_fast import metrics, report
 from cdrl_fast.bench import bench
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic
+from cdrl_fast.completions import load_masked, write_completions, write_npz
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.demo import run_demo
 from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
+from cdrl_fast.inpainting import ObservationNoise
 from cdrl_fast.model import CDRL, checkpoints_of
 from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
@@ -135,6 +137,55 @@ class Sample:
         )
         _write_samples(samples.cpu(), self.out)
         print(f"{self.out}: {self.n} samples")
+
+
+@dataclass(frozen=True)
+class Inpaint:
+    """Complete images of which a part is missing."""
+
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    images: str = "digits"
+    """A folder of pictures, or data as for train."""
+    mask: str = "lower-half"
+    """What to fill: lower-half, random:P, or a picture that is white there."""
+    out: Path = Path("completions")
+    """Folder of the completions: an overview, each as a picture, and all values as .npz."""
+    n: int = 8
+    """Of the images, the first n."""
+    samples: int = 5
+    """Completions of each image."""
+    label: tuple[str, ...] = ()
+    """A class name or number, or n of them."""
+    guidance: float = 0.0
+    steps: tuple[int, ...] = ()
+    """Langevin steps a level: one number, or one for each level 1 … T."""
+    noise: ObservationNoise = "shared"
+    """Of the known pixels: one noise a completion, or a fresh one a level."""
+    passes: int = 1
+    """How often each level is gone through; more follow the known pixels more closely."""
+    seed: int = 0
+    batch_size: int | None = None
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        images, known = load_masked(self.images, self.mask, model, self.n, seed=self.seed)
+        completions = Sampler(model).inpaint(
+            images,
+            known,
+            seed=self.seed,
+            steps=_steps(self.steps),
+            label=_labels(self.label, model),
+            guidance=self.guidance,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            noise=self.noise,
+            passes=self.passes,
+            progress=True,
+        )
+        write_completions(images, known, completions.cpu(), self.out)
+        print(f"{self.out}: {self.samples} completions of {len(images)} images")
 
 
 @dataclass(frozen=True)
@@ -297,6 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Any = tyro.cli(
             train
             | Annotated[Sample, tyro.conf.subcommand("sample")]
+            | Annotated[Inpaint, tyro.conf.subcommand("inpaint")]
             | Annotated[Score, tyro.conf.subcommand("score")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Import, tyro.conf.subcommand("import")]
@@ -364,13 +416,7 @@ def _labels(labels: tuple[str, ...], model: CDRL) -> Any:
 
 def _write_samples(samples: torch.Tensor, path: Path) -> None:
     if path.suffix == ".npz":
-        import io
-
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez(buffer, samples=samples.numpy())
-        write_atomic(path, buffer.getvalue())
+        write_npz(path, samples=samples)
     elif samples.dim() == 4:
         report.save_image_grid(samples, path, columns=10)
     else:

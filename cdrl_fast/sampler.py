@@ -15,10 +15,12 @@ from cdrl_fast.energies import Density
 from cdrl_fast.engine import FrozenModel, Terms, chain_precision
 from cdrl_fast.engine.graph import ChainGraph, Graphs, form_of, unavailable
 from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.inpainting import FREE, Inpainting, Observation
 from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops.philox import check_integer, check_place
 from cdrl_fast.ops.rooms import choose
 from cdrl_fast.precision import EXACT, Precision
+from cdrl_fast.progress import Advance
 from cdrl_fast.schedule import StepPlan, Steps
 from cdrl_fast.scores import LevelStatistics, checked_samples, level_densities
 from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
@@ -26,7 +28,7 @@ from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
 _GRAPHS = ("auto", "chain", "step", "off")
 
 
-class Sampler:
+class Sampler(Inpainting):
     """Draws samples from a CDRL model by annealed Langevin dynamics.
 
     From x_T ~ N(0, I), each level t = T … 1 proposes y_0 = initializer(x_t) + noise and takes K
@@ -177,6 +179,40 @@ class Sampler:
             ValueError, TypeError: an argument that does not fit.
             ChainDiverged: a state left the finite numbers; names level and step.
         """
+        samples, recorders = self._run(
+            n,
+            seed=seed,
+            steps=steps,
+            label=label,
+            guidance=guidance,
+            first_sample=first_sample,
+            batch_size=batch_size,
+            denoise_scale=denoise_scale,
+            correctors=correctors,
+            metropolis=metropolis,
+            progress=progress,
+            trace=trace,
+        )
+        return samples if trace is None else (samples, joined(recorders))
+
+    def _run(
+        self,
+        n: int,
+        *,
+        seed: int,
+        steps: Steps,
+        label: Label,
+        guidance: float,
+        first_sample: int,
+        batch_size: int | None,
+        denoise_scale: float,
+        progress: bool,
+        correctors: int = 0,
+        metropolis: bool = False,
+        trace: TraceKind | None = None,
+        held: Observation | None = None,
+    ) -> tuple[Tensor, list[Recorder]]:
+        """All batches of `sample`; with known entries ``held`` those of `inpaint`."""
         plan = self.model.schedule.plan(steps)
         check_integer("Sampler.sample", "n", n, 0, 2**31)
         check_integer("Sampler.sample", "seed", seed, -(2**63), 2**64)
@@ -197,10 +233,12 @@ class Sampler:
         size = 1024 if batch_size is None else batch_size
         check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
         self._frozen.refresh()
-        graphed = trace is None and n > 0 and not correctors and not metropolis
+        plain = trace is None and held is None and not correctors and not metropolis
+        graphed = plain and n > 0
         parts, recorders = [], []
-        total = sum(plan.counts) + correctors * len(plan.counts)
-        with _Advance(progress, -(-n // size) * total) as advance:
+        turns = 1 if held is None else held.passes
+        total = turns * (sum(plan.counts) + correctors * len(plan.counts))
+        with Advance(progress, -(-n // size) * total) as advance:
             for start in range(0, max(n, 1), size):
                 stop = min(start + size, n)
                 recorder = Recorder(trace)
@@ -211,13 +249,13 @@ class Sampler:
                     parts.append(graph.run(part, *rng, advance).clone())
                     self._chain.raise_if_diverged(graph.first_bad, first_sample + start)
                     continue
+                hold = FREE if held is None else held.of_chains(start, stop)
                 x, energy = self._chain.run(
-                    stop - start, rng, plan, part, correctors, metropolis, recorder, advance
+                    stop - start, rng, plan, part, correctors, metropolis, hold, recorder, advance
                 )
-                parts.append(self._chain.finish(x, energy, denoise_scale))
+                parts.append(hold.finish(self._chain.finish(x, energy, denoise_scale)))
                 recorders.append(recorder)
-        samples = torch.cat(parts)
-        return samples if trace is None else (samples, joined(recorders))
+        return torch.cat(parts), recorders
 
     def log_density(
         self,
@@ -350,25 +388,3 @@ class Sampler:
             )
 
         return self._graphs.get((n, plan, form_of(terms), denoise_scale), made)
-
-
-class _Advance:
-    """Advances a progress bar by one Langevin step; without one does nothing."""
-
-    def __init__(self, show: bool, total: int) -> None:
-        self._bar = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, desc="sampling", unit="step")
-
-    def __call__(self) -> None:
-        if self._bar is not None:
-            self._bar.update()
-
-    def __enter__(self) -> _Advance:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -109,4 +109,51 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("train", "sample", "evaluate", "import", "demo"))
+    assert all(
+        name in text for name in ("train", "sample", "inpaint", "evaluate", "import", "demo")
+    )
+
+
+def test_inpaint_a_folder_with_a_mask_picture(tmp_path, capsys):
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    for index, pixels in enumerate(values):
+        Image.fromarray(pixels).save(pictures / f"{index}.png")
+    white = np.zeros((8, 8), dtype=np.uint8)
+    white[2:5, 3:] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    options = ["--images", str(pictures), "--mask", str(tmp_path / "mask.png"), "--n", "2"]
+    options += ["--samples", "3", "--steps", "2", "--label", "7", "1", "--out", str(out)]
+    assert main(["inpaint", *options]) == 0
+    assert "3 completions of 2 images" in capsys.readouterr().out
+    archive = np.load(out / "completions.npz")
+    known = np.broadcast_to(white == 0, (2, 1, 8, 8))
+    np.testing.assert_array_equal(archive["known"], known)
+    assert archive["completions"].shape == (2, 3, 1, 8, 8)
+    images = torch.from_numpy(archive["images"])
+    torch.testing.assert_close(images[:, 0], torch.from_numpy(values[:2] / 127.5 - 1).float())
+    sampler = Sampler(CDRL.from_pretrained("digits"))
+    expected = sampler.inpaint(
+        images, torch.from_numpy(known.copy()), samples=3, steps=2, label=["7", "1"]
+    )
+    got = torch.from_numpy(archive["completions"]).flatten(0, 1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    assert Image.open(out / "overview.png").width > 4 * 8
+    single = np.asarray(Image.open(out / "00001-02.png").convert("L"))
+    np.testing.assert_array_equal(single[white == 0], values[1][white == 0])
+    assert len(list(out.glob("0*.png"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("upper", "mask: upper is neither lower-half, random:P nor a picture's file"),
+        ("random:75", "mask: expected random:P with P from 0 to 1, got random:75"),
+        ("random:x", "mask: expected random:P"),
+    ],
+)
+def test_inpaint_refuses_other_masks(mask, message, tmp_path, capsys):
+    assert main(["inpaint", "--mask", mask, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err

@@ -10,13 +10,14 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 # Floor of each room; a room is a module or a folder directly in the package.
 FLOORS = {
     "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
-    "_native": 1, "precision": 1,
+    "_native": 1, "precision": 1, "progress": 1,
     "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
+    "inpainting": 3, "masks": 3,
     "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "sampler": 4, "report": 4, "recipe": 4,
     "dynamics": 4, "about": 4,
-    "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5,
+    "iteration": 4, "completions": 5, "evaluation": 5, "trainer": 5, "bench": 5,
     "demo": 6, "cli": 7,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.
@@ -41,10 +42,11 @@ CLOSED = {
     "energies": {"model"},
     "conditions": {"energies", "engine", "model", "ops"},
     "scores": {"model", "engine", "ops"},
-    "chain": {"trace", "model", "schedule", "engine", "ops", "errors"},
+    "inpainting": {"model", "ops", "schedule"},
+    "chain": {"trace", "inpainting", "model", "schedule", "engine", "ops", "errors"},
     "sampler": {
-        "trace", "chain", "scores", "conditions", "energies", "model", "schedule", "engine", "ops",
-        "precision", "errors",
+        "trace", "chain", "scores", "conditions", "energies", "inpainting", "progress", "model",
+        "schedule", "engine", "ops", "precision", "errors",
     },
 }  # fmt: skip
 

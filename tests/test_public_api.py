@@ -33,6 +33,11 @@ SIGNATURES = {
     "Sampler": "(model, *, device, precision, backend, graph, compile)",
     "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
     "denoise_scale, correctors, metropolis, progress, trace)",
+    "Sampler.log_density": "(self, images, *, label, levels, statistics, seed, first_sample, "
+    "batch_size)",
+    "Sampler.level_statistics": "(self, images, *, label, levels, seed, batch_size)",
+    "Sampler.inpaint": "(self, images, known, *, seed, steps, label, guidance, samples, "
+    "first_sample, batch_size, noise, passes, denoise_scale, progress)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
     "given": "(model, label)",
     "product": "(factors, *, base)",
@@ -101,7 +106,7 @@ print(tuple(cdrl_fast.Sampler(model).sample(3, steps=1).shape), cdrl_fast.Traine
 
 @pytest.mark.parametrize("name", ["cdrl_fast", "cdrl_fast.schedule", "cdrl_fast.sampler",
                                   "cdrl_fast.dynamics", "cdrl_fast.environment",
-                                  "cdrl_fast.ops.normal"])  # fmt: skip
+                                  "cdrl_fast.inpainting", "cdrl_fast.ops.normal"])  # fmt: skip
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0

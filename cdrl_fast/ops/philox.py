@@ -25,6 +25,7 @@ class Purpose(IntEnum):
 
     SAMPLING = 0
     TRAINING = 1
+    INPAINTING = 2
     ACCEPTANCE = 3
     MIXTURE = 4
     SCORE = 5

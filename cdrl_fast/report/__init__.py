@@ -7,6 +7,7 @@ Matplotlib is imported only where a figure is drawn, and never through its globa
 
 from cdrl_fast.report.page import Report
 from cdrl_fast.report.pictures import (
+    completion_grid,
     curve_figure,
     density_figure,
     film_strip,
@@ -18,6 +19,7 @@ from cdrl_fast.report.training import training_report, versions
 
 __all__ = [
     "Report",
+    "completion_grid",
     "curve_figure",
     "density_figure",
     "film_strip",

@@ -126,6 +126,36 @@ def save_image_grid(
     write_file(path, buffer.getvalue())
 
 
+def completion_grid(
+    images: torch.Tensor, known: torch.Tensor, completions: torch.Tensor, *, truth: bool = False
+) -> Image.Image:
+    """Shows inpainting: one row an image, its known pixels (the others grey), then completions.
+
+    Args:
+        images: (n, 1 or 3, height, width), clamped to [-1, 1].
+        known: bool, broadcastable to ``images``, True where a pixel is known.
+        completions: (n·k, 1 or 3, height, width), those of an image one after the other.
+        truth: whether the image itself ends its row.
+
+    Raises:
+        TypeError: not floating-point tensors.
+        ValueError: a wrong shape, NaN or infinity, or not k completions of each image.
+    """
+    completions = checked_images(completions, "completions")
+    # Unknown pixels may be NaN; 0 is grey.
+    hidden = checked_images(images.masked_fill(~known, 0.0), "images")
+    if len(completions) % len(hidden) or completions.shape[1:] != hidden.shape[1:]:
+        raise ValueError(
+            f"completions: expected k of each of the images {tuple(hidden.shape)}, got shape "
+            f"{tuple(completions.shape)}"
+        )
+    row = [hidden[:, None], completions.reshape(len(hidden), -1, *hidden.shape[1:])]
+    if truth:
+        row.append(checked_images(images, "images")[:, None])
+    cells = torch.cat(row, dim=1)
+    return image_grid(cells.flatten(0, 1), columns=cells.shape[1])
+
+
 def film_strip(
     states: Sequence[torch.Tensor], *, labels: Sequence[str] | None = None
 ) -> Image.Image:

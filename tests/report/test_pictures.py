@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from cdrl_fast.report import (
+    completion_grid,
     curve_figure,
     density_figure,
     film_strip,
@@ -125,6 +126,23 @@ def test_save_refuses_an_unknown_suffix(tmp_path: Path) -> None:
 
 
 # Film strips
+
+
+def test_completion_grid_has_a_row_an_image() -> None:
+    images = torch.full((2, 1, 8, 8), 1.0)
+    known = torch.tensor([False, True])[:, None, None, None]
+    completions = torch.tensor([-1.0, 0.0, 1.0, -1.0])[:, None, None, None].expand(4, 1, 8, 8)
+    grid = completion_grid(images.masked_fill(~known, float("nan")), known, completions)
+    assert grid.size == (3 * 50 - 2, 2 * 50 - 2)
+    pixels = np.asarray(completion_grid(images, known, completions, truth=True))[..., 0]
+    assert [[pixels[50 * r, 50 * c] for c in range(4)] for r in range(2)] == [
+        [128, 0, 128, 255],
+        [255, 255, 0, 255],
+    ]
+    with pytest.raises(ValueError, match=r"completions: expected k of each of the images \(2, 1"):
+        completion_grid(images, known, completions[:3])
+    with pytest.raises(ValueError, match="images: NaN or infinity in 2 images"):
+        completion_grid(images / 0 * 0, torch.tensor(True), completions)
 
 
 def test_film_strip_has_a_row_a_sample_and_a_column_a_state() -> None:
