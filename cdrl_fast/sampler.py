@@ -148,7 +148,8 @@ class Sampler:
             n: how many; 0 is allowed.
             seed: 64-bit integer; the same seed gives the same samples.
             steps: Langevin steps a level: None (as trained), an int, one int for each of levels
-                1 … T, or a StepPlan. With K' of K steps, h² = K/K'.
+                1 … T, a StepPlan, or "tuned": the plan that is saved with the (first) model. With
+                K' of K steps, h² = K/K'.
             label: a class number 1 … classes, a class name, or ``n`` of them.
             guidance: classifier-free weight w: (1 + w) f(·|label) - w f(·|no label).
             first_sample: index of the first sample in the seed's stream: samples 32 to 63 of a seed
@@ -171,7 +172,7 @@ class Sampler:
             ValueError, TypeError: an argument that does not fit.
             ChainDiverged: a state left the finite numbers; names level and step.
         """
-        plan = self.model.schedule.plan(steps)
+        plan = self.model.plan(steps)
         check_integer("Sampler.sample", "n", n, 0, 2**31)
         check_integer("Sampler.sample", "seed", seed, -(2**63), 2**64)
         check_integer("Sampler.sample", "first_sample", first_sample, 0, 2**63 - n)

@@ -57,7 +57,12 @@ class StepPlan:
             raise ValueError(f"StepPlan: multipliers must be positive, got {self.multipliers}")
 
 
-Steps = int | Sequence[int] | StepPlan | None
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments that make an equal plan, for a configuration file."""
+        return {"counts": list(self.counts), "multipliers": list(self.multipliers)}
+
+
+Steps = int | Sequence[int] | StepPlan | Literal["tuned"] | None
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ class NoiseSchedule:
 
         Raises:
             ValueError: fewer than one step, or not one entry a level.
-            TypeError: anything else.
+            TypeError: anything else, "tuned" included: that plan is the model's (`CDRL.plan`).
         """
         if isinstance(steps, StepPlan):
             plan = steps
@@ -192,13 +197,13 @@ class NoiseSchedule:
             )
         return plan
 
-    def _counts(self, steps: int | Sequence[int] | None) -> tuple[int, ...]:
+    def _counts(self, steps: int | Sequence[int] | str | None) -> tuple[int, ...]:
         if steps is None:
             return (self.steps,) * self.levels
         if isinstance(steps, str) or not isinstance(steps, (int, np.integer, Sequence, np.ndarray)):
             raise TypeError(
-                f"steps: expected an int, one int for each of {self.levels} levels or a StepPlan, "
-                f"got {steps!r}"
+                f"steps: expected an int, one int for each of {self.levels} levels or a StepPlan "
+                f'("tuned" is for models, not schedules), got {steps!r}'
             )
         if isinstance(steps, (int, np.integer)):
             return (_count(steps),) * self.levels

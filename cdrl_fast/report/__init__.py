@@ -8,6 +8,7 @@ Matplotlib is imported only where a figure is drawn, and never through its globa
 from cdrl_fast.report.page import Report
 from cdrl_fast.report.pictures import (
     curve_figure,
+    curve_row,
     density_figure,
     film_strip,
     image_grid,
@@ -19,6 +20,7 @@ from cdrl_fast.report.training import training_report, versions
 __all__ = [
     "Report",
     "curve_figure",
+    "curve_row",
     "density_figure",
     "film_strip",
     "image_grid",
