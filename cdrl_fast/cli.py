@@ -1,4 +1,4 @@
-"""The command line: ``cdrl-fast train | sample | evaluate | import | bench | about | demo``."""
+"""The command line: ``cdrl-fast train | sample | evaluate | tune | import | bench | …``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import tyro
 from cdrl_fast import report
 from cdrl_fast.bench import bench
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic
-from cdrl_fast.data import Dataset, load_data
+from cdrl_fast.data import Dataset
 from cdrl_fast.demo import run_demo
 from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import CDRL, checkpoints_of
+from cdrl_fast.quality import Evaluate, Tune, device_of, load_split, one_plan
 from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
-from cdrl_fast.schedule import NoiseSchedule, StepPlan
+from cdrl_fast.schedule import NoiseSchedule
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
 
@@ -68,7 +69,7 @@ class Train:
         recipe = Recipe(
             self.data, self.image_size, self.held_out, self.iterations, self.model, self.training
         )
-        train, held_out = _split(self.data, self.image_size, self.held_out)
+        train, held_out = load_split(self.data, self.image_size, self.held_out)
         trainer = self._trainer(recipe, train)
         checked = held_out if train.is_images else train
         trainer.fit(
@@ -94,11 +95,11 @@ class Train:
                 )
             write_atomic(stored, json_to_bytes(recipe.to_dict()))
             return Trainer.resume(
-                self.out, train, config=self.training, device=_device(self.device)
+                self.out, train, config=self.training, device=device_of(self.device)
             )
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomic(stored, json_to_bytes(recipe.to_dict()))
-        model = self.model.build(train, self.training.seed).to(_device(self.device))
+        model = self.model.build(train, self.training.seed).to(device_of(self.device))
         return Trainer(model, train, self.training)
 
 
@@ -114,19 +115,19 @@ class Sample:
     label: tuple[str, ...] = ()
     """A class name or number, or n of them."""
     guidance: float = 0.0
-    steps: tuple[int, ...] = ()
-    """Langevin steps a level: one number, or one for each level 1 … T."""
+    steps: tuple[str, ...] = ()
+    """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
     seed: int = 0
     batch_size: int | None = None
     denoise_scale: float = 1.0
     device: str = "auto"
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
         samples = Sampler(model).sample(
             self.n,
             seed=self.seed,
-            steps=_steps(self.steps),
+            steps=one_plan(self.steps),
             label=_labels(self.label, model),
             guidance=self.guidance,
             batch_size=self.batch_size,
@@ -135,42 +136,6 @@ class Sample:
         )
         _write_samples(samples.cpu(), self.out)
         print(f"{self.out}: {self.n} samples")
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure a model's samples against data."""
-
-    model: str = "digits"
-    data: str = "digits"
-    image_size: int | None = None
-    held_out: float = 0.2
-    samples: int = 1000
-    guidance: tuple[float, ...] = (0.0, 1.0)
-    """Weights at which label accuracy is measured."""
-    steps: tuple[int, ...] = ()
-    seed: int = 0
-    out: Path | None = None
-    """Also write the figures there, as JSON."""
-    device: str = "auto"
-
-    def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(_device(self.device))
-        train, held_out = _split(self.data, self.image_size, self.held_out if model.is_image else 0)
-        figures = evaluate(
-            model,
-            train,
-            held_out,
-            samples=self.samples,
-            guidance=self.guidance,
-            steps=_steps(self.steps),
-            seed=self.seed,
-            progress=True,
-        )
-        for name, value in figures.items():
-            print(f"{name:24s} {value:.6g}")
-        if self.out is not None:
-            write_atomic(self.out, json_to_bytes(figures))
 
 
 @dataclass(frozen=True)
@@ -205,7 +170,7 @@ class Bench:
     device: str = "auto"
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
         print(
             bench(
                 model,
@@ -246,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+            | Annotated[Tune, tyro.conf.subcommand("tune")]
             | Annotated[Import, tyro.conf.subcommand("import")]
             | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[About, tyro.conf.subcommand("about")]
@@ -280,21 +246,6 @@ def _recipe_of(words: list[str]) -> str:
         if word.startswith("--recipe="):
             return word.removeprefix("--recipe=")
     return "digits"
-
-
-def _split(spec: str, image_size: int | None, held_out: float) -> tuple[Dataset, Dataset | None]:
-    data = load_data(spec, image_size=image_size)
-    return data.split(held_out) if held_out else (data, None)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def _steps(steps: tuple[int, ...]) -> int | StepPlan | tuple[int, ...] | None:
-    return None if not steps else steps[0] if len(steps) == 1 else steps
 
 
 def _labels(labels: tuple[str, ...], model: CDRL) -> Any:

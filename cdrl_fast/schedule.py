@@ -56,7 +56,6 @@ class StepPlan:
         if not all(np.isfinite(h) and h > 0 for h in self.multipliers):
             raise ValueError(f"StepPlan: multipliers must be positive, got {self.multipliers}")
 
-
     def to_dict(self) -> dict[str, Any]:
         """The arguments that make an equal plan, for a configuration file."""
         return {"counts": list(self.counts), "multipliers": list(self.multipliers)}

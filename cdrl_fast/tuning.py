@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from cdrl_fast.errors import ChainDiverged
@@ -154,25 +156,20 @@ class _Search:
         return time.monotonic() >= self._deadline
 
 
-def _moves(levels: int, factor: float) -> Iterator[Callable[[StepPlan], StepPlan | None]]:
+def _moves(levels: int, factor: float) -> list[Callable[[StepPlan], StepPlan | None]]:
     """All multipliers, each level's, then a step from level to level; None: cannot be made."""
-    for by in (factor, 1 / factor):
-        yield lambda plan, by=by: _scaled(plan, range(levels), by)
-    for t in range(levels):
-        for by in (factor, 1 / factor):
-            yield lambda plan, t=t, by=by: _scaled(plan, (t,), by)
-    for giver in range(levels):
-        for taker in range(levels):
-            if giver != taker:
-                yield lambda plan, a=giver, b=taker: _shifted(plan, a, b)
+    groups = [range(levels), *(range(t, t + 1) for t in range(levels))]
+    scaling = [partial(_scaled, group, by) for group in groups for by in (factor, 1 / factor)]
+    shifting = [partial(_shifted, a, b) for a, b in permutations(range(levels), 2)]
+    return [*scaling, *shifting]
 
 
-def _scaled(plan: StepPlan, levels: range | tuple[int, ...], by: float) -> StepPlan:
-    multipliers = (h * by if t in levels else h for t, h in enumerate(plan.multipliers))
-    return StepPlan(plan.counts, tuple(multipliers))
+def _scaled(levels: range, by: float, plan: StepPlan) -> StepPlan:
+    changed = [h * by if t in levels else h for t, h in enumerate(plan.multipliers)]
+    return _plan(plan.counts, changed)
 
 
-def _shifted(plan: StepPlan, giver: int, taker: int) -> StepPlan | None:
+def _shifted(giver: int, taker: int, plan: StepPlan) -> StepPlan | None:
     counts, multipliers = list(plan.counts), list(plan.multipliers)
     if counts[giver] == 1:
         return None
@@ -180,7 +177,12 @@ def _shifted(plan: StepPlan, giver: int, taker: int) -> StepPlan | None:
     counts[taker] += 1
     for t in (giver, taker):
         multipliers[t] *= math.sqrt(plan.counts[t] / counts[t])
-    return StepPlan(tuple(counts), tuple(multipliers))
+    return _plan(counts, multipliers)
+
+
+def _plan(counts: Sequence[int], multipliers: Sequence[float]) -> StepPlan:
+    """Rounded, so that a way there and back ends at the same plan, which is not tried twice."""
+    return StepPlan(tuple(counts), tuple(round(h, 4) for h in multipliers))
 
 
 class _Bar:

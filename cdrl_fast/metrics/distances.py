@@ -176,7 +176,9 @@ def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def sliced_wasserstein(real: Tensor, fake: Tensor, *, directions: int = 100, seed: int = 0) -> float:
+def sliced_wasserstein(
+    real: Tensor, fake: Tensor, *, directions: int = 100, seed: int = 0
+) -> float:
     """Sliced 2-Wasserstein distance between two sets of points.
 
         sqrt(mean over directions u of the integral over q in [0, 1] of (R_u(q) - F_u(q))^2)
