@@ -82,6 +82,7 @@ class Evaluate:
                 f"evaluate: a sweep over {argument} takes one value of the other option, got "
                 f"{len(others)}"
             )
+        seeds = range(self.seed, self.seed + self.seeds)
         rows = sweep(
             model,
             train,
@@ -89,13 +90,19 @@ class Evaluate:
             values,
             fixed=others[0],
             samples=self.samples,
-            seeds=range(self.seed, self.seed + self.seeds),
+            seeds=seeds,
             progress=True,
         )
         print(sweep_table(rows))
         if self.out is not None:
-            found = {"command": _command("evaluate", self), "rows": rows}
-            write_atomic(self.out, json_to_bytes({**found, "versions": about().versions}))
+            found = {
+                "command": _command("evaluate", self),
+                "samples": self.samples,
+                "seeds": list(seeds),
+                "rows": rows,
+                "versions": about().versions,
+            }
+            write_atomic(self.out, json_to_bytes(found))
         picture = self.picture or (self.out and self.out.with_suffix(".png"))
         if picture is not None:
             try:

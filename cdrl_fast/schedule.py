@@ -201,8 +201,8 @@ class NoiseSchedule:
             return (self.steps,) * self.levels
         if isinstance(steps, str) or not isinstance(steps, (int, np.integer, Sequence, np.ndarray)):
             raise TypeError(
-                f"steps: expected an int, one int for each of {self.levels} levels or a StepPlan "
-                f'("tuned" is for models, not schedules), got {steps!r}'
+                f"steps: expected an int, one int for each of {self.levels} levels or a StepPlan, "
+                f"got {steps!r}; a tuned plan is a model's, see CDRL.plan"
             )
         if isinstance(steps, (int, np.integer)):
             return (_count(steps),) * self.levels

@@ -63,7 +63,7 @@ def sweep(
 
     Returns:
         A row for each value: the value (of steps the plan, too), "evaluations" of networks a
-        sample, and the figures of `measure`, each with its standard deviation over seeds as
+        sample, and the figures of `Judge.figures`, each with its standard deviation over seeds as
         "NAME_spread" where there are two or more.
 
     Raises:
@@ -83,7 +83,7 @@ def sweep(
         row: Row = {argument: _name(value), "evaluations": cost}
         if argument == "steps":
             row["plan"] = model.plan(value).to_dict()
-        for name in found[0]:
+        for name in (name for name in found[0] if name != "seconds"):
             figures = [one[name] for one in found]
             row[name] = float(np.mean(figures))
             if len(seeds) > 1:

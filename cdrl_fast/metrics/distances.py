@@ -183,7 +183,8 @@ def sliced_wasserstein(
 
         sqrt(mean over directions u of the integral over q in [0, 1] of (R_u(q) - F_u(q))^2)
 
-    with R_u and F_u the quantile functions of the sets' projections on the unit vector u. Its
+    with R_u and F_u the quantile functions of the sets' projections on the unit vector u; the
+    integral is exact where one count divides the other, else a sum over the larger one. Its
     expectation falls as the sets grow, so only distances at the same two counts can be compared.
     Source: Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures", JMIV 2015.
 
@@ -204,10 +205,8 @@ def sliced_wasserstein(
     axes = torch.randn(real.shape[1], directions, generator=generator, dtype=torch.float64)
     axes /= axes.norm(dim=0)
     sets = [(x.detach().to("cpu", torch.float64) @ axes).sort(dim=0).values for x in (real, fake)]
-    # Quantile functions are steps: the middle of each of as many shares as the larger set has.
-    middles = (torch.arange(max(len(real), len(fake)), dtype=torch.float64) + 0.5) / max(
-        len(real), len(fake)
-    )
+    shares = max(len(real), len(fake))
+    middles = (torch.arange(shares, dtype=torch.float64) + 0.5) / shares
     upper, lower = (x[(middles * len(x)).long()] for x in sets)
     return float((upper - lower).square().mean().sqrt())
 
