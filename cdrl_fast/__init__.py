@@ -29,6 +29,7 @@ from cdrl_fast.schedule import NoiseSchedule, StepPlan
 from cdrl_fast.trace import Trace
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
+from cdrl_fast.tuning import tune_steps
 
 __version__ = "0.1.0"
 
@@ -65,4 +66,5 @@ __all__ = [
     "product",
     "reference",
     "tempered",
+    "tune_steps",
 ]

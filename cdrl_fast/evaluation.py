@@ -3,16 +3,103 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cdrl_fast import metrics
 from cdrl_fast.data import Dataset
+from cdrl_fast.metrics.distances import extracted, frechet
 from cdrl_fast.model import CDRL
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import Steps
+
+BATCH = 250
+
+
+class Judge:
+    """Compares samples with data: images in a network's features, points as they are.
+
+    Args:
+        data: what samples should look like.
+        extractor: the network whose features of images are compared; by default a classifier
+            trained on ``data``, which needs labels.
+
+    Raises:
+        DataError: images without labels and no ``extractor``.
+    """
+
+    def __init__(self, data: Dataset, extractor: metrics.FeatureExtractor | None = None) -> None:
+        self.real = data.batch(np.arange(len(data)))[0]
+        self.extractor = extractor
+        if data.is_images:
+            self.extractor = extractor or metrics.train_classifier(data)
+            self._features = extracted(self.real, self.extractor)
+
+    @property
+    def classifier(self) -> metrics.Classifier | None:
+        """The extractor where it tells classes apart."""
+        return self.extractor if isinstance(self.extractor, metrics.Classifier) else None
+
+    def distance(self, samples: Tensor) -> float:
+        """Fréchet distance of images' features, sliced Wasserstein distance of points."""
+        if self.extractor is None:
+            return metrics.sliced_wasserstein(self.real, samples)
+        return frechet(self._features, extracted(samples, self.extractor))
+
+    def figures(self, samples: Tensor, label: Tensor | None = None) -> dict[str, float]:
+        """All figures of one set of samples.
+
+        Returns:
+            Images: "frechet" and, of samples asked for by ``label``, "accuracy", the share that the
+            classifier recognises. Points of the checkerboard: "sliced_wasserstein", "inside", the
+            share inside its squares, and "smallest_share" and "largest_share", of a square
+            relative to 1/8.
+        """
+        if self.extractor is None:
+            inside, shares = metrics.checkerboard_shares(samples.numpy())
+            return {
+                "sliced_wasserstein": self.distance(samples),
+                "inside": inside,
+                "smallest_share": float(shares.min() * 8),
+                "largest_share": float(shares.max() * 8),
+            }
+        recognised: dict[str, float] = {}
+        if label is not None and self.classifier is not None:
+            recognised["accuracy"] = metrics.label_accuracy(samples, label, self.classifier)
+        return {**recognised, "frechet": self.distance(samples)}
+
+
+def classes_in_turn(model: CDRL, n: int) -> Tensor | None:
+    """Labels 1, 2, … repeated for ``n`` samples; None where the model has no classes."""
+    return torch.arange(n) % model.num_classes + 1 if model.num_classes else None
+
+
+def measure(
+    sampler: Sampler,
+    judge: Judge,
+    samples: int,
+    *,
+    steps: Steps = None,
+    guidance: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, float]:
+    """`Judge.figures` of fresh samples, classes in turn, and the "seconds" of sampling."""
+    label = classes_in_turn(sampler.model, samples)
+    start = time.perf_counter()
+    drawn = sampler.sample(
+        samples,
+        label=label,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        batch_size=BATCH,
+        progress=progress,
+    ).cpu()
+    seconds = time.perf_counter() - start
+    return {**judge.figures(drawn, label), "seconds": seconds}
 
 
 def evaluate(
@@ -31,8 +118,8 @@ def evaluate(
     Images: the metrics of `metrics.evaluate_images` on samples drawn without a label, and of a
     conditional model, at each guidance weight, the share of ``samples`` recognised as the class
     asked for by a classifier trained on ``train``, and their Fréchet distance, classes in turn.
-    Points of the checkerboard: the share inside the squares and the smallest and largest square's
-    share relative to 1/8.
+    Points of the checkerboard: the share inside the squares, the smallest and largest square's
+    share relative to 1/8, and the sliced Wasserstein distance.
 
     Args:
         train: what the model was trained on.
@@ -45,35 +132,28 @@ def evaluate(
         Figures by name, "seconds" being the time spent in sampling.
     """
     sampler = Sampler(model)
-    start = time.perf_counter()
-    options: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress}
-    drawn = sampler.sample(samples, batch_size=250, **options)
-    seconds = time.perf_counter() - start
     if not model.is_image:
-        inside, shares = metrics.checkerboard_shares(drawn.numpy())
-        return {
-            "inside": inside,
-            "smallest_share": float(shares.min() * 8),
-            "largest_share": float(shares.max() * 8),
-            "seconds": seconds,
-        }
+        return measure(sampler, Judge(train), samples, steps=steps, seed=seed, progress=progress)
     if held_out is None:
         raise ValueError("evaluate: images need held-out data to compare with")
-    classifier = metrics.train_classifier(train)
+    start = time.perf_counter()
+    drawn = sampler.sample(
+        samples, batch_size=BATCH, steps=steps, seed=seed, progress=progress
+    ).cpu()
+    seconds = time.perf_counter() - start
+    judge = Judge(train)
+    assert judge.classifier is not None
     everything, real_labels = held_out.batch(np.arange(len(held_out)))
-    real = train.batch(np.arange(len(train)))[0]
     figures: dict[str, float] = {}
     if model.num_classes and real_labels is not None:
-        figures["classifier_accuracy"] = metrics.label_accuracy(everything, real_labels, classifier)
-        label = torch.arange(samples) % model.num_classes + 1
+        figures["classifier_accuracy"] = metrics.label_accuracy(
+            everything, real_labels, judge.classifier
+        )
         for weight in guidance:
-            start = time.perf_counter()
-            images = sampler.sample(
-                samples, label=label, guidance=weight, batch_size=250, **options
+            found = measure(
+                sampler, judge, samples, steps=steps, guidance=weight, seed=seed, progress=progress
             )
-            seconds += time.perf_counter() - start
-            figures[f"accuracy_w{weight:g}"] = metrics.label_accuracy(images, label, classifier)
-            distance = metrics.frechet_distance(real, images, classifier)
-            figures[f"frechet_w{weight:g}"] = distance
-    figures |= metrics.evaluate_images(drawn, real, everything, classifier)
+            seconds += found.pop("seconds")
+            figures |= {f"{name}_w{weight:g}": value for name, value in found.items()}
+    figures |= metrics.evaluate_images(drawn, judge.real, everything, judge.classifier)
     return {**figures, "seconds": seconds}

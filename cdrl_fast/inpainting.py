@@ -196,7 +196,7 @@ class Inpainting(ABC):
         where = "Sampler.inpaint"
         check_integer(where, "samples", samples, 1, 2**31)
         check_integer(where, "passes", passes, 1, MOST_DRAWS)
-        self._check_draws(self.model.schedule.plan(steps), passes)
+        self._check_draws(self.model.plan(steps), passes)
         if noise not in ("shared", "fresh"):
             raise ValueError(f'noise: expected "shared" or "fresh", got {noise!r}')
         indices = self.model.label_indices(label, len(values))

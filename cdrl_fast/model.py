@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cdrl_fast import checkpoint
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
-from cdrl_fast.schedule import NoiseSchedule
+from cdrl_fast.schedule import NoiseSchedule, StepPlan, Steps
 
 Label = int | str | Sequence[int] | Sequence[str] | Tensor | None
 
@@ -39,6 +39,10 @@ class CDRL(nn.Module):
         sample_shape: shape of one sample, (C, H, W) or (dim,); read off the networks where they
             tell (a ResNetEnergy without an initializer does not).
 
+    Attributes:
+        step_plan: what ``steps="tuned"`` stands for, or None; saved with the model. `tune_steps`
+            makes one.
+
     Raises:
         ValueError: networks that disagree on classes, or no way to tell the sample's shape.
 
@@ -58,6 +62,7 @@ class CDRL(nn.Module):
         self.initializer = initializer
         self.schedule = schedule
         self.sample_shape = _sample_shape(energy, initializer, sample_shape)
+        self.step_plan: StepPlan | None = None
         self.classes: int | tuple[str, ...] = getattr(energy, "classes", 0)
         if initializer is not None and getattr(initializer, "classes", 0) != self.classes:
             raise ValueError(
@@ -74,6 +79,22 @@ class CDRL(nn.Module):
     def is_image(self) -> bool:
         """Whether samples are images, which are denoised and clamped to [-1, 1] in the end."""
         return len(self.sample_shape) == 3
+
+    def plan(self, steps: Steps = None) -> StepPlan:
+        """The step plan that ``steps`` stands for: `NoiseSchedule.plan`'s, or the tuned one.
+
+        Raises:
+            ValueError: "tuned" where the model has no tuned plan; and as `NoiseSchedule.plan`.
+            TypeError: as `NoiseSchedule.plan`.
+        """
+        if not (isinstance(steps, str) and steps == "tuned"):
+            return self.schedule.plan(steps)
+        if self.step_plan is None:
+            raise ValueError(
+                'steps: "tuned" needs a model with a tuned plan, and this one has none; set '
+                "model.step_plan = tune_steps(model, data, budget=…), or pass a number of steps"
+            )
+        return self.schedule.plan(self.step_plan)
 
     def log_density(self, x: Tensor, t: int = 1, label: Tensor | None = None) -> Tensor:
         """f(m_t x, λ_{t-1}) / s_t²: the log-density of x_{t-1} at ``x``, up to a constant.
@@ -132,6 +153,7 @@ class CDRL(nn.Module):
 
     def to_config(self) -> dict[str, Any]:
         """What rebuilds the model but for its weights, as JSON-ready values."""
+        tuned = {} if self.step_plan is None else {"step_plan": self.plan("tuned").to_dict()}
         return {
             "format": 1,
             "library": "cdrl_fast",
@@ -139,18 +161,22 @@ class CDRL(nn.Module):
             "initializer": None if self.initializer is None else _network_config(self.initializer),
             "schedule": self.schedule.to_dict(),
             "sample_shape": list(self.sample_shape),
+            **tuned,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CDRL:
         """The model of `to_config`, with fresh weights."""
         initializer = config["initializer"]
-        return cls(
+        model = cls(
             _build_network(config["energy"]),
             None if initializer is None else _build_network(initializer),
             NoiseSchedule(**config["schedule"]),
             sample_shape=config["sample_shape"],
         )
+        if "step_plan" in config:
+            model.step_plan = model.schedule.plan(StepPlan(**config["step_plan"]))
+        return model
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes ``config.json``, ``model.safetensors`` and ``SHA256SUMS`` into ``folder``.

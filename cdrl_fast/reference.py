@@ -105,7 +105,7 @@ def sample(
     """
     device = next(model.parameters(), torch.empty(0)).device
     schedule, shape = model.schedule, (n, *model.sample_shape)
-    plan = schedule.plan(steps)
+    plan = model.plan(steps)
     labels = model.label_indices(label, n)
     condition = None if labels is None else labels.to(device).expand(n)
     draws = Draws(noise, Purpose.SAMPLING, seed, first_sample, device, dtype)

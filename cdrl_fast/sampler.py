@@ -154,7 +154,8 @@ class Sampler(Inpainting):
             n: how many; 0 is allowed.
             seed: 64-bit integer; the same seed gives the same samples.
             steps: Langevin steps a level: None (as trained), an int, one int for each of levels
-                1 … T, or a StepPlan. With K' of K steps, h² = K/K'.
+                1 … T, a StepPlan, or "tuned": the plan that is saved with the (first) model. With
+                K' of K steps, h² = K/K'.
             label: a class number 1 … classes, a class name, or ``n`` of them.
             guidance: classifier-free weight w: (1 + w) f(·|label) - w f(·|no label).
             first_sample: index of the first sample in the seed's stream: samples 32 to 63 of a seed
@@ -213,7 +214,7 @@ class Sampler(Inpainting):
         held: Observation | None = None,
     ) -> tuple[Tensor, list[Recorder]]:
         """All batches of `sample`; with known entries ``held`` those of `inpaint`."""
-        plan = self.model.schedule.plan(steps)
+        plan = self.model.plan(steps)
         check_integer("Sampler.sample", "n", n, 0, 2**31)
         check_integer("Sampler.sample", "seed", seed, -(2**63), 2**64)
         check_integer("Sampler.sample", "first_sample", first_sample, 0, 2**63 - n)

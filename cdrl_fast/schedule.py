@@ -56,8 +56,12 @@ class StepPlan:
         if not all(np.isfinite(h) and h > 0 for h in self.multipliers):
             raise ValueError(f"StepPlan: multipliers must be positive, got {self.multipliers}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments that make an equal plan, for a configuration file."""
+        return {"counts": list(self.counts), "multipliers": list(self.multipliers)}
 
-Steps = int | Sequence[int] | StepPlan | None
+
+Steps = int | Sequence[int] | StepPlan | Literal["tuned"] | None
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ class NoiseSchedule:
 
         Raises:
             ValueError: fewer than one step, or not one entry a level.
-            TypeError: anything else.
+            TypeError: anything else, "tuned" included: that plan is the model's (`CDRL.plan`).
         """
         if isinstance(steps, StepPlan):
             plan = steps
@@ -192,13 +196,13 @@ class NoiseSchedule:
             )
         return plan
 
-    def _counts(self, steps: int | Sequence[int] | None) -> tuple[int, ...]:
+    def _counts(self, steps: int | Sequence[int] | str | None) -> tuple[int, ...]:
         if steps is None:
             return (self.steps,) * self.levels
         if isinstance(steps, str) or not isinstance(steps, (int, np.integer, Sequence, np.ndarray)):
             raise TypeError(
                 f"steps: expected an int, one int for each of {self.levels} levels or a StepPlan, "
-                f"got {steps!r}"
+                f"got {steps!r}; a tuned plan is a model's, see CDRL.plan"
             )
         if isinstance(steps, (int, np.integer)):
             return (_count(steps),) * self.levels

@@ -107,6 +107,12 @@ def variant(request):
         yield request.param
 
 
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory):
+    """A cache in which the tests share their classifiers."""
+    return tmp_path_factory.mktemp("classifiers")
+
+
 @pytest.fixture
 def image_model():
     """A small class-conditional model for 8×8 grey images, with random weights."""

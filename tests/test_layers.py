@@ -17,8 +17,8 @@ FLOORS = {
     "inpainting": 3, "masks": 3,
     "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "sampler": 4, "report": 4, "recipe": 4,
     "dynamics": 4, "about": 4,
-    "iteration": 4, "completions": 5, "evaluation": 5, "trainer": 5, "bench": 5,
-    "demo": 6, "cli": 7,
+    "iteration": 4, "completions": 5, "evaluation": 5, "trainer": 5, "bench": 5, "words": 5,
+    "sweep": 6, "tuning": 6, "demo": 6, "uses": 7, "quality": 7, "cli": 8,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.
 SAME_FLOOR = {

@@ -16,7 +16,7 @@ NAMES = {
     "Density", "given", "guided", "mixture", "negated", "product", "tempered",
     "MLPEnergy", "MLPInitializer", "NoiseSchedule", "ResNetEnergy", "Sampler", "StepPlan", "Trace",
     "TrainConfig", "Trainer", "UNetInitializer", "about", "langevin",
-    "load_released_checkpoint", "normal", "ops", "reference",
+    "load_released_checkpoint", "normal", "ops", "reference", "tune_steps",
 }  # fmt: skip
 
 SIGNATURES = {
@@ -50,6 +50,8 @@ SIGNATURES = {
     "trace, backend, "
     "compile)",
     "ops.rng_state": "(*, seed, draw, first_sample, device)",
+    "tune_steps": "(model, data, *, budget, samples, guidance, seed, max_seconds, extractor, "
+    "progress)",
     "Trainer": "(model, data, config)",
     "Trainer.fit": "(self, iterations, *, folder, progress, preview, evaluate)",
     "Trainer.save": "(self, path)",

@@ -211,7 +211,7 @@ def test_divergence_names_level_and_step(point_model):
         ({"first_sample": -1}, ValueError, "first_sample must be in"),
         ({"batch_size": 0}, ValueError, "batch_size must be in"),
         ({"steps": 0}, ValueError, "steps: expected at least 1, got 0"),
-        ({"steps": "tuned"}, TypeError, "steps: expected an int"),
+        ({"steps": "fast"}, TypeError, "steps: expected an int"),
         ({"label": 4}, ValueError, r"label: expected 1 to 3 \(0 is 'no label'\), got 4"),
         ({"label": -1}, ValueError, "expected 1 to 3"),
         ({"label": "four"}, ValueError, r"unknown class 'four'; classes: \('zero', 'one', 'two'\)"),

@@ -19,6 +19,7 @@ from cdrl_fast.metrics.distances import (
     label_accuracy,
     nearest_distances,
     precision_recall,
+    sliced_wasserstein,
 )
 from cdrl_fast.metrics.inception import inception_fid
 from cdrl_fast.metrics.outliers import GaussianBaseline, auroc
@@ -37,5 +38,6 @@ __all__ = [
     "label_accuracy",
     "nearest_distances",
     "precision_recall",
+    "sliced_wasserstein",
     "train_classifier",
 ]

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -189,6 +187,8 @@ def _restored(model: Classifier, path: Path) -> bool:
     """Loads the weights if there is a sound file."""
     if not path.exists():
         return False
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -202,6 +202,8 @@ def _restored(model: Classifier, path: Path) -> bool:
 
 
 def _save(model: Classifier, path: Path) -> None:
+    from safetensors.torch import save
+
     state = model.state_dict()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from cdrl_fast.report.page import Report
 from cdrl_fast.report.pictures import (
     completion_grid,
     curve_figure,
+    curve_row,
     density_figure,
     film_strip,
     image_grid,
@@ -21,6 +22,7 @@ __all__ = [
     "Report",
     "completion_grid",
     "curve_figure",
+    "curve_row",
     "density_figure",
     "film_strip",
     "image_grid",

@@ -19,7 +19,7 @@ from cdrl_fast.checkpoint import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Series = Mapping[str, tuple[ArrayLike, ArrayLike]]
+Series = Mapping[str, tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]]
 Points = NDArray[np.float64]
 
 INK = "#1f2328"
@@ -268,11 +268,31 @@ def density_figure(
     return figure
 
 
+def curve_row(panels: Mapping[str, Series], *, xlabel: str) -> Figure:
+    """Plots curves in panels side by side, over one quantity.
+
+    Args:
+        panels: name of the y axis → series, as in `curve_figure`. xlabel: name of the x axes.
+
+    Raises:
+        ValueError: as in `curve_figure`.
+        ImportError: matplotlib is not installed.
+    """
+    if not panels:
+        raise ValueError("panels: expected one or more, got none")
+    figure, axes = _new_figure(3.9 * len(panels), 2.9, len(panels))
+    for panel, (ylabel, series) in zip(axes, panels.items(), strict=True):
+        _draw_curves(panel, series)
+        panel.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
 def curve_figure(series: Series, *, xlabel: str, ylabel: str, log_y: bool = False) -> Figure:
     """Plots curves over one pair of axes.
 
     Args:
-        series: name → (x, y), both of one length; NaN leaves a gap. More than one gets a legend.
+        series: name → (x, y) or (x, y, half the length of error bars), all of one length; NaN
+            leaves a gap. More than one gets a legend.
         xlabel, ylabel: names of the axes.
         log_y: logarithmic y axis, which leaves out what is not positive.
 
@@ -280,18 +300,23 @@ def curve_figure(series: Series, *, xlabel: str, ylabel: str, log_y: bool = Fals
         ValueError: no series, or x and y that do not pair up.
         ImportError: matplotlib is not installed.
     """
+    figure, (panel,) = _new_figure(4.7, 2.9)
+    _draw_curves(panel, series)
+    panel.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log_y else "linear")
+    return figure
+
+
+def _draw_curves(panel: Any, series: Series) -> None:
     if not series:
         raise ValueError("series: expected one or more curves, got none")
-    figure, (panel,) = _new_figure(4.7, 2.9)
-    for index, (name, (x, y)) in enumerate(series.items()):
-        x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        if x.ndim != 1 or x.shape != y.shape:
+    for index, (name, curve) in enumerate(series.items()):
+        x, y, *error = (np.asarray(values, dtype=np.float64) for values in curve)
+        if x.ndim != 1 or any(values.shape != x.shape for values in (y, *error)):
             raise ValueError(f"series: {name!r} has x of shape {x.shape} and y of shape {y.shape}")
         marker, color = "o" if len(x) <= 30 else "", COLORS[index % len(COLORS)]
-        panel.plot(x, y, label=name, color=color, lw=1.5, marker=marker, markersize=3)
-    panel.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log_y else "linear")
+        style = {"color": color, "lw": 1.5, "marker": marker, "markersize": 3}
+        panel.errorbar(x, y, *error, label=name, capsize=2, elinewidth=0.8, **style)
     panel.grid(color=INK, alpha=0.12, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         panel.legend(frameon=False, fontsize=8, labelcolor=INK)
-    return figure

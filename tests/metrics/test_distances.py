@@ -24,6 +24,7 @@ from cdrl_fast.metrics import (
     label_accuracy,
     nearest_distances,
     precision_recall,
+    sliced_wasserstein,
 )
 from cdrl_fast.metrics.inception import _Inception
 
@@ -301,3 +302,48 @@ def test_labels_are_checked(classifier: Classifier) -> None:
     for bad in (0, 11):
         with pytest.raises(ValueError, match="labels must be from 1 to 10"):
             label_accuracy(images, torch.full((3,), bad), classifier)
+
+
+# Sliced Wasserstein distance
+
+
+def test_sliced_wasserstein_of_a_shift() -> None:
+    """(u . v)^2 has mean |v|^2 / 2 over the directions u, and variance |v|^4 / 8."""
+    points, shift = normal(50, 2), torch.tensor([3.0, -4.0])
+    directions = 4000
+    found = sliced_wasserstein(points, points + shift, directions=directions) ** 2
+    assert abs(found - 12.5) < 4 * 25 / math.sqrt(8 * directions)
+
+
+def test_sliced_wasserstein_does_not_see_order_or_multiplicity() -> None:
+    points = normal(7, 3)
+    repeated = points.repeat(3, 1)[torch.randperm(21, generator=torch.Generator().manual_seed(1))]
+    assert sliced_wasserstein(points, repeated) < 1e-12
+    assert sliced_wasserstein(repeated, points) < 1e-12
+    # On the line: half the mass of {0, 1} moves by 1 to make {1, 1, 1}.
+    two, three = torch.tensor([[0.0], [1.0]]), torch.ones(3, 1)
+    assert sliced_wasserstein(torch.tensor([[0.0]]), three) == pytest.approx(1)
+    assert sliced_wasserstein(two.repeat(3, 1), three) == pytest.approx(math.sqrt(0.5))
+
+
+def test_sliced_wasserstein_of_equal_distributions_is_small() -> None:
+    exact = torch.from_numpy(checkerboard(4000, seed=1))
+    other = torch.from_numpy(checkerboard(4000, seed=2))
+    near = sliced_wasserstein(exact, other)
+    assert near < 0.5 * sliced_wasserstein(exact, other + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "options", "message"),
+    [
+        (torch.zeros(3, 2), torch.zeros(3, 3), {}, r"got \(3, 2\) and \(3, 3\)"),
+        (torch.zeros(3, 2), torch.zeros(0, 2), {}, "one or more in each set"),
+        (torch.zeros(3, 2), torch.full((3, 2), math.nan), {}, "finite points"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"directions": 0}, "at least 1, got 0"),
+    ],
+)
+def test_sliced_wasserstein_refuses(
+    real: Tensor, fake: Tensor, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        sliced_wasserstein(real, fake, **options)

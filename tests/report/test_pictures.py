@@ -14,6 +14,7 @@ from PIL import Image
 from cdrl_fast.report import (
     completion_grid,
     curve_figure,
+    curve_row,
     density_figure,
     film_strip,
     image_grid,
@@ -239,6 +240,20 @@ def test_curves_keep_their_values_and_names() -> None:
     (single,) = curve_figure({"one": ([0], [0])}, xlabel="", ylabel="").axes
     assert single.get_legend() is None
     assert single.get_yscale() == "linear"
+
+
+def test_curve_panels_have_error_bars() -> None:
+    panels = {"distance": {"a": ([1, 2], [3.0, 5.0], [0.5, 1.0])}, "accuracy": {"a": ([1], [2])}}
+    left, right = curve_row(panels, xlabel="cost").axes
+    assert [axes.get_ylabel() for axes in (left, right)] == ["distance", "accuracy"]
+    assert left.get_xlabel() == right.get_xlabel() == "cost"
+    (bars,) = left.collections
+    np.testing.assert_array_equal(bars.get_segments(), [[[1, 2.5], [1, 3.5]], [[2, 4], [2, 6]]])
+    assert not right.collections
+    with pytest.raises(ValueError, match="one or more, got none"):
+        curve_row({}, xlabel="")
+    with pytest.raises(ValueError, match="'a' has x of shape"):
+        curve_row({"distance": {"a": ([1, 2], [3.0, 5.0], [0.5])}}, xlabel="")
 
 
 def test_curves_refuse_what_does_not_pair_up() -> None:

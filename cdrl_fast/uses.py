@@ -1,0 +1,123 @@
+"""The commands ``inpaint`` and ``score``: what a density is good for besides samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from cdrl_fast import metrics
+from cdrl_fast.checkpoint import json_to_bytes, write_atomic
+from cdrl_fast.completions import load_masked, write_completions
+from cdrl_fast.data import Dataset, load_data
+from cdrl_fast.inpainting import ObservationNoise
+from cdrl_fast.model import CDRL
+from cdrl_fast.sampler import Sampler
+from cdrl_fast.words import device_of, labels_of, one_plan
+
+
+@dataclass(frozen=True)
+class Inpaint:
+    """Complete images of which a part is missing."""
+
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    images: str = "digits"
+    """A folder of pictures, or data as for train."""
+    mask: str = "lower-half"
+    """What to fill: lower-half, random:P, or a picture that is white there."""
+    out: Path = Path("completions")
+    """Folder of the completions: an overview, each as a picture, and all values as .npz."""
+    n: int = 8
+    """Of the images, the first n."""
+    samples: int = 5
+    """Completions of each image."""
+    label: tuple[str, ...] = ()
+    """A class name or number, or n of them."""
+    guidance: float = 0.0
+    steps: tuple[str, ...] = ()
+    """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
+    noise: ObservationNoise = "shared"
+    """Of the known pixels: one noise a completion, or a fresh one a level."""
+    passes: int = 1
+    """How often each level is gone through; more follow the known pixels more closely."""
+    seed: int = 0
+    batch_size: int | None = None
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        images, known = load_masked(self.images, self.mask, model, self.n, seed=self.seed)
+        completions = Sampler(model).inpaint(
+            images,
+            known,
+            seed=self.seed,
+            steps=one_plan(self.steps),
+            label=labels_of(self.label, model),
+            guidance=self.guidance,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            noise=self.noise,
+            passes=self.passes,
+            progress=True,
+        )
+        write_completions(images, known, completions.cpu(), self.out)
+        print(f"{self.out}: {self.samples} completions of {len(images)} images")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-densities of images: the higher, the more like what the model was trained on."""
+
+    data: tyro.conf.Positional[str]
+    """What to score: digits, idx:FOLDER, folder:PATH, …; images are resized to the model's."""
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    against: str | None = None
+    """Also score other data, and print the AUROC between the two."""
+    levels: tuple[int, ...] = (1,)
+    """Noise levels, 1 … T; several are averaged, standardised on --train."""
+    train: str | None = None
+    """Training data for that; by default the data itself."""
+    label: str | None = None
+    out: Path | None = None
+    """Also write all scores there, as JSON."""
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        sampler = Sampler(model)
+        label = None if self.label is None else labels_of((self.label,), model)
+        names = dict.fromkeys([self.data, *([] if self.against is None else [self.against])])
+        size = model.sample_shape[-1] if model.is_image else None
+        data = {name: load_data(name, image_size=size) for name in names}
+        statistics = None
+        if len(self.levels) > 1:
+            train = load_data(self.train or self.data, image_size=size)
+            statistics = sampler.level_statistics(_all(train), levels=self.levels, label=label)
+        scores = {
+            name: sampler.log_density(
+                _all(part), levels=self.levels, statistics=statistics, label=label
+            ).cpu()
+            for name, part in data.items()
+        }
+        for name, values in scores.items():
+            files = data[name].files
+            print(f"{name}: {len(values)} samples, median {float(values.median()):.6g}")
+            for index in values.argsort()[:5].tolist():
+                print(f"  {files[index] if files else index}: {float(values[index]):.6g}")
+        if self.against is not None:
+            area = metrics.auroc(scores[self.data], scores[self.against])
+            print(f"AUROC of {self.data} against {self.against}: {area:.4f}")
+        if self.out is not None:
+            found = {
+                name: {"files": data[name].files, "scores": values.tolist()}
+                for name, values in scores.items()
+            }
+            write_atomic(self.out, json_to_bytes(found))
+
+
+def _all(data: Dataset) -> torch.Tensor:
+    return data.batch(range(len(data)))[0]
