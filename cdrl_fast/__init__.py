@@ -9,6 +9,7 @@ Example:
 
 from cdrl_fast import ops, reference
 from cdrl_fast.dynamics import langevin
+from cdrl_fast.energies import Density, given, guided, mixture, negated, product, tempered
 from cdrl_fast.environment import About, about
 from cdrl_fast.errors import (
     BackendUnavailable,
@@ -16,10 +17,12 @@ from cdrl_fast.errors import (
     ChainDiverged,
     CheckpointError,
     DataError,
+    TrainingDiverged,
 )
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.ops import normal
+from cdrl_fast.precision import Precision
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import NoiseSchedule, StepPlan
@@ -37,20 +40,29 @@ __all__ = [
     "ChainDiverged",
     "CheckpointError",
     "DataError",
+    "Density",
     "MLPEnergy",
     "MLPInitializer",
     "NoiseSchedule",
+    "Precision",
     "ResNetEnergy",
     "Sampler",
     "StepPlan",
     "Trace",
     "TrainConfig",
     "Trainer",
+    "TrainingDiverged",
     "UNetInitializer",
     "about",
+    "given",
+    "guided",
     "langevin",
     "load_released_checkpoint",
+    "mixture",
+    "negated",
     "normal",
     "ops",
+    "product",
     "reference",
+    "tempered",
 ]

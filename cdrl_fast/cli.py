@@ -1,4 +1,4 @@
-"""The command line: ``cdrl-fast train | sample | inpaint | evaluate | …``; --help names all."""
+"""The command line, ``cdrl-fast train | sample | inpaint | score | …``: one class a command."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from cdrl_fast import report
+from cdrl_fast import metrics, report
 from cdrl_fast.bench import bench
-from cdrl_fast.checkpoint import json_to_bytes, write_atomic
-from cdrl_fast.completions import load_masked, write_completions, write_npz
+from cdrl_fast.checkpoint import json_to_bytes, write_atomic, write_npz
+from cdrl_fast.completions import Inpaint
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.demo import run_demo
 from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
-from cdrl_fast.inpainting import ObservationNoise
-from cdrl_fast.model import CDRL, newest_checkpoint
+from cdrl_fast.model import CDRL, checkpoints_of
+from cdrl_fast.options import device_of, labels_of, steps_of
 from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
-from cdrl_fast.schedule import NoiseSchedule, StepPlan
+from cdrl_fast.schedule import NoiseSchedule
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
 
@@ -84,7 +84,7 @@ class Train:
 
     def _trainer(self, recipe: Recipe, train: Dataset) -> Trainer:
         stored = self.out / RECIPE
-        if newest_checkpoint(self.out) is not None:
+        if checkpoints_of(self.out):
             if self.resume == "never":
                 raise CheckpointError(
                     f"{self.out} holds a run; pass --resume auto to go on, or another --out"
@@ -96,11 +96,11 @@ class Train:
                 )
             write_atomic(stored, json_to_bytes(recipe.to_dict()))
             return Trainer.resume(
-                self.out, train, config=self.training, device=_device(self.device)
+                self.out, train, config=self.training, device=device_of(self.device)
             )
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomic(stored, json_to_bytes(recipe.to_dict()))
-        model = self.model.build(train, self.training.seed).to(_device(self.device))
+        model = self.model.build(train, self.training.seed).to(device_of(self.device))
         return Trainer(model, train, self.training)
 
 
@@ -124,12 +124,12 @@ class Sample:
     device: str = "auto"
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
         samples = Sampler(model).sample(
             self.n,
             seed=self.seed,
-            steps=_steps(self.steps),
-            label=_labels(self.label, model),
+            steps=steps_of(self.steps),
+            label=labels_of(self.label, model),
             guidance=self.guidance,
             batch_size=self.batch_size,
             denoise_scale=self.denoise_scale,
@@ -140,52 +140,55 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Inpaint:
-    """Complete images of which a part is missing."""
+class Score:
+    """Log-densities of images: the higher, the more like what the model was trained on."""
 
+    data: tyro.conf.Positional[str]
+    """What to score: digits, idx:FOLDER, folder:PATH, …; images are resized to the model's."""
     model: str = "digits"
     """A shipped model, a folder (a run's too) or a Hub id."""
-    images: str = "digits"
-    """A folder of pictures, or data as for train."""
-    mask: str = "lower-half"
-    """What to fill: lower-half, random:P, or a picture that is white there."""
-    out: Path = Path("completions")
-    """Folder of the completions: an overview, each as a picture, and all values as .npz."""
-    n: int = 8
-    """Of the images, the first n."""
-    samples: int = 5
-    """Completions of each image."""
-    label: tuple[str, ...] = ()
-    """A class name or number, or n of them."""
-    guidance: float = 0.0
-    steps: tuple[int, ...] = ()
-    """Langevin steps a level: one number, or one for each level 1 … T."""
-    noise: ObservationNoise = "shared"
-    """Of the known pixels: one noise a completion, or a fresh one a level."""
-    passes: int = 1
-    """How often each level is gone through; more follow the known pixels more closely."""
-    seed: int = 0
-    batch_size: int | None = None
+    against: str | None = None
+    """Also score other data, and print the AUROC between the two."""
+    levels: tuple[int, ...] = (1,)
+    """Noise levels, 1 … T; several are averaged, standardised on --train."""
+    train: str | None = None
+    """Training data for that; by default the data itself."""
+    label: str | None = None
+    out: Path | None = None
+    """Also write all scores there, as JSON."""
     device: str = "auto"
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(_device(self.device))
-        images, known = load_masked(self.images, self.mask, model, self.n, seed=self.seed)
-        completions = Sampler(model).inpaint(
-            images,
-            known,
-            seed=self.seed,
-            steps=_steps(self.steps),
-            label=_labels(self.label, model),
-            guidance=self.guidance,
-            samples=self.samples,
-            batch_size=self.batch_size,
-            noise=self.noise,
-            passes=self.passes,
-            progress=True,
-        )
-        write_completions(images, known, completions.cpu(), self.out)
-        print(f"{self.out}: {self.samples} completions of {len(images)} images")
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        sampler = Sampler(model)
+        label = None if self.label is None else labels_of((self.label,), model)
+        names = dict.fromkeys([self.data, *([] if self.against is None else [self.against])])
+        size = model.sample_shape[-1] if model.is_image else None
+        data = {name: load_data(name, image_size=size) for name in names}
+        statistics = None
+        if len(self.levels) > 1:
+            train = load_data(self.train or self.data, image_size=size)
+            statistics = sampler.level_statistics(_all(train), levels=self.levels, label=label)
+        scores = {
+            name: sampler.log_density(
+                _all(part), levels=self.levels, statistics=statistics, label=label
+            ).cpu()
+            for name, part in data.items()
+        }
+        for name, values in scores.items():
+            files = data[name].files
+            print(f"{name}: {len(values)} samples, median {float(values.median()):.6g}")
+            for index in values.argsort()[:5].tolist():
+                print(f"  {files[index] if files else index}: {float(values[index]):.6g}")
+        if self.against is not None:
+            area = metrics.auroc(scores[self.data], scores[self.against])
+            print(f"AUROC of {self.data} against {self.against}: {area:.4f}")
+        if self.out is not None:
+            found = {
+                name: {"files": data[name].files, "scores": values.tolist()}
+                for name, values in scores.items()
+            }
+            write_atomic(self.out, json_to_bytes(found))
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class Evaluate:
     device: str = "auto"
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
         train, held_out = _split(self.data, self.image_size, self.held_out if model.is_image else 0)
         figures = evaluate(
             model,
@@ -214,7 +217,7 @@ class Evaluate:
             held_out,
             samples=self.samples,
             guidance=self.guidance,
-            steps=_steps(self.steps),
+            steps=steps_of(self.steps),
             seed=self.seed,
             progress=True,
         )
@@ -256,7 +259,7 @@ class Bench:
     device: str = "auto"
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(_device(self.device))
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
         print(
             bench(
                 model,
@@ -297,6 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Inpaint, tyro.conf.subcommand("inpaint")]
+            | Annotated[Score, tyro.conf.subcommand("score")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Import, tyro.conf.subcommand("import")]
             | Annotated[Bench, tyro.conf.subcommand("bench")]
@@ -339,22 +343,8 @@ def _split(spec: str, image_size: int | None, held_out: float) -> tuple[Dataset,
     return data.split(held_out) if held_out else (data, None)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def _steps(steps: tuple[int, ...]) -> int | StepPlan | tuple[int, ...] | None:
-    return None if not steps else steps[0] if len(steps) == 1 else steps
-
-
-def _labels(labels: tuple[str, ...], model: CDRL) -> Any:
-    """Names where the model's classes have names, numbers otherwise."""
-    if not labels:
-        return None
-    named = [label if not isinstance(model.classes, int) else int(label) for label in labels]
-    return named[0] if len(named) == 1 else named
+def _all(data: Dataset) -> torch.Tensor:
+    return data.batch(range(len(data)))[0]
 
 
 def _write_samples(samples: torch.Tensor, path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast.engine.compiled import compiled_gradient
+from cdrl_fast.engine.metropolis import adjusted_walk_
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.ops.langevin_step import NEVER, bound_step
@@ -24,6 +25,7 @@ LogDensity = Callable[[Tensor], Tensor] | Program
 FIRST_DRAW = 2**31
 """Draw of step 0: the lower half of the draws belongs to models with levels."""
 _WIDEST = 1024
+_ELSEWHERE = 2**62
 
 
 @overload
@@ -36,6 +38,7 @@ def langevin(
     seed: int = 0,
     first_sample: int = 0,
     first_step: int = 0,
+    metropolis: bool = False,
     trace: Literal[False] = False,
     backend: str = "auto",
     compile: bool = False,
@@ -52,6 +55,7 @@ def langevin(
     seed: int = 0,
     first_sample: int = 0,
     first_step: int = 0,
+    metropolis: bool = False,
     trace: Literal[True],
     backend: str = "auto",
     compile: bool = False,
@@ -67,11 +71,14 @@ def langevin(
     seed: int = 0,
     first_sample: int = 0,
     first_step: int = 0,
+    metropolis: bool = False,
     trace: bool = False,
     backend: str = "auto",
     compile: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Unadjusted Langevin dynamics: each step x ← x + (step_size/2) ∇ log p(x) + √step_size z.
+    """Langevin dynamics: each step x ← x + (step_size/2) ∇ log p(x) + √step_size z.
+
+    Unadjusted (ULA) unless ``metropolis`` is set; its stationary distribution is then p itself.
 
     Args:
         energy: any differentiable callable (batch, …) → (batch,) whose value is log p up to a
@@ -88,6 +95,8 @@ def langevin(
         first_sample: index of the first chain in the seed's stream: chains 32 to 63 are
             ``langevin(energy, x[32:], first_sample=32, …)``.
         first_step: steps taken before; with it a chain goes on without repeating noise.
+        metropolis: accept or refuse each step, so that p is sampled whatever the step size
+            (MALA); by autograd, with one value and gradient a step.
         trace: return the states as well.
         backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto": the first that
             can.
@@ -120,6 +129,10 @@ def langevin(
         raise TypeError("langevin: x must be a floating-point tensor with a batch dimension")
     check_integer("langevin", "first_step", first_step, 0, 2**31)
     check_integer("langevin", "steps", steps, 0, 2**31 - first_step + 1)
+    if metropolis:
+        check_integer("langevin", "first_sample", first_sample, 0, _ELSEWHERE - len(x))
+    if metropolis and compile:
+        raise ValueError("langevin: metropolis runs by autograd; leave compile out")
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"langevin: step_size must be positive and finite, got {step_size}")
     with torch.inference_mode(False), torch.enable_grad(), _frozen(energy):
@@ -135,7 +148,8 @@ def langevin(
             first_bad=first_bad,
             backend=backend,
         )
-        room = "reference" if trace or not steps else _room(x, backend)
+        alone = not (trace or metropolis) and steps
+        room = _room(x, backend) if alone else "reference"
         program = _compiled(energy, x, room)
         if program is not None:
             mlp_chain_(
@@ -150,6 +164,29 @@ def langevin(
                 first_sample=first_sample,
                 first_bad=first_bad,
                 backend=room,
+            )
+        elif metropolis:
+            if states is not None:
+                states[0] = y
+
+            def keep(step: int) -> None:
+                if states is not None:
+                    states[step] = y
+
+            begun = FIRST_DRAW + first_step - 1
+            adjusted_walk_(
+                _value_and_gradient(energy),
+                y,
+                None,
+                steps=steps,
+                drift=0.5 * step_size,
+                pull=0.0,
+                noise_std=math.sqrt(step_size),
+                noise=lambda k: (seed, begun + k, first_sample),
+                # The step's draw, of samples that no chain has.
+                acceptance=lambda k: (seed, begun + k, first_sample + _ELSEWHERE),
+                backend=backend,
+                each=keep,
             )
         else:
             gradient = _gradient_of(energy, y, compile=compile and steps > 0)
@@ -198,6 +235,21 @@ def _gradient_of(energy: LogDensity, y: Tensor, *, compile: bool) -> Callable[[]
     # What autograd would say of a wrong energy, before a compiler sees it.
     _by_autograd(energy, y)()
     return partial(compiled_gradient(energy), y)
+
+
+def _value_and_gradient(energy: LogDensity) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    function = partial(value, energy) if isinstance(energy, Program) else energy
+
+    def both(y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_(True)
+            found = function(leaf)
+            _check_value(found, len(y))
+            if not found.requires_grad:
+                raise ValueError("langevin: energy's value does not depend on x differentiably")
+            return found.detach(), torch.autograd.grad(found.sum(), leaf)[0]
+
+    return both
 
 
 def _by_autograd(energy: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[], Tensor]:

@@ -30,6 +30,10 @@ class ChainDiverged(CDRLError, ArithmeticError):
         self.sample = sample
 
 
+class TrainingDiverged(CDRLError, ArithmeticError):
+    """Training leaves the finite numbers, and going back to a checkpoint does not cure it."""
+
+
 class CheckpointError(CDRLError, ValueError):
     """A checkpoint is missing, corrupt, or not what it is said to be."""
 

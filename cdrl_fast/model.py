@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,7 @@ class CDRL(nn.Module):
         Raises:
             CheckpointError: unknown name, missing or corrupt files.
         """
-        folder = _find(name)
-        files = checkpoint.read_folder(folder)
+        folder, files = newest_readable(_find(name))
         config = checkpoint.read_json(folder, files, CONFIG)
         if config.get("library") != "cdrl_fast" or config.get("format") != 1:
             raise CheckpointError(
@@ -195,10 +195,27 @@ class CDRL(nn.Module):
         return model.eval()
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint folder of a training run, or None."""
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoint folders of a training run, the newest one last."""
     folders = (run / "checkpoints").glob("[0-9]*")
-    return max((f for f in folders if f.is_dir()), key=lambda f: int(f.name), default=None)
+    return sorted((f for f in folders if f.is_dir()), key=lambda f: int(f.name))
+
+
+def newest_readable(folder: Path) -> tuple[Path, dict[str, bytes]]:
+    """A run's newest checkpoint that is whole, or the folder itself, with its verified files.
+
+    Raises:
+        CheckpointError: nothing there is whole.
+    """
+    checkpoints = checkpoints_of(folder)
+    for index, candidate in enumerate(reversed(checkpoints)):
+        try:
+            return candidate, checkpoint.read_folder(candidate)
+        except CheckpointError as error:
+            if index + 1 == len(checkpoints):
+                raise
+            warnings.warn(f"{error}; going on with the one before", stacklevel=3)
+    return folder, checkpoint.read_folder(folder)
 
 
 def _find(name: str | Path) -> Path:
@@ -207,7 +224,7 @@ def _find(name: str | Path) -> Path:
         return SHIPPED / str(name)
     folder = Path(name)
     if folder.is_dir():
-        return newest_checkpoint(folder) or folder
+        return folder
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _download(name)
     raise CheckpointError(

@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from cdrl_fast._native import load
 
-NAMES = ("auto", "fp64", "fp32", "tf32", "bf16", "fp16")
 ON_GPUS = ("tf32", "fp16")
 """Those that only a GPU's tensor cores compute in."""
 
 
+_DTYPES = {
+    "fp64": (torch.float64, torch.float64),
+    "fp32": (torch.float32, torch.float32),
+    "tf32": (torch.float32, torch.float32),
+    "bf16": (torch.float32, torch.bfloat16),
+    "fp16": (torch.float32, torch.float16),
+}
+NAMES = ("auto", *_DTYPES)
+
+
 @dataclass(frozen=True)
 class Precision:
-    """Dtypes of a chain.
+    """In which dtypes a chain or a training iteration computes: mixed precision by one name.
 
-    Attributes:
+    Args:
         name: "fp64", "fp32", "tf32", "bf16" or "fp16".
-        state: of the chain's state, of sums and of all that is not a network.
-        network: of the inputs and weights of convolutions and linear maps.
+
+    Raises:
+        ValueError: another name.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import Precision
+        >>> precision = Precision("bf16")
+        >>> precision.state, precision.network
+        (torch.float32, torch.bfloat16)
+        >>> with precision.autocast("cpu"):
+        ...     torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype
+        torch.bfloat16
     """
 
     name: str
-    state: torch.dtype
-    network: torch.dtype
+
+    def __post_init__(self) -> None:
+        if self.name not in _DTYPES:
+            raise ValueError(f"precision: expected one of {tuple(_DTYPES)}, got {self.name!r}")
+
+    @property
+    def state(self) -> torch.dtype:
+        """Of the chain's state, of sums, of parameters and of all that is not a network."""
+        return _DTYPES[self.name][0]
+
+    @property
+    def network(self) -> torch.dtype:
+        """Of the inputs and weights of convolutions and linear maps."""
+        return _DTYPES[self.name][1]
 
     @property
     def half(self) -> bool:
@@ -37,14 +70,18 @@ class Precision:
         """How tensor cores take float32: "tf32" or "ieee"."""
         return "tf32" if self.name == "tf32" else "ieee"
 
+    def autocast(self, device: torch.device | str) -> AbstractContextManager[object]:
+        """A block in which any module's products are in ``network``; its weights stay as they are.
 
-_PRECISIONS = {
-    "fp64": Precision("fp64", torch.float64, torch.float64),
-    "fp32": Precision("fp32", torch.float32, torch.float32),
-    "tf32": Precision("tf32", torch.float32, torch.float32),
-    "bf16": Precision("bf16", torch.float32, torch.bfloat16),
-    "fp16": Precision("fp16", torch.float32, torch.float16),
-}
+        Nothing changes where ``network`` is ``state``.
+        """
+        if not self.half:
+            return nullcontext()
+        return torch.autocast(torch.device(device).type, self.network)
+
+    def scaler(self, device: torch.device | str) -> torch.amp.GradScaler:
+        """Scales losses, so that float16's gradients do not vanish; idle in other precisions."""
+        return torch.amp.GradScaler(torch.device(device).type, enabled=self.name == "fp16")
 
 
 def resolve(name: str, device: torch.device, *, planned: bool) -> Precision:
@@ -63,7 +100,7 @@ def resolve(name: str, device: torch.device, *, planned: bool) -> Precision:
         raise ValueError(f"precision: expected one of {NAMES}, got {name!r}")
     if name == "auto":
         name = "bf16" if planned and device.type == "cpu" and fast_bfloat16() else "fp32"
-    return _PRECISIONS[name]
+    return Precision(name)
 
 
 def fast_bfloat16() -> bool:

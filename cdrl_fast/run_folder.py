@@ -3,82 +3,190 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import signal
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cdrl_fast import checkpoint
+from cdrl_fast.errors import CheckpointError
+from cdrl_fast.model import checkpoints_of
+from cdrl_fast.train_config import TrainConfig
 
 LOG = "log.jsonl"
+logger = logging.getLogger("cdrl_fast")
 
 
-def drop_old_checkpoints(run: Path, keep: int) -> None:
-    """Keeps the newest ``keep`` checkpoints of a run."""
-    folders = sorted((run / "checkpoints").glob("[0-9]*"), key=lambda f: int(f.name))
-    for folder in folders[:-keep]:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+class RunFolder:
+    """Writes what a run leaves behind, and survives what cannot be written.
 
+    Args:
+        path: made if it is not there. What a stopped run logged after ``iteration``, and what a
+            killed one left of an unfinished checkpoint, is removed.
+        config: its intervals, and how many checkpoints are kept.
+        iteration: at which the run begins or goes on.
 
-def append_log(run: Path, entry: dict[str, Any]) -> None:
-    """Adds one line of JSON to the run's log."""
-    with (run / LOG).open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    Raises:
+        CheckpointError: the folder cannot be written to.
+    """
 
-
-def cut_log(run: Path, iteration: int) -> None:
-    """Drops what a stopped run logged after the checkpoint that is being resumed."""
-    path = run / LOG
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+    def __init__(self, path: Path, config: TrainConfig, iteration: int) -> None:
+        self.path, self._config = path, config
+        self._unsaved = False
+        self._saved_at = time.monotonic()
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # a line that a kill cut short
-            continue
-        if entry.get("iteration", 0) <= iteration:
-            kept.append(line + "\n")
-    checkpoint.write_atomic(path, "".join(kept).encode())
+            for part in ("previews", "checkpoints"):
+                (path / part).mkdir(parents=True, exist_ok=True)
+            for left in (path / "checkpoints").glob(".*"):
+                shutil.rmtree(left)
+            with tempfile.TemporaryFile(dir=path / "checkpoints"):
+                pass
+            self._cut_log(iteration)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot hold a training run: {error}") from error
+
+    def check_room(self, size: int) -> None:
+        """Raises CheckpointError if there is no room for one checkpoint of ``size`` bytes more."""
+        free = shutil.disk_usage(self.path).free
+        if free < size:
+            raise CheckpointError(
+                f"{self.path}: a checkpoint takes {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are "
+                "free; make room or use another folder"
+            )
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Adds one line of JSON to the run's log."""
+
+        def append() -> None:
+            with (self.path / LOG).open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+        self.attempt(append)
+
+    def attempt(self, write: Callable[[], None]) -> bool:
+        """Whether something could be written; training is worth more than what could not."""
+        try:
+            write()
+        except OSError as error:
+            logger.warning("%s: not written: %s", self.path, error)
+            return False
+        return True
+
+    def checkpoint_due(self, *, retry: bool) -> bool:
+        """By the clock, or because the last one failed and it is time for another try."""
+        minutes = self._config.checkpoint_minutes
+        return (self._unsaved and retry) or (
+            minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        )
+
+    def checkpoint(self, iteration: int, save: Callable[[Path], object], *, last: bool) -> None:
+        """Writes one and drops the oldest; where that fails, only the last one raises.
+
+        Raises:
+            CheckpointError: the last one could not be written; those before it are whole.
+        """
+        folder = self.path / "checkpoints" / f"{iteration:08d}"
+        try:
+            save(folder)
+            for old in checkpoints_of(self.path)[: -self._config.keep]:
+                shutil.rmtree(old)
+        except OSError as error:
+            self._unsaved = True
+            if last:
+                raise CheckpointError(
+                    f"{folder}: the last checkpoint could not be written: {error}"
+                ) from error
+            logger.warning("%s: not written, will be tried again: %s", folder, error)
+        else:
+            self._unsaved = False
+            self._saved_at = time.monotonic()
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole, or None."""
+        for folder in reversed(checkpoints_of(self.path)):
+            try:
+                checkpoint.read_folder(folder)
+            except CheckpointError as error:
+                logger.warning("%s", error)
+            else:
+                return folder
+        return None
+
+    def _cut_log(self, iteration: int) -> None:
+        path = self.path / LOG
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # a line that a kill cut short
+                continue
+            if entry.get("iteration", 0) <= iteration:
+                kept.append(line + "\n")
+        checkpoint.write_atomic(path, "".join(kept).encode())
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into a wish; the second raises as usual."""
+    """Turns the first Ctrl-C or SIGTERM into a wish; the second acts as usual."""
 
     def __init__(self) -> None:
-        self.wanted = False
-        self._previous: Any = None
+        self._number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether one has come."""
+        return self._number is not None
+
+    def raise_if_wanted(self) -> None:
+        """KeyboardInterrupt after Ctrl-C, SystemExit with the usual status after SIGTERM."""
+        if self._number == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        if self._number is not None:
+            raise KeyboardInterrupt
 
     def _note(self, number: int, frame: Any) -> None:
-        self.wanted = True
-        signal.signal(signal.SIGINT, self._previous)
+        self._number = number
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        self._give_back()
+
+
+Bar = Callable[[int, dict[str, float]], None]
 
 
 @contextmanager
-def training_bar(show: bool, done: int, total: int) -> Iterator[Callable[[dict[str, float]], None]]:
-    """A progress bar over iterations; the callable advances it by one."""
+def training_bar(show: bool, done: int, total: int) -> Iterator[Bar]:
+    """A progress bar over iterations; the callable sets how many are done."""
     if not show:
-        yield lambda log: None
+        yield lambda done, log: None
         return
     from tqdm.auto import tqdm
 
     with tqdm(total=total, initial=done, desc="training", unit="it") as bar:
 
-        def advance(log: dict[str, float]) -> None:
-            bar.set_postfix(gap=f"{log['energy_gap']:.2e}", refresh=False)
-            bar.update()
+        def at(done: int, log: dict[str, float]) -> None:
+            if "energy_gap" in log:
+                bar.set_postfix(gap=f"{log['energy_gap']:.2e}", refresh=False)
+            bar.update(done - bar.n)
 
-        yield advance
+        yield at

@@ -1,25 +1,28 @@
-"""`Sampler`: the loop over noise levels and Langevin steps."""
+"""`Sampler`: what is asked of a model, checked, and its batches."""
 
 from __future__ import annotations
 
 import math
-from itertools import product
+from collections.abc import Sequence
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms, chain_precision
+from cdrl_fast.chain import CORRECTOR, Chain
+from cdrl_fast.conditions import conditions
+from cdrl_fast.energies import Density
+from cdrl_fast.engine import FrozenModel, Terms, chain_precision
 from cdrl_fast.engine.graph import ChainGraph, Graphs, form_of, unavailable
-from cdrl_fast.errors import BackendUnavailable, ChainDiverged
-from cdrl_fast.inpainting import FREE, Free, Inpainting, Observation
+from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.inpainting import FREE, Inpainting, Observation
 from cdrl_fast.model import CDRL, Label
-from cdrl_fast.ops import normal
-from cdrl_fast.ops.langevin_step import NEVER
-from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
+from cdrl_fast.ops.philox import check_integer, check_place
 from cdrl_fast.ops.rooms import choose
+from cdrl_fast.precision import Precision
 from cdrl_fast.progress import Advance
-from cdrl_fast.schedule import Level, StepPlan, Steps
+from cdrl_fast.schedule import StepPlan, Steps
+from cdrl_fast.scores import LevelStatistics, checked_samples, level_densities
 from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
 
 _GRAPHS = ("auto", "chain", "step", "off")
@@ -33,8 +36,10 @@ class Sampler(Inpainting):
     function of seed and sample index, so a sample does not depend on the batch it is drawn in.
 
     Args:
-        model: the model; its weights are read anew when they have changed, and never modified.
-        device: where to sample; by default where the model's parameters are.
+        model: a model, or a combination of models' densities (`given`, `product`, `guided`,
+            `negated`, `mixture`, `tempered`). Weights are read anew when they have changed, and
+            never modified.
+        device: where to sample; by default where the (first) model's parameters are.
         precision: of the networks: "bf16", "fp32", "fp64" (the state, too), or "auto": bfloat16
             for the library's own energies where the processor multiplies it, else float32. The
             chain's state and all sums are float32 at least.
@@ -59,7 +64,7 @@ class Sampler(Inpainting):
 
     def __init__(
         self,
-        model: CDRL,
+        model: CDRL | Density,
         *,
         device: torch.device | str | None = None,
         precision: str = "auto",
@@ -67,24 +72,27 @@ class Sampler(Inpainting):
         graph: str = "auto",
         compile: bool = False,
     ) -> None:
-        if not isinstance(model, CDRL):
-            raise TypeError(f"Sampler: model must be a CDRL, got {type(model).__name__}")
+        if not isinstance(model, CDRL | Density):
+            raise TypeError(
+                f"Sampler: expected a CDRL or a combination of them, got {type(model).__name__}"
+            )
         if graph not in _GRAPHS:
             raise ValueError(f"graph: expected one of {_GRAPHS}, got {graph!r}")
-        parameter = next(model.parameters(), torch.empty(0))
-        self.model = model
+        models = (model,) if isinstance(model, CDRL) else model.models
+        parameter = next(models[0].parameters(), torch.empty(0))
+        self.source, self.model = model, models[0]
         self.device = torch.device(device) if device is not None else parameter.device
-        self.precision = chain_precision(precision, model.energy, self.device, backend=backend)
+        self.precision = self._precision(precision, models, backend)
         self.dtype = self.precision.state
         self.backend = choose("Sampler", backend, self.device, self.dtype)
         self._frozen = FrozenModel(
-            model.energy,
-            model.initializer,
+            [(m.energy, m.initializer) for m in models],
             device=self.device,
             precision=self.precision,
             backend=backend if backend in ("reference", "triton") else "auto",
             compile=compile,
         )
+        self._chain = Chain(self.model, self._frozen, self.backend)
         self.graph = self._graph_of(graph)
         self._graphs = Graphs()
 
@@ -100,6 +108,7 @@ class Sampler(Inpainting):
         first_sample: int = 0,
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
+        correctors: int = 0,
         progress: bool = False,
         trace: None = None,
     ) -> Tensor: ...
@@ -116,6 +125,7 @@ class Sampler(Inpainting):
         first_sample: int = 0,
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
+        correctors: int = 0,
         progress: bool = False,
         trace: TraceKind,
     ) -> tuple[Tensor, Trace]: ...
@@ -131,6 +141,7 @@ class Sampler(Inpainting):
         first_sample: int = 0,
         batch_size: int | None = None,
         denoise_scale: float = 1.0,
+        correctors: int = 0,
         progress: bool = False,
         trace: TraceKind | None = None,
     ) -> Tensor | tuple[Tensor, Trace]:
@@ -149,6 +160,9 @@ class Sampler(Inpainting):
                 on it. None: all at once, up to 1,024.
             denoise_scale: factor of the last denoising step's score. 1 is Tweedie's formula; the
                 authors' released code takes a score twice as large, which is 2 here.
+            correctors: extra Langevin steps after each level's, without the recovery term, on the
+                density of x_{t-1} itself. They bring combinations closer, whose densities at
+                different levels are not each other's diffusions; without CUDA graphs.
             progress: show a progress bar.
             trace: "levels" or "steps" to return the chain's states as well.
 
@@ -169,6 +183,7 @@ class Sampler(Inpainting):
             first_sample=first_sample,
             batch_size=batch_size,
             denoise_scale=denoise_scale,
+            correctors=correctors,
             progress=progress,
             trace=trace,
         )
@@ -185,16 +200,20 @@ class Sampler(Inpainting):
         first_sample: int,
         batch_size: int | None,
         denoise_scale: float,
+        correctors: int,
         progress: bool,
         trace: TraceKind | None = None,
         held: Observation | None = None,
     ) -> tuple[Tensor, list[Recorder]]:
         """All batches of `sample`; with known entries ``held`` those of `inpaint`."""
-        terms = self._terms(n, label, guidance)
         plan = self.model.schedule.plan(steps)
         check_integer("Sampler.sample", "n", n, 0, 2**31)
         check_integer("Sampler.sample", "seed", seed, -(2**63), 2**64)
         check_integer("Sampler.sample", "first_sample", first_sample, 0, 2**63 - n)
+        check_integer("Sampler.sample", "correctors", correctors, 0, CORRECTOR)
+        if correctors and max(plan.counts) >= CORRECTOR:
+            raise ValueError(f"correctors: expected fewer than {CORRECTOR} steps a level with them")
+        terms = conditions(self.source, (seed, first_sample), n, label, guidance, self.device)
         if not math.isfinite(denoise_scale):
             raise ValueError(f"denoise_scale: expected a finite number, got {denoise_scale}")
         if trace not in (None, "levels", "steps"):
@@ -202,24 +221,119 @@ class Sampler(Inpainting):
         size = 1024 if batch_size is None else batch_size
         check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
         self._frozen.refresh()
-        graphed = trace is None and n > 0 and held is None
-        total = sum(plan.counts) * (1 if held is None else held.passes)
+        graphed = trace is None and n > 0 and not correctors and held is None
         parts, recorders = [], []
+        total = sum(plan.counts) + correctors * len(plan.counts)
+        total *= 1 if held is None else held.passes
         with Advance(progress, -(-n // size) * total) as advance:
             for start in range(0, max(n, 1), size):
                 stop = min(start + size, n)
                 recorder = Recorder(trace)
-                rng, part = (seed, first_sample + start), terms.slice(start, stop)
+                rng = (seed, first_sample + start)
+                part = tuple(of_network.slice(start, stop) for of_network in terms)
                 graph = self._captured(stop - start, plan, part, denoise_scale) if graphed else None
                 if graph is not None:
                     parts.append(graph.run(part, *rng, advance).clone())
-                    self._raise_if_diverged(graph.first_bad, first_sample + start)
+                    self._chain.raise_if_diverged(graph.first_bad, first_sample + start)
                     continue
                 hold = FREE if held is None else held.of_chains(start, stop)
-                x, energy = self._chain(stop - start, rng, plan, part, recorder, advance, hold)
-                parts.append(hold.finish(self._finish(x, energy, denoise_scale)))
+                x, energy = self._chain.run(
+                    stop - start, rng, plan, part, correctors, recorder, advance, hold
+                )
+                parts.append(hold.finish(self._chain.finish(x, energy, denoise_scale)))
                 recorders.append(recorder)
         return torch.cat(parts), recorders
+
+    def log_density(
+        self,
+        images: Tensor,
+        *,
+        label: Label = None,
+        levels: Sequence[int] = (1,),
+        statistics: LevelStatistics | None = None,
+        seed: int = 0,
+        first_sample: int = 0,
+        batch_size: int = 1024,
+    ) -> Tensor:
+        """How likely samples are: f(m_t x_{t-1}, λ_{t-1}) / s_t², up to a constant a level.
+
+        At level 1 that is log p of the images themselves, f(m_1 x, λ_0) / s_1²; at level t of
+        x_{t-1} = √ᾱ_{t-1} x + √(1 - ᾱ_{t-1}) ε, with ε from the noise stream. What a model has not
+        been trained on has a low one.
+
+        Args:
+            images: (n, C, H, W) in [-1, 1], or points (n, dim).
+            label: log p(·|label), as in `sample`.
+            levels: t of each level, 1 … T.
+            statistics: from `level_statistics`; then the mean over levels of (density - mean)/std.
+                Densities of different levels have different spreads, so several levels need them.
+            seed, first_sample: of ε.
+            batch_size: samples that go through the network together; results do not depend on it.
+
+        Returns:
+            (n,) float32 (float64 with precision="fp64"), where the networks are.
+
+        Raises:
+            ValueError, TypeError: samples, levels or labels that do not fit.
+
+        Source: Zhu, Xie, Wu, Gao, ICLR 2024, section 4 (level 1).
+        """
+        if len(levels) != 1 and statistics is None:
+            raise ValueError(
+                "log_density: several levels need statistics=, which Sampler.level_statistics "
+                f"computes from training data; got levels={tuple(levels)}"
+            )
+        found = self._densities(images, label, levels, (seed, first_sample), batch_size)
+        return found[0] if statistics is None else statistics.score(levels, found)
+
+    def level_statistics(
+        self,
+        images: Tensor,
+        *,
+        label: Label = None,
+        levels: Sequence[int] | None = None,
+        seed: int = 0,
+        batch_size: int = 1024,
+    ) -> LevelStatistics:
+        """Mean and standard deviation of `log_density` at each level; arguments as there.
+
+        Args:
+            images: at least two, such as the training data or a part of it.
+            levels: None: all.
+        """
+        levels = range(1, self.model.schedule.levels + 1) if levels is None else levels
+        if len(images) < 2:
+            raise ValueError(f"level_statistics: expected at least 2 samples, got {len(images)}")
+        found = self._densities(images, label, levels, (seed, 0), batch_size)
+        return LevelStatistics.of(levels, found)
+
+    def _densities(
+        self,
+        images: Tensor,
+        label: Label,
+        levels: Sequence[int],
+        rng: tuple[int, int],
+        batch_size: int,
+    ) -> Tensor:
+        """Log-densities (levels, n)."""
+        images = checked_samples("log_density", images, self.model.sample_shape)
+        if not levels:
+            raise ValueError("log_density: expected at least one level")
+        for t in levels:
+            check_integer("log_density", "level", t, 1, self.model.schedule.levels + 1)
+        check_integer("log_density", "batch_size", batch_size, 1, 2**31)
+        check_place("log_density", rng[0], 0, rng[1], len(images))
+        n = len(images)
+        terms = conditions(self.source, rng, n, label, 0.0, self.device)
+        self._frozen.refresh()
+        parts = []
+        for start in range(0, max(n, 1), batch_size):
+            stop = min(start + batch_size, n)
+            x0 = images[start:stop].to(self.device, self.dtype)
+            part = [of_network.slice(start, stop) for of_network in terms]
+            at = (rng[0], rng[1] + start)
+            parts.append(level_densities(self.model, self._frozen, x0, levels, part, at))
+        return torch.cat(parts, dim=1)
 
     def working_memory(self, batch: int) -> int | None:
         """Bytes that one energy gradient of a batch takes, besides weights, state and gradient.
@@ -227,6 +341,12 @@ class Sampler(Inpainting):
         None where it is left to autograd.
         """
         return self._frozen.working_memory(batch, self.model.sample_shape)
+
+    def _precision(self, name: str, models: Sequence[CDRL], backend: str) -> Precision:
+        """The one that all models' energies can be had in."""
+        found = {chain_precision(name, m.energy, self.device, backend=backend) for m in models}
+        # "auto" differs between networks with kernels and others.
+        return found.pop() if len(found) == 1 else Precision("fp32")
 
     def _graph_of(self, asked: str) -> str:
         why = unavailable(self._frozen)
@@ -237,7 +357,7 @@ class Sampler(Inpainting):
         return "step" if asked == "auto" else asked
 
     def _captured(
-        self, n: int, plan: StepPlan, terms: Terms, denoise_scale: float
+        self, n: int, plan: StepPlan, terms: tuple[Terms, ...], denoise_scale: float
     ) -> ChainGraph | None:
         """The batch's chain as CUDA graphs; None where they are off."""
         if self.graph == "off":
@@ -251,114 +371,7 @@ class Sampler(Inpainting):
                 (n, *self.model.sample_shape),
                 terms,
                 whole=self.graph == "chain",
-                finish=lambda x, energy: self._finish(x, energy, denoise_scale),
+                finish=lambda x, energy: self._chain.finish(x, energy, denoise_scale),
             )
 
         return self._graphs.get((n, plan, form_of(terms), denoise_scale), made)
-
-    def _terms(self, n: int, label: Label, guidance: float) -> Terms:
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance: expected a finite number, got {guidance}")
-        if guidance != 0.0 and self.model.num_classes == 0:
-            raise ValueError(
-                "guidance: this model is unconditional, so there is nothing to guide by"
-            )
-        if guidance != 0.0 and label is None:
-            raise ValueError("guidance: pass the label to guide towards")
-        indices = self.model.label_indices(label, n)
-        return Terms.guided(None if indices is None else indices.to(self.device), guidance)
-
-    def _chain(
-        self,
-        n: int,
-        rng: tuple[int, int],
-        plan: StepPlan,
-        terms: Terms,
-        recorder: Recorder,
-        advance: Advance,
-        hold: Free,
-    ) -> tuple[Tensor, LevelEnergy]:
-        """All levels, from x_T to x_0; and the last one's energy."""
-        seed, first_sample = rng
-        schedule, frozen = self.model.schedule, self._frozen
-        shape = (n, *self.model.sample_shape)
-        first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
-
-        def noise(draw: int) -> Tensor:
-            return normal(
-                shape,
-                seed=seed,
-                draw=draw,
-                first_sample=first_sample,
-                device=self.device,
-                dtype=self.dtype,
-                backend=self.backend,
-            )
-
-        x = noise(Purpose.SAMPLING.draw(0))
-        if recorder.kind == "levels":
-            level = schedule.level(schedule.levels)
-            energy = frozen.at(level.logsnr, terms)
-            recorder.record("levels", x, level, energy, rescaled=True)
-        hold(x, schedule.levels)
-        for t, turn in product(range(schedule.levels, 0, -1), range(hold.passes)):
-            level = schedule.level(t, plan)
-            x = hold.noised_again(x, t, turn) if turn else x
-            draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels)) + turn * (level.steps + 1)
-            energy = frozen.at(level.logsnr, terms)
-            proposal = frozen.proposal(level.logsnr_noisy, terms)
-            # Without an initializer y is x itself, which the recovery term still needs.
-            y = x.clone() if proposal is None else proposal(x) + level.init_std * noise(draw)
-            hold(y, t - 1, level.scale)
-            recorder.record("steps", y, level, energy, rescaled=False)
-
-            def each(
-                step: int, y: Tensor = y, level: Level = level, energy: LevelEnergy = energy
-            ) -> None:
-                last = step == level.steps
-                hold(y, level.t - 1, level.scale * (level.rescale if last else 1.0))
-                recorder.record("steps", y, level, energy, rescaled=last)
-                advance()
-
-            energy.walk(
-                y,
-                x if level.pull else None,
-                steps=level.steps,
-                drift=level.drift,
-                pull=level.pull,
-                noise_std=level.noise_std,
-                rng=(seed, draw + 1, first_sample),
-                rescale=level.rescale,
-                first_bad=first_bad,
-                backend=self.backend,
-                each=each,
-                observed=recorder.kind == "steps" or hold is not FREE,
-            )
-            x = y
-            recorder.record("levels", x, level, energy, rescaled=True)
-        self._raise_if_diverged(first_bad, first_sample)
-        return x, energy
-
-    def _finish(self, x: Tensor, energy: LevelEnergy, denoise_scale: float) -> Tensor:
-        """Tweedie's denoising step and the clamp, for images; returns float32 (float64)."""
-        if not self.model.is_image:
-            return x
-        schedule, level = self.model.schedule, self.model.schedule.level(1)
-        gradient = energy.gradient(level.scale * x)
-        score = (denoise_scale * level.scale / level.energy_variance) * gradient
-        clean = (x + float(schedule.noise_variance[0]) * score) / math.sqrt(schedule.alpha_bar[0])
-        return clean.clamp(-1.0, 1.0)
-
-    def _raise_if_diverged(self, first_bad: Tensor, first_sample: int) -> None:
-        code = int(first_bad)
-        if code == NEVER:
-            return
-        draw, sample = code >> 31, first_sample + (code & (2**31 - 1))
-        level, step = self.model.schedule.levels + 1 - (draw >> 16), draw & 0xFFFF
-        raise ChainDiverged(
-            f"the chain of sample {sample} left the finite numbers at level {level}, step {step}; "
-            "use more steps, a smaller step multiplier or less guidance, or check the weights",
-            level=level,
-            step=step,
-            sample=sample,
-        )

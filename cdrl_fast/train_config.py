@@ -21,12 +21,20 @@ class TrainConfig:
         label_drop: probability that a label is replaced by "no label".
         flip: mirror images at random.
         seed: of all noise and of the data's order.
-        precision: of the Langevin chain, as in `Sampler`; losses and their gradients keep the
-            model's dtype. "auto" is "fp64" for a float64 model, else "bf16" where the processor
-            multiplies it and the energy has kernels, else "fp32"; a resumed run keeps its own.
+        precision: of the Langevin chain, as in `Sampler`, and by autocast of the losses; the
+            weights keep the model's dtype. "auto" is "fp64" for a float64 model, else "bf16" where
+            the processor multiplies it and the energy has kernels, else "fp32"; a resumed run
+            keeps its own.
+        recompute: what the library's networks compute again for their gradients instead of
+            keeping it: "nothing"; the initializer's "activations", which cost little; or whole
+            "blocks", for a fifth of the memory and a third more arithmetic.
+        patience: iterations in a row that may leave the finite numbers, or explode, and are
+            skipped; one more, and training goes back to the last good checkpoint.
+        rollbacks: how often it does; each time the learning rates are halved.
         log_every: iterations between lines of the log.
         preview_every, metrics_every, checkpoint_every: iterations between previews, metrics and
             checkpoints; 0 for none.
+        checkpoint_minutes: minutes between checkpoints, besides; 0 for none.
         keep: checkpoints kept, the newest ones.
     """
 
@@ -41,23 +49,33 @@ class TrainConfig:
     label_drop: float = 0.1
     flip: bool = False
     seed: int = 0
-    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    recompute: Literal["nothing", "activations", "blocks"] = "activations"
+    patience: int = 3
+    rollbacks: int = 3
     log_every: int = 10
     preview_every: int = 0
     metrics_every: int = 0
     checkpoint_every: int = 1000
+    checkpoint_minutes: float = 0.0
     keep: int = 3
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: expected {name} >= 1, got {getattr(self, name)}")
-        for name in ("warmup", "preview_every", "metrics_every", "checkpoint_every"):
-            if getattr(self, name) < 0:
+        intervals = ("preview_every", "metrics_every", "checkpoint_every", "checkpoint_minutes")
+        for name in ("warmup", "patience", "rollbacks", *intervals):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"TrainConfig: expected {name} >= 0, got {getattr(self, name)}")
         for name in ("energy_lr", "initializer_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"TrainConfig: expected {name} > 0, got {getattr(self, name)}")
+        if self.recompute not in ("nothing", "activations", "blocks"):
+            raise ValueError(
+                'TrainConfig: expected recompute "nothing", "activations" or "blocks", got '
+                f"{self.recompute!r}"
+            )
         for name in ("label_drop", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(

@@ -16,27 +16,25 @@ from torch import Tensor, nn
 from cdrl_fast import checkpoint
 from cdrl_fast.batches import Batches
 from cdrl_fast.data import Dataset
-from cdrl_fast.engine import LevelEnergy, Terms, chain_precision, energy_plan
-from cdrl_fast.errors import ChainDiverged, CheckpointError
-from cdrl_fast.levels import LevelTable, noised_pair, per_sample
-from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_checkpoint
-from cdrl_fast.networks.layers import dropout_from
-from cdrl_fast.ops import normal, philox
+from cdrl_fast.engine import chain_precision
+from cdrl_fast.errors import ChainDiverged, TrainingDiverged
+from cdrl_fast.iteration import INITIALIZER, Iteration
+from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_readable
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
-from cdrl_fast.run_folder import (
-    Interrupt,
-    append_log,
-    cut_log,
-    drop_old_checkpoints,
-    training_bar,
-)
+from cdrl_fast.run_folder import Interrupt, RunFolder, training_bar
+from cdrl_fast.stability import Monitor
 from cdrl_fast.train_config import TrainConfig
+from cdrl_fast.training_state import (
+    load_optimizer,
+    load_scaler,
+    optimizer_tensors,
+    part,
+    scaler_tensors,
+    training_config,
+)
 
 STATE = "training.safetensors"
-
-# Indices of the training draws (`batches` has two more); step k adds k to the initializer's.
-NOISE, POSTERIOR, LEVEL, DROPOUT, INITIALIZER = 0, 1, 2, 16, 2**16
 
 
 class Trainer:
@@ -57,7 +55,9 @@ class Trainer:
         iteration: updates done so far.
         ema: the averaged model, for samples and metrics.
         batches: the data of each iteration.
-        precision: of the chain, see `TrainConfig`.
+        precision: of the chain and the losses, see `TrainConfig`.
+        rollbacks: how often training went back to a checkpoint; each halves the learning rates
+            and moves on in the noise stream.
 
     Raises:
         ValueError: data, or a precision, that does not fit the model.
@@ -75,18 +75,20 @@ class Trainer:
         self.seconds = 0.0
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.energy_optimizer = torch.optim.Adam(
-            model.energy.parameters(), lr=0.0, betas=(0.9, 0.999)
+            model.energy.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True
         )
         self.initializer_optimizer = (
-            torch.optim.AdamW(model.initializer.parameters(), lr=0.0, weight_decay=0.0)
+            torch.optim.AdamW(model.initializer.parameters(), lr=0.0, weight_decay=0.0, fused=True)
             if model.initializer is not None
             else None
         )
-        self._levels = LevelTable.of(model, self.device, self.dtype)
         self.precision = chain_precision(
             self.config.precision, model.energy, self.device, state=self.dtype
         )
-        self._chain = energy_plan(model.energy, device=self.device, precision=self.precision)
+        self._gradients = Iteration(model, self.config, self.precision)
+        self._scaler = self._gradients.scaler
+        self._monitor = Monitor()
+        self.rollbacks = self._refused = 0
         self.batches = Batches(
             data,
             self.config,
@@ -99,115 +101,78 @@ class Trainer:
         """One training iteration; returns losses, energy gap and gradient norms.
 
         Raises:
-            ChainDiverged: a chain or a loss left the finite numbers; the weights are as before.
+            ChainDiverged: a chain, a loss or a gradient left the finite numbers, or a gradient is a
+                thousand times the usual one; the weights are as before.
         """
         x0, label = self.batches.at(self.iteration)
-        level, x_noisy, x_clean = self._noised(x0)
-        energy, config = self.model.energy, self.config
-        energy.train()
-        positive = energy(per_sample(level.scale, x_clean) * x_clean, level.logsnr, label)
-        proposal = self._propose(x_noisy, level, label)
-        energy.eval()
-        revised = self._revise(proposal.detach(), x_noisy, level, label)
-        negative = energy(revised, level.logsnr, label)
-        energy_loss = (level.loss_weight * (negative - positive)).mean()
-        log = {
-            "energy_loss": float(energy_loss.detach()),
-            "energy_gap": float((positive - negative).detach().mean()),
-        }
-        if not math.isfinite(log["energy_loss"]):
-            self._diverged("the energy's loss", step=self.model.schedule.steps)
-        log["energy_grad_norm"] = self._clipped_gradient(energy_loss, energy)
-        if self.initializer_optimizer is not None and self.model.initializer is not None:
-            loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
-            norm = self._clipped_gradient(loss, self.model.initializer)
-            log |= {"initializer_loss": float(loss.detach()), "initializer_grad_norm": norm}
-            lr = config.initializer_lr * self._warmup(config.initializer_warmup_offset)
-            _update(self.initializer_optimizer, lr)
-        # Nothing is updated before every gradient is known to be finite.
-        _update(self.energy_optimizer, config.energy_lr * self._warmup(0))
+        found = self._gradients(x0, label, self._first_sample)
+        first_bad = found.pop("first_bad")
+        for name, network, optimizer in self._networks():
+            self._scaler.unscale_(optimizer)
+            found[f"{name}_grad_norm"] = nn.utils.clip_grad_norm_(
+                network.parameters(), self.config.clip
+            )
+        # One wait for the device; nothing is updated before every gradient is known to be good.
+        bad, *values = torch.stack([first_bad != NEVER, *found.values()]).tolist()
+        log = dict(zip(found, values, strict=True))
+        overflown = self._scaler.is_enabled() and self._scaler.get_scale() > 1.0
+        self._scaler.update()
+        if bad:
+            self._raise_chain(int(first_bad))
+        complaint = self._monitor.complaint(log)
+        norms = {k: v for k, v in log.items() if k.endswith("grad_norm")}
+        if overflown and complaint is not None and not all(map(math.isfinite, norms.values())):
+            # Too large for float16; the scale has been halved.
+            self.iteration += 1
+            return log
+        if complaint is not None:
+            raise self._diverged(complaint)
+        self._monitor.note(log)
+        self._update()
         self.iteration += 1
         self._average()
         return log
 
-    def _rng(self, index: int) -> dict[str, Any]:
-        return {
-            "seed": self.config.seed,
-            "draw": Purpose.TRAINING.draw(index),
-            "first_sample": self.iteration * self.config.batch_size,
-            "device": self.device,
-        }
+    @property
+    def _first_sample(self) -> int:
+        """Of the iteration in the noise stream; after a roll-back elsewhere than before it."""
+        return self.iteration * self.config.batch_size + (self.rollbacks << 48)
 
-    def _noise(self, like: Tensor, index: int) -> Tensor:
-        return normal(tuple(like.shape), dtype=self.dtype, **self._rng(index))
-
-    def _noised(self, x0: Tensor) -> tuple[LevelTable, Tensor, Tensor]:
-        """The samples' levels, x_t and x_{t-1}."""
-        schedule = self.model.schedule
-        t = philox.randint(len(x0), schedule.levels, **self._rng(LEVEL)) + 1
-        reduced = self.config.variance_reduction
-        posterior = None if reduced else self._noise(x0, POSTERIOR)
-        pair = noised_pair(schedule, x0, t, self._noise(x0, NOISE), posterior)
-        return self._levels.at(t), *pair
-
-    def _propose(self, x_noisy: Tensor, level: LevelTable, label: Tensor | None) -> Tensor:
-        """y_0: the initializer's mean with its noise; x_t itself without an initializer."""
-        if self.model.initializer is None:
-            return x_noisy
-        initializer = self.model.initializer.train()
-
-        def uniform(shape: torch.Size, j: int) -> Tensor:
-            return philox.uniform(shape, **self._rng(DROPOUT + j))
-
-        with dropout_from(initializer, uniform):
-            mean: Tensor = initializer(x_noisy, level.logsnr_noisy, label)
-        return mean + per_sample(level.init_std, mean) * self._noise(mean, INITIALIZER)
-
-    def _revise(self, y: Tensor, anchor: Tensor, level: LevelTable, label: Tensor | None) -> Tensor:
-        """y_K: K Langevin steps from y_0, without gradients to parameters."""
-        first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
-        y = y.clone()
-        self._chain.refresh()
-        rng = self._rng(INITIALIZER + 1)
-        LevelEnergy(self._chain.at(level.logsnr, Terms(labels=(label,)))).walk(
-            y,
-            anchor,
-            steps=self.model.schedule.steps,
-            drift=0.5,
-            pull=level.pull,
-            noise_std=level.noise_std,
-            rng=(rng["seed"], rng["draw"], rng["first_sample"]),
-            first_bad=first_bad,
+    def _raise_chain(self, code: int) -> None:
+        step = (code >> 31) - Purpose.TRAINING.draw(INITIALIZER)
+        sample = code & (2**31 - 1)
+        what = (
+            f"step {step}: a training chain left the finite numbers (sample {sample} of the batch)"
         )
-        code = int(first_bad)
-        if code != NEVER:
-            step = (code >> 31) - Purpose.TRAINING.draw(INITIALIZER)
-            self._diverged("a training chain", step=step, sample=code & (2**31 - 1))
-        return y
+        raise self._diverged(what, step, sample)
 
-    def _diverged(self, what: str, *, step: int, sample: int = 0) -> None:
-        raise ChainDiverged(
-            f"iteration {self.iteration}, step {step}: {what} left the finite numbers (sample "
-            f"{sample} of the batch); the weights are those of the last good iteration. Lower the "
-            "learning rate or check the data",
+    def _diverged(self, what: str, step: int = 0, sample: int = 0) -> ChainDiverged:
+        return ChainDiverged(
+            f"iteration {self.iteration}, {what}; the weights are those of the last good "
+            "iteration. Lower the learning rate or check the data",
             level=None,
             step=step,
             sample=sample,
         )
 
+    def _networks(self) -> Iterator[tuple[str, nn.Module, torch.optim.Optimizer]]:
+        yield "energy", self.model.energy, self.energy_optimizer
+        if self.model.initializer is not None and self.initializer_optimizer is not None:
+            yield "initializer", self.model.initializer, self.initializer_optimizer
+
+    def _update(self) -> None:
+        config = self.config
+        rates = {"energy": config.energy_lr, "initializer": config.initializer_lr}
+        offsets = {"energy": 0, "initializer": config.initializer_warmup_offset}
+        for name, _, optimizer in self._networks():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name] * self._warmup(offsets[name]) * 0.5**self.rollbacks
+            optimizer.step()
+
     def _warmup(self, offset: int) -> float:
         if self.config.warmup == 0:
             return 1.0
         return min(1.0, (self.iteration + offset) / self.config.warmup)
-
-    def _clipped_gradient(self, loss: Tensor, network: nn.Module) -> float:
-        """Leaves the loss's gradient, clipped, in the parameters; returns its norm before."""
-        network.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
-        if not bool(torch.isfinite(norm)):
-            self._diverged("a gradient", step=self.model.schedule.steps)
-        return float(norm)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -230,40 +195,70 @@ class Trainer:
     ) -> dict[str, float]:
         """Trains until ``iterations`` updates are done, those of resumed runs included.
 
-        Ctrl-C finishes the iteration, writes a checkpoint and raises KeyboardInterrupt; a second
-        one stops at once.
+        Ctrl-C or SIGTERM finishes the iteration, writes a checkpoint and raises KeyboardInterrupt
+        (SystemExit); a second one stops at once. An iteration that leaves the finite numbers, or
+        whose gradient explodes, is skipped and logged; after ``config.patience`` of them in a row
+        training goes back to the last good checkpoint. A checkpoint or a line of the log that
+        cannot be written is tried again later; only in the end is that an error.
 
         Args:
-            iterations: the run's total.
+            iterations: the run's total, skipped ones included.
             folder: of the run: log, previews and checkpoints go there. None: nothing is written.
             progress: show a progress bar.
             preview: called with the trainer and a path (without suffix) every ``preview_every``.
             evaluate: returns metrics of ``trainer.ema``, every ``metrics_every``; they are logged.
 
         Returns:
-            The last iteration's losses.
+            The last good iteration's losses.
+
+        Raises:
+            TrainingDiverged: bad iterations that going back does not cure.
+            CheckpointError: a folder that cannot be written to, or has no room for a checkpoint.
         """
-        run = None if folder is None else Path(folder)
+        run = None if folder is None else RunFolder(Path(folder), self.config, self.iteration)
         if run is not None:
-            (run / "previews").mkdir(parents=True, exist_ok=True)
-            cut_log(run, self.iteration)
+            run.check_room(sum(t.nbytes for t in (*self._state().values(), *self.ema.buffers())))
         log: dict[str, float] = {}
         with Interrupt() as interrupt, training_bar(progress, self.iteration, iterations) as bar:
             while self.iteration < iterations:
                 start = time.perf_counter()
-                log = self.step()
+                try:
+                    log, self._refused = self.step(), 0
+                except ChainDiverged as error:
+                    self._refuse(error, run)
                 self.seconds += time.perf_counter() - start
-                bar(log)
+                bar(self.iteration, log)
                 if run is not None:
                     done = interrupt.wanted or self.iteration >= iterations
                     self._write(run, log, preview, evaluate, done)
-                if interrupt.wanted:
-                    raise KeyboardInterrupt
+                interrupt.raise_if_wanted()
         return log
+
+    def _refuse(self, error: ChainDiverged, run: RunFolder | None) -> None:
+        """After a bad iteration: on to the next one, or back to the last good checkpoint."""
+        self._refused += 1
+        if run is not None:
+            self._append(run, {"skipped": str(error)})
+        if self._refused <= self.config.patience:
+            self.iteration += 1
+            return
+        folder = None if run is None else run.newest()
+        if folder is None or self.rollbacks >= self.config.rollbacks:
+            why = "there is no checkpoint to go back to" if folder is None else "went back "
+            why += f"{self.rollbacks} times before" if folder is not None else ""
+            raise TrainingDiverged(
+                f"{self._refused} iterations in a row were not to be trusted, and {why}; the last: "
+                f"{error}"
+            ) from error
+        rollbacks = self.rollbacks + 1
+        self._restore(folder)
+        self.rollbacks, self._refused = rollbacks, 0
+        if run is not None:
+            self._append(run, {"rolled_back": rollbacks, "learning_rates": 0.5**rollbacks})
 
     def _write(
         self,
-        run: Path,
+        run: RunFolder,
         log: dict[str, float],
         preview: Callable[[Trainer, Path], None] | None,
         evaluate: Callable[[Trainer], dict[str, float]] | None,
@@ -274,19 +269,18 @@ class Trainer:
         def due(every: int) -> bool:
             return every > 0 and n % every == 0
 
-        if due(config.log_every) or done:
+        if (due(config.log_every) or done) and log:
             self._append(run, log)
         if preview is not None and due(config.preview_every):
-            preview(self, run / "previews" / f"{n:08d}")
+            run.attempt(lambda: preview(self, run.path / "previews" / f"{n:08d}"))
         if evaluate is not None and due(config.metrics_every):
             self._append(run, {"metrics": evaluate(self)})
-        if due(config.checkpoint_every) or done:
-            self.save(run / "checkpoints" / f"{n:08d}")
-            drop_old_checkpoints(run, config.keep)
+        if done or due(config.checkpoint_every) or run.checkpoint_due(retry=due(config.log_every)):
+            run.checkpoint(n, self.save, last=done)
 
-    def _append(self, run: Path, entry: dict[str, Any]) -> None:
+    def _append(self, run: RunFolder, entry: dict[str, Any]) -> None:
         seconds = round(self.seconds, 3)
-        append_log(run, {"iteration": self.iteration, "seconds": seconds, **entry})
+        run.log({"iteration": self.iteration, "seconds": seconds, **entry})
 
     def save(self, path: str | Path) -> Path:
         """Writes a checkpoint folder, which `CDRL.from_pretrained` reads as the averaged model."""
@@ -296,6 +290,9 @@ class Trainer:
                 "config": asdict(self.config),
                 "iteration": self.iteration,
                 "seconds": self.seconds,
+                "rollbacks": self.rollbacks,
+                "refused": self._refused,
+                "usual": self._monitor.state,
                 "data": {"name": self.data.name, "size": len(self.data)},
             },
         }
@@ -308,15 +305,9 @@ class Trainer:
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        for name, optimizer in self._optimizers():
-            for index, slots in optimizer.state_dict()["state"].items():
-                state |= {f"{name}.{index}.{slot}": value for slot, value in slots.items()}
-        return state
-
-    def _optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
-        yield "energy_optimizer", self.energy_optimizer
-        if self.initializer_optimizer is not None:
-            yield "initializer_optimizer", self.initializer_optimizer
+        for name, _, optimizer in self._networks():
+            state |= optimizer_tensors(f"{name}_optimizer", optimizer)
+        return state | scaler_tensors(self._scaler)
 
     @classmethod
     def resume(
@@ -330,25 +321,18 @@ class Trainer:
         """The trainer of a checkpoint, ready to go on.
 
         Args:
-            path: a checkpoint folder, or a run's folder: then its newest checkpoint.
+            path: a checkpoint folder, or a run's folder: then its newest checkpoint that is whole;
+                a warning names those that are not.
             data: the data set of the run; its size must be the same.
             config: replaces the stored one, but "auto" keeps the stored precision; for intervals.
             device: where to train; by default the CPU.
 
         Raises:
-            CheckpointError: no checkpoint there, a corrupt one, or other data.
+            CheckpointError: no whole checkpoint there, or other data.
         """
-        folder = newest_checkpoint(Path(path)) or Path(path)
-        files = checkpoint.read_folder(folder)
-        stored = checkpoint.read_json(folder, files, CONFIG)
-        if "training" not in stored:
-            raise CheckpointError(f"{folder}: a saved model, not a training checkpoint")
+        folder, files = newest_readable(Path(path))
+        stored = training_config(folder, files, data)
         training = stored["training"]
-        if training["data"]["size"] != len(data):
-            raise CheckpointError(
-                f"{folder}: was trained on {training['data']['size']} samples of "
-                f"{training['data']['name']!r}, got {len(data)} of {data.name!r}"
-            )
         state = checkpoint.read_tensors(folder, files, STATE)
         model = CDRL.from_config(stored)
         dtype = next(v.dtype for k, v in state.items() if k.startswith("model.energy."))
@@ -359,30 +343,24 @@ class Trainer:
         if config.precision == "auto":
             config = replace(config, precision=before.precision)
         trainer = cls(model.to(device, dtype), data, config)
-        model.load_state_dict(_part(state, "model."))
-        trainer.ema.load_state_dict(checkpoint.read_tensors(folder, files, WEIGHTS))
-        for name, optimizer in trainer._optimizers():
-            _load_optimizer(optimizer, _part(state, f"{name}."))
-        trainer.iteration, trainer.seconds = training["iteration"], training["seconds"]
+        trainer._restore(folder)
+        trainer.seconds = training["seconds"]
         return trainer
 
-
-def _update(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in slots.items():
-        index, slot = key.split(".")
-        state.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    def _restore(self, folder: Path) -> None:
+        """Everything as the checkpoint has it, but for the seconds."""
+        files = checkpoint.read_folder(folder)
+        training = training_config(folder, files, self.data)["training"]
+        state = checkpoint.read_tensors(folder, files, STATE)
+        self.model.load_state_dict(part(state, "model"))
+        self.ema.load_state_dict(checkpoint.read_tensors(folder, files, WEIGHTS))
+        for name, _, optimizer in self._networks():
+            load_optimizer(optimizer, part(state, f"{name}_optimizer"))
+        load_scaler(self._scaler, part(state, "scaler"))
+        self.iteration = training["iteration"]
+        self.rollbacks = training.get("rollbacks", 0)
+        self._refused = training.get("refused", 0)
+        self._monitor = Monitor(training.get("usual"))
 
 
 def _check_fit(model: CDRL, data: Dataset, config: TrainConfig) -> None:

@@ -34,6 +34,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"noise": "shared", "passes": 4},
     {"noise": "fresh", "passes": 4},
     {"noise": "shared", "passes": 16},
+    {"noise": "shared", "correctors": 60},
     {"noise": "shared", "label": True},
     {"noise": "fresh", "label": True},
 )

@@ -24,7 +24,17 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "benchmarks.jsonl"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: scripts/benchmark_table.py --write -->", "<!-- end of benchmarks -->"
-UNITS = ("updates", "draws", "steps", "samples", "gradients", "proposals", "gigabytes", "calls")
+UNITS = (
+    "updates",
+    "draws",
+    "steps",
+    "samples",
+    "gradients",
+    "proposals",
+    "gigabytes",
+    "calls",
+    "iterations",
+)
 OTHERS = {
     "eager": ("eager",),
     "by hand": ("eager in place", "compiled", "afternoon"),

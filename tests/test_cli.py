@@ -9,7 +9,7 @@ from PIL import Image
 
 from cdrl_fast import CDRL, Sampler
 from cdrl_fast.cli import main
-from cdrl_fast.model import newest_checkpoint
+from cdrl_fast.model import checkpoints_of
 
 SMALL = [
     "train", "--energy-width", "8", "--initializer-width", "8", "--energy-blocks", "1",
@@ -18,7 +18,7 @@ SMALL = [
 
 
 def weights(folder):
-    return (newest_checkpoint(folder) / "training.safetensors").read_bytes()
+    return (checkpoints_of(folder)[-1] / "training.safetensors").read_bytes()
 
 
 def test_train_stops_and_goes_on(tmp_path, capsys):

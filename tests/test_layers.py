@@ -11,11 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 FLOORS = {
     "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
     "_native": 1, "precision": 1, "progress": 1,
-    "data": 2, "ops": 2, "model": 2, "run_folder": 2,
+    "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
-    "environment": 3, "inpainting": 3, "masks": 3,
-    "trace": 4, "sampler": 4, "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
-    "completions": 5, "evaluation": 5, "trainer": 5, "bench": 5,
+    "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
+    "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "inpainting": 4, "sampler": 4,
+    "report": 4, "recipe": 4, "dynamics": 4, "about": 4, "masks": 3, "options": 5, "completions": 6,
+    "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5,
     "demo": 6, "cli": 7,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.
@@ -24,6 +25,13 @@ SAME_FLOOR = {
     ("precision", "errors"),
     ("precision", "_native"),
     ("sampler", "trace"),
+    ("sampler", "conditions"),
+    ("sampler", "chain"),
+    ("sampler", "scores"),
+    ("sampler", "inpainting"),
+    ("chain", "trace"),
+    ("chain", "inpainting"),
+    ("inpainting", "scores"),
 }
 CLOSED = {
     "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": set(),
@@ -33,10 +41,14 @@ CLOSED = {
     "reference": {"networks", "schedule", "ops", "model"},
     "dynamics": {"engine", "ops", "errors"},
     "trace": {"engine", "schedule"},
-    "inpainting": {"model", "ops", "schedule"},
+    "energies": {"model"},
+    "conditions": {"energies", "engine", "model", "ops"},
+    "scores": {"model", "engine", "ops"},
+    "inpainting": {"scores", "model", "ops", "schedule"},
+    "chain": {"trace", "inpainting", "model", "schedule", "engine", "ops", "errors"},
     "sampler": {
-        "trace", "inpainting", "progress", "model", "schedule", "engine", "ops", "precision",
-        "errors",
+        "trace", "chain", "inpainting", "scores", "conditions", "energies", "model", "schedule",
+        "engine", "ops", "precision", "progress", "errors",
     },
 }  # fmt: skip
 

@@ -12,7 +12,8 @@ import cdrl_fast
 
 NAMES = {
     "About", "CDRL", "BackendUnavailable", "CDRLError", "ChainDiverged", "CheckpointError",
-    "DataError",
+    "DataError", "Precision", "TrainingDiverged",
+    "Density", "given", "guided", "mixture", "negated", "product", "tempered",
     "MLPEnergy", "MLPInitializer", "NoiseSchedule", "ResNetEnergy", "Sampler", "StepPlan", "Trace",
     "TrainConfig", "Trainer", "UNetInitializer", "about", "langevin",
     "load_released_checkpoint", "normal", "ops", "reference",
@@ -31,12 +32,19 @@ SIGNATURES = {
     "load_released_checkpoint": "(path, *, image_size, schedule)",
     "Sampler": "(model, *, device, precision, backend, graph, compile)",
     "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
-    "denoise_scale, progress, trace)",
+    "denoise_scale, correctors, progress, trace)",
     "Sampler.inpaint": "(self, images, known, *, seed, steps, label, guidance, samples, "
-    "first_sample, batch_size, noise, passes, denoise_scale, progress)",
+    "first_sample, batch_size, noise, passes, denoise_scale, correctors, progress)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
+    "given": "(model, label)",
+    "product": "(factors, *, base)",
+    "guided": "(conditional, unconditional, weight)",
+    "negated": "(base, a, weight)",
+    "mixture": "(components, *, weights)",
+    "tempered": "(a, temperature)",
     "about": "()",
-    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, trace, backend, "
+    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, metropolis, "
+    "trace, backend, "
     "compile)",
     "ops.rng_state": "(*, seed, draw, first_sample, device)",
     "Trainer": "(model, data, config)",

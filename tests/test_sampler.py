@@ -253,5 +253,5 @@ def test_unconditional_models_take_neither_label_nor_guidance(point_model):
 def test_bad_choices(image_model, options, error, message):
     with pytest.raises(error, match=message):
         Sampler(image_model, **options)
-    with pytest.raises(TypeError, match="model must be a CDRL, got str"):
+    with pytest.raises(TypeError, match="expected a CDRL or a combination of them, got str"):
         Sampler("digits")

@@ -36,6 +36,7 @@ class Dataset:
         classes: the name of class 1, 2, …; empty without labels.
         maximum: the pixel value that maps to +1, where 0 maps to -1; None for points, which are
             not scaled.
+        files: of images read from a folder each one's path within it; None for others.
 
     Raises:
         DataError: the data set is empty, or an array's dtype, shape or range is not the above.
@@ -46,6 +47,7 @@ class Dataset:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     maximum: int | None = 255
+    files: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         name, values, labels, maximum = self.name, self.values, self.labels, self.maximum
@@ -116,7 +118,8 @@ class Dataset:
         """The samples at ``indices``, in that order, with the same classes; raises as ``batch``."""
         index = _flat_index(indices)
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, values=self.values[index], labels=labels)
+        files = None if self.files is None else tuple(self.files[i] for i in index)
+        return replace(self, values=self.values[index], labels=labels, files=files)
 
     def split(self, held_out: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Sets a random share aside, the same one for the same ``seed``.

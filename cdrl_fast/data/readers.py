@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,7 +240,8 @@ def _folder(request: _Request) -> Dataset:
 
     images = decoded([(str(file), partial(Image.open, file)) for file in files], request.image_size)
     classes = tuple(folder.name for folder in folders)
-    return labelled(request.spec, images, labels if folders else None, classes, request.path)
+    data = labelled(request.spec, images, labels if folders else None, classes, request.path)
+    return replace(data, files=tuple(str(file.relative_to(request.path)) for file in files))
 
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:

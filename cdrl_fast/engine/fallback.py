@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -50,24 +49,19 @@ class FrozenNetwork:
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """The network's value."""
-        with self._autocast():
+        with self._precision.autocast(self._device):
             result: Tensor = self._forward(x, logsnr, label)
         return result.to(x.dtype)
 
     def gradient(self, y: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """∇ of an energy's value with respect to y."""
         if self._compiled_gradient is not None:
-            with self._autocast():
+            with self._precision.autocast(self._device):
                 return self._compiled_gradient(y, logsnr, label)
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self.forward(y, logsnr, label).sum(), y)
         return gradient
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if not self._precision.half:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._precision.network)
 
 
 @dataclass

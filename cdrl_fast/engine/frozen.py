@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdrl_fast.engine.choice import energy_plan
 from cdrl_fast.engine.initializer import InitializerPlan, initializer_plan
 from cdrl_fast.engine.plan import PassedImages, PassesPlan, PlannedPoints
-from cdrl_fast.engine.terms import EnergyAt, Terms, Weight, combined
+from cdrl_fast.engine.terms import EnergyAt, Terms, Weight, combined, weighted
 from cdrl_fast.ops import langevin_step_
 from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.precision import Precision
@@ -20,21 +20,24 @@ from cdrl_fast.precision import Precision
 
 @dataclass
 class Proposal:
-    """Σ weight_i initializer(·, λ_t, label_i) of one level: its chain's mean start."""
+    """Σ weight_i initializer_i(·, λ_t, label_i) of one level: its chain's mean start.
+
+    Attributes:
+        weights: one a part.
+        parts: of each a network's forward, and what it takes besides x.
+    """
 
     weights: tuple[Weight, ...]
-    forward: Callable[..., Tensor]
-    conditions: Sequence[tuple[Tensor | None, ...]]
+    parts: Sequence[tuple[Callable[..., Tensor], tuple[Tensor | None, ...]]]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of x's shape."""
-        parts = (self.forward(x, *condition) for condition in self.conditions)
-        return combined(self.weights, parts)
+        return combined(self.weights, (forward(x, *given) for forward, given in self.parts))
 
     def inputs(self) -> list[Tensor]:
         """What level, labels and weights decide."""
         weights = [w for w in self.weights if isinstance(w, Tensor)]
-        return weights + [t for given in self.conditions for t in given if t is not None]
+        return weights + [t for _, given in self.parts for t in given if t is not None]
 
 
 @dataclass
@@ -102,10 +105,11 @@ class LevelEnergy:
 
 
 class FrozenModel:
-    """A private copy of a model's networks, which follows the original when refreshed.
+    """A private copy of networks that are sampled together; follows the originals when refreshed.
 
     Args:
-        energy, initializer: the networks; never modified.
+        networks: of each model its energy and its initializer; all have one or none has; never
+            modified.
         device, precision: where and how the copy computes.
         backend: the room of the networks.
         compile: whether networks that are not the library's go through ``torch.compile``.
@@ -113,8 +117,7 @@ class FrozenModel:
 
     def __init__(
         self,
-        energy: nn.Module,
-        initializer: nn.Module | None,
+        networks: Sequence[tuple[nn.Module, nn.Module | None]],
         *,
         device: torch.device,
         precision: Precision,
@@ -128,11 +131,13 @@ class FrozenModel:
             "backend": backend,
             "compile": compile,
         }
-        self._sources = [n for n in (energy, initializer) if n is not None]
-        self._energy = energy_plan(energy, **options)
-        self._initializer = (
-            initializer_plan(initializer, **options) if initializer is not None else None
-        )
+        self._sources = [n for pair in networks for n in pair if n is not None]
+        self._energies = [energy_plan(energy, **options) for energy, _ in networks]
+        self._initializers = [
+            initializer_plan(initializer, **options)
+            for _, initializer in networks
+            if initializer is not None
+        ]
         self._versions = self._current_versions()
 
     def refresh(self) -> bool:
@@ -140,26 +145,28 @@ class FrozenModel:
         versions = self._current_versions()
         if versions == self._versions:
             return False
-        self._energy.refresh()
-        if self._initializer is not None:
-            self._initializer.refresh()
+        for plan in (*self._energies, *self._initializers):
+            plan.refresh()
         self._versions = versions
         return True
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
-        """Bytes that a gradient of the energy takes; None where it is left to autograd."""
-        return self._energy.working_memory(batch, shape)
+        """Bytes that a gradient of an energy takes; None where one is left to autograd."""
+        sizes = [energy.working_memory(batch, shape) for energy in self._energies]
+        known = [size for size in sizes if size is not None]
+        return max(known) if len(known) == len(sizes) else None
 
     @property
     def steps_by_launches(self) -> bool:
         """Whether a step is a list of launches, and weights stay where they are when refreshed."""
-        return isinstance(self._energy, PassesPlan) and isinstance(
-            self._initializer, InitializerPlan | None
+        return all(isinstance(energy, PassesPlan) for energy in self._energies) and all(
+            isinstance(initializer, InitializerPlan) for initializer in self._initializers
         )
 
     def buffers(self) -> list[Tensor]:
         """Memory between the launches of a step, as it stands now."""
-        return self._energy.buffers() if isinstance(self._energy, PassesPlan) else []
+        plans = (energy for energy in self._energies if isinstance(energy, PassesPlan))
+        return [buffer for plan in plans for buffer in plan.buffers()]
 
     def _current_versions(self) -> list[tuple[int, int]]:
         tensors = (t for n in self._sources for t in (*n.parameters(), *n.buffers()))
@@ -169,15 +176,24 @@ class FrozenModel:
         return torch.full((1,), value, device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
-    def proposal(self, logsnr: float, terms: Terms) -> Proposal | None:
-        """The initializer at a level λ_t; None without one."""
-        if self._initializer is None:
+    def proposal(self, logsnr: float, terms: Sequence[Terms]) -> Proposal | None:
+        """The initializers at a level λ_t, for each network's terms; None without any."""
+        if not self._initializers:
             return None
-        network, level = self._initializer, self._logsnr(logsnr)
-        conditions = [network.conditions(level, label) for label in terms.labels]
-        return Proposal(terms.of_initializer, network.forward, conditions)
+        level = self._logsnr(logsnr)
+        weights: list[Weight] = []
+        parts = []
+        for network, of_network in zip(self._initializers, terms, strict=True):
+            weights += of_network.of_initializer
+            parts += [(network.forward, network.conditions(level, t)) for t in of_network.labels]
+        return Proposal(tuple(weights), parts)
 
     @torch.no_grad()
-    def at(self, logsnr: float, terms: Terms) -> LevelEnergy:
-        """The energy at a level: what depends on level and labels alone is computed here, once."""
-        return LevelEnergy(self._energy.at(self._logsnr(logsnr), terms))
+    def at(self, logsnr: float, terms: Sequence[Terms]) -> LevelEnergy:
+        """The energies at a level, for each network's terms.
+
+        What depends on level and labels alone is computed here, once.
+        """
+        level = self._logsnr(logsnr)
+        parts = [plan.at(level, t) for plan, t in zip(self._energies, terms, strict=True)]
+        return LevelEnergy(weighted((1.0,) * len(parts), parts))

@@ -58,7 +58,7 @@ class ChainGraph:
         frozen: the model's networks; its weights are to stay where they are.
         levels: their constants, the first one sampled first.
         shape: of the batch.
-        terms: conditions; others of the same form may follow.
+        terms: of each network; others of the same form may follow.
         whole: one graph for the whole chain, ``finish`` included; otherwise one for a Langevin
             step, which serves all levels and can be interrupted between any two.
         finish: what follows the last level, a function of x_0 and that level's energy.
@@ -69,7 +69,7 @@ class ChainGraph:
         frozen: FrozenModel,
         levels: Sequence[Level],
         shape: tuple[int, ...],
-        terms: Terms,
+        terms: Sequence[Terms],
         *,
         whole: bool,
         finish: Callable[[Tensor, LevelEnergy], Tensor],
@@ -95,7 +95,11 @@ class ChainGraph:
 
     @torch.no_grad()
     def run(
-        self, terms: Terms, seed: int, first_sample: int, each: Callable[[], None] = lambda: None
+        self,
+        terms: Sequence[Terms],
+        seed: int,
+        first_sample: int,
+        each: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """The samples, in memory that the next run writes again; ``first_bad`` is the chains'.
 
@@ -215,8 +219,12 @@ class Graphs:
         return self._kept[key]
 
 
-def form_of(terms: Terms) -> Hashable:
+def form_of(terms: Sequence[Terms]) -> Hashable:
     """What launches depend on: how many conditions, how they are weighed, one label or each one."""
+    return tuple(_form(of_network) for of_network in terms)
+
+
+def _form(terms: Terms) -> Hashable:
     weights = (*terms.weights, *terms.of_initializer)
     return (
         tuple(("a sample", len(w)) if isinstance(w, Tensor) else w for w in weights),

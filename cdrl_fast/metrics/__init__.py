@@ -21,11 +21,14 @@ from cdrl_fast.metrics.distances import (
     precision_recall,
 )
 from cdrl_fast.metrics.inception import inception_fid
+from cdrl_fast.metrics.outliers import GaussianBaseline, auroc
 
 __all__ = [
     "Classifier",
     "CopyingCheck",
     "FeatureExtractor",
+    "GaussianBaseline",
+    "auroc",
     "checkerboard_shares",
     "copying_check",
     "evaluate_images",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 LEAK = 0.2
+Recompute = Literal["nothing", "activations", "blocks"]
 Classes = int | Sequence[str]
 
 
@@ -35,6 +37,15 @@ def level_embedding(logsnr: Tensor, dim: int) -> Tensor:
     index = torch.arange(half, device=logsnr.device, dtype=logsnr.dtype)
     angle = 1000.0 * level_input(logsnr)[:, None] * torch.exp(index * (-math.log(1e4) / (half - 1)))
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def unrounded(tensor: Tensor) -> AbstractContextManager[object]:
+    """A block without autocast: for what is cheap, and would round all that it is multiplied with.
+
+    In bfloat16 the embedding and the head make most of a training gradient's error: with them the
+    error is 0.34 of a batch's gradient (the shipped digits model), without them 0.16.
+    """
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class SpectralNorm(nn.Module):
@@ -72,7 +83,8 @@ class SpectralNorm(nn.Module):
             self.power_iteration()
         # Copies: the next power iteration writes u and v while autograd still needs these.
         u, v = self.u.clone(), self.v.clone()
-        return self.weight / torch.dot(u, self.weight.flatten(1) @ v)
+        with unrounded(self.weight):
+            return self.weight / torch.dot(u, self.weight.flatten(1) @ v)
 
 
 class SpectralLinear(nn.Linear, SpectralNorm):
@@ -95,6 +107,22 @@ class SpectralConv2d(nn.Conv2d, SpectralNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.normalized_weight(), self.bias, padding=1)
+
+
+@torch.no_grad()
+def power_iterations(network: nn.Module) -> None:
+    """One power iteration of every layer with spectral norm, those of one shape together."""
+    groups: dict[torch.Size, list[SpectralNorm]] = {}
+    for layer in network.modules():
+        if isinstance(layer, SpectralNorm):
+            groups.setdefault(layer.weight.flatten(1).shape, []).append(layer)
+    for layers in groups.values():
+        matrices = torch.stack([layer.weight.flatten(1) for layer in layers])
+        u = torch.stack([layer.u for layer in layers])[:, :, None]
+        v = F.normalize(matrices.mT @ u, dim=1, eps=1e-12)
+        u = F.normalize(matrices @ v, dim=1, eps=1e-12)
+        torch._foreach_copy_([layer.u for layer in layers], list(u[:, :, 0].unbind()))
+        torch._foreach_copy_([layer.v for layer in layers], list(v[:, :, 0].unbind()))
 
 
 def fix_weights(network: nn.Module) -> None:
@@ -123,6 +151,33 @@ def static_weights(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         release_weights(network)
+
+
+class Recomputing(nn.Module):
+    """A module that can keep less for its gradient and compute it again (activation checkpointing).
+
+    What is computed again must be the same both times: power iterations are to run apart, see
+    `power_iterations`, and dropout masks to come from a stream.
+
+    Attributes:
+        recompute: "nothing"; "activations": norms and activations of the U-Net; or "blocks": all
+            that is inside a residual block.
+    """
+
+    recompute: Recompute = "nothing"
+
+    def _kept(self, what: Recompute, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``function(*inputs)``, of which the inputs alone are kept if that is asked for."""
+        if self.recompute == what and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return function(*inputs)
+
+
+def set_recompute(network: nn.Module, what: Recompute) -> None:
+    """Sets what a network's modules compute again for its gradient."""
+    for module in network.modules():
+        if isinstance(module, Recomputing):
+            module.recompute = what
 
 
 class StreamDropout(nn.Module):
@@ -183,7 +238,7 @@ def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return F.one_hot(label.long(), classes + 1).to(dtype)
 
 
-class Conditional(nn.Module):
+class Conditional(Recomputing):
     """A network with ``forward(y, logsnr, label)``: checks its input, keeps its configuration.
 
     ``logsnr`` and ``label`` have one entry a sample, or a single one that serves the whole batch:

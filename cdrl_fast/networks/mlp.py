@@ -16,6 +16,7 @@ from cdrl_fast.networks.layers import (
     leaky,
     level_embedding,
     one_hot,
+    unrounded,
 )
 from cdrl_fast.networks.resnet import EnergyEmbedding
 
@@ -34,8 +35,11 @@ class MLPBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        h = self.linear1(leaky(x)) + leaky(self.level(activated_embedding))
-        h = self.linear2(leaky(h)) * self.gain
+        with unrounded(x):
+            row = leaky(self.level(activated_embedding))
+        h = self.linear1(leaky(x))
+        h = self.linear2(leaky(h + row.to(h.dtype)))
+        h = h * self.gain.to(h.dtype)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -75,11 +79,13 @@ class MLPEnergy(Conditional):
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         label = self._checked_label(y, logsnr, label)
         _check_points(self, y)
-        activated = leaky(self.embedding(logsnr, label))
+        with unrounded(y):
+            activated = leaky(self.embedding(logsnr, label))
         h = self.stem(y)
         for block in self.blocks:
-            h = block(h, activated)
-        return self.head(F.relu(h))[:, 0]
+            h = self._kept("blocks", block, h, activated)
+        with unrounded(y):
+            return self.head(F.relu(h).to(activated.dtype))[:, 0]
 
 
 class MLPInitializer(Conditional):

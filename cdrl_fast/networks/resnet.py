@@ -16,6 +16,7 @@ from cdrl_fast.networks.layers import (
     leaky,
     level_embedding,
     one_hot,
+    unrounded,
 )
 
 
@@ -50,9 +51,12 @@ class ResNetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
+        with unrounded(x):
+            row = leaky(self.level(activated_embedding))[:, :, None, None]
         h = self.conv1(leaky(x))
-        h = h + leaky(self.level(activated_embedding))[:, :, None, None]
-        h = self.conv2(leaky(h)) * self.gain
+        h = h + row.to(h.dtype)
+        h = self.conv2(leaky(h))
+        h = h * self.gain.to(h.dtype)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -123,11 +127,14 @@ class ResNetEnergy(Conditional):
                 f"ResNetEnergy: expected images (batch, {self.stem.in_channels}, H, W) with H "
                 f"and W divisible by {step}, got {tuple(y.shape)}"
             )
-        activated = leaky(self.embedding(logsnr, label))
+        with unrounded(y):
+            activated = leaky(self.embedding(logsnr, label))
         h = self.stem(y)
         for index, stage in enumerate(self.stages):
             if index:
                 h = F.avg_pool2d(h, 2)
             for block in stage:  # type: ignore[attr-defined]
-                h = block(h, activated)
-        return (F.relu(h).sum(dim=(2, 3)) * self.head(activated)).sum(dim=1)
+                h = self._kept("blocks", block, h, activated)
+        with unrounded(y):
+            pooled = F.relu(h).sum(dim=(2, 3), dtype=activated.dtype)
+            return (pooled * self.head(activated)).sum(dim=1)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cdrl_fast.networks.layers import (
     Classes,
     Conditional,
+    Recomputing,
     StreamDropout,
     level_embedding,
     one_hot,
@@ -23,7 +24,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(Recomputing):
     """Residual block with scale-shift conditioning, which also does the resampling.
 
     norm, SiLU, [resample], conv; norm · (1 + scale) + shift, SiLU, dropout, conv; plus the
@@ -55,10 +56,16 @@ class UNetBlock(nn.Module):
             return F.avg_pool2d(x, 2)
         return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample else x
 
+    def _before(self, x: Tensor) -> Tensor:
+        return self._resampled(F.silu(self.norm1(x)))
+
+    def _between(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return self.dropout(F.silu(self.norm2(h) * (1 + scale) + shift))
+
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        h = self.conv1(self._resampled(F.silu(self.norm1(x))))
+        h = self.conv1(self._kept("activations", self._before, x))
         scale, shift = self.condition(activated_embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h) * (1 + scale) + shift)))
+        h = self.conv2(self._kept("activations", self._between, h, scale, shift))
         x = self._resampled(x)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
@@ -197,18 +204,20 @@ class UNetInitializer(Conditional):
         for stage in self.downs:
             for layer in stage:  # type: ignore[attr-defined]
                 if isinstance(layer, Attention):
-                    skips[-1] = h = layer(h)
+                    skips[-1] = h = self._kept("blocks", layer, h)
                 else:
-                    h = layer(h, e)
+                    h = self._kept("blocks", layer, h, e)
                     skips.append(h)
         first, attend, second = self.middle
-        h = second(attend(first(h, e)), e)
+        h = self._kept("blocks", attend, self._kept("blocks", first, h, e))
+        h = self._kept("blocks", second, h, e)
         for stage in self.ups:
             for layer in stage:  # type: ignore[attr-defined]
                 if isinstance(layer, Attention):
-                    h = layer(h)
+                    h = self._kept("blocks", layer, h)
                 else:
-                    h = layer(h if layer.resample else torch.cat([h, skips.pop()], dim=1), e)
+                    joined = h if layer.resample else torch.cat([h, skips.pop()], dim=1)
+                    h = self._kept("blocks", layer, joined, e)
         return x + self.head(F.silu(self.norm(h)))
 
 

@@ -26,6 +26,9 @@ class Purpose(IntEnum):
     SAMPLING = 0
     TRAINING = 1
     INPAINTING = 2
+    ACCEPTANCE = 3
+    MIXTURE = 4
+    SCORE = 5
 
     def draw(self, index: int) -> int:
         return int(self) * 2**24 + index

@@ -1,0 +1,162 @@
+"""One cooperative iteration: from a batch of data to both networks' gradients."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.engine import LevelEnergy, Terms, energy_plan
+from cdrl_fast.levels import LevelTable, noised_pair, per_sample
+from cdrl_fast.model import CDRL
+from cdrl_fast.networks import MLPEnergy, ResNetEnergy
+from cdrl_fast.networks.layers import dropout_from, power_iterations, set_recompute
+from cdrl_fast.ops import normal, philox
+from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.philox import Purpose
+from cdrl_fast.precision import Precision
+from cdrl_fast.train_config import TrainConfig
+
+# Indices of the training draws (`batches` has two more); step k adds k to the initializer's.
+NOISE, POSTERIOR, LEVEL, DROPOUT, INITIALIZER = 0, 1, 2, 16, 2**16
+
+
+class Iteration:
+    """Leaves in the parameters the gradients of both losses, for one batch.
+
+    With t uniform per sample: f⁺ at m_t x_{t-1} from the data; y_0 from the initializer; K Langevin
+    steps to y_K, without autograd; the energy's loss is the mean of w_t (f(y_K) - f⁺), the
+    initializer's the mean of ‖y_K - y_0‖². Each part's gradient is taken as soon as its loss is
+    known, so that no two of them hold their activations at a time.
+
+    Args:
+        model: in its dtype, on its device.
+        config: batch size, seed and variance_reduction are read.
+        precision: of the chain, and, by autocast, of the losses.
+
+    Attributes:
+        scaler: of the losses, see `Precision.scaler`; the gradients are scaled by it.
+
+    Source: Zhu, Xie, Wu, Gao, ICLR 2024, algorithm 1.
+    """
+
+    def __init__(self, model: CDRL, config: TrainConfig, precision: Precision) -> None:
+        self.model, self.config, self.precision = model, config, precision
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.scaler = precision.scaler(self.device)
+        self._levels = LevelTable.of(model, self.device, self.dtype)
+        self._chain = energy_plan(model.energy, device=self.device, precision=precision)
+        # Ours run their power iterations apart, so that both phases are the same function.
+        self._ours = type(model.energy) in (ResNetEnergy, MLPEnergy)
+        set_recompute(model, config.recompute)
+
+    def __call__(self, x0: Tensor, label: Tensor | None, first: int) -> dict[str, Tensor]:
+        """Gradients of a batch.
+
+        Args:
+            x0, label: the data (batch, …), and its labels (batch,) or None.
+            first: the noise stream's index of the first sample.
+
+        Returns:
+            0-d tensors: ``energy_loss``, ``energy_gap`` (the mean of f⁺ - f⁻), with an initializer
+            ``initializer_loss``; and ``first_bad``, int64, the chain's (see `langevin_step`).
+        """
+        energy = self.model.energy
+        self.model.zero_grad(set_to_none=True)
+        level, x_noisy, x_clean = self.noised(x0, first)
+        if self._ours:
+            power_iterations(energy)
+            energy.eval()
+        else:
+            energy.train()
+        positive = self._phase(per_sample(level.scale, x_clean) * x_clean, level, label, -1.0)
+        found: dict[str, Tensor] = {}
+        with self._dropout(first):
+            proposal = self._propose(x_noisy, level, label, first)
+            energy.eval()
+            revised, found["first_bad"] = self.revise(
+                proposal.detach(), x_noisy, level, label, first
+            )
+            if self.model.initializer is not None:
+                loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
+                self._backward(loss)
+                found["initializer_loss"] = loss.detach()
+        del proposal
+        negative = self._phase(revised, level, label, 1.0)
+        found["energy_loss"] = (level.loss_weight * (negative - positive)).mean()
+        found["energy_gap"] = (positive - negative).mean()
+        return found
+
+    def _phase(self, y: Tensor, level: LevelTable, label: Tensor | None, sign: float) -> Tensor:
+        """f(y), having added the gradient of ± mean(w_t f(y)) to the parameters'."""
+        with self.precision.autocast(self.device):
+            value: Tensor = self.model.energy(y, level.logsnr, label)
+        value = value.to(self.dtype)
+        self._backward(sign * (level.loss_weight * value).mean())
+        return value.detach()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def _rng(self, index: int, first: int) -> dict[str, Any]:
+        return {
+            "seed": self.config.seed,
+            "draw": Purpose.TRAINING.draw(index),
+            "first_sample": first,
+            "device": self.device,
+        }
+
+    def _noise(self, like: Tensor, index: int, first: int) -> Tensor:
+        return normal(tuple(like.shape), dtype=self.dtype, **self._rng(index, first))
+
+    def noised(self, x0: Tensor, first: int) -> tuple[LevelTable, Tensor, Tensor]:
+        """The samples' levels, x_t and x_{t-1}."""
+        schedule = self.model.schedule
+        t = philox.randint(len(x0), schedule.levels, **self._rng(LEVEL, first)) + 1
+        reduced = self.config.variance_reduction
+        posterior = None if reduced else self._noise(x0, POSTERIOR, first)
+        pair = noised_pair(schedule, x0, t, self._noise(x0, NOISE, first), posterior)
+        return self._levels.at(t), *pair
+
+    def _dropout(self, first: int) -> AbstractContextManager[None]:
+        """Masks from the noise stream; until the gradient, for which they may be drawn again."""
+        if self.model.initializer is None:
+            return nullcontext()
+
+        def uniform(shape: torch.Size, j: int) -> Tensor:
+            return philox.uniform(shape, **self._rng(DROPOUT + j, first))
+
+        return dropout_from(self.model.initializer, uniform)
+
+    def _propose(
+        self, x_noisy: Tensor, level: LevelTable, label: Tensor | None, first: int
+    ) -> Tensor:
+        """y_0: the initializer's mean with its noise; x_t itself without an initializer."""
+        if self.model.initializer is None:
+            return x_noisy
+        with self.precision.autocast(self.device):
+            mean: Tensor = self.model.initializer.train()(x_noisy, level.logsnr_noisy, label)
+        mean = mean.to(self.dtype)
+        return mean + per_sample(level.init_std, mean) * self._noise(mean, INITIALIZER, first)
+
+    def revise(
+        self, y: Tensor, anchor: Tensor, level: LevelTable, label: Tensor | None, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """y_K: K Langevin steps from y_0, without gradients to parameters; and ``first_bad``."""
+        first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
+        y = y.clone()
+        self._chain.refresh()
+        LevelEnergy(self._chain.at(level.logsnr, Terms(labels=(label,)))).walk(
+            y,
+            anchor,
+            steps=self.model.schedule.steps,
+            drift=0.5,
+            pull=level.pull,
+            noise_std=level.noise_std,
+            rng=(self.config.seed, Purpose.TRAINING.draw(INITIALIZER + 1), first),
+            first_bad=first_bad,
+        )
+        return y, first_bad

@@ -1,0 +1,137 @@
+"""Combinations of densities against the truth, in two dimensions.
+
+    python examples/composition.py --out DIR
+
+Guidance, a product, a negation and a mixture of mixtures of Gaussians: a histogram of samples
+against the combined density on a grid, in total variation distance, next to the distance of as many
+exact samples. With each number of corrector steps a level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cdrl_fast import Density, Sampler, guided, mixture, negated, product
+
+from gaussians import GaussianMixture, model_of  # isort: skip
+
+SIDE, BINS, FINE = 5.0, 40, 8
+"""Half the square's side, bins a side, and grid points a bin's side."""
+
+ROW = GaussianMixture([[-3, 0], [-1, 0], [1, 0], [3, 0]], [0.45] * 4)
+COLUMN = GaussianMixture([[-1, -3], [-1, 0], [-1, 3], [1, 1.5]], [0.55] * 4)
+ALL = GaussianMixture([[0, 0], [1, 1], [-1, -1]], [2.6, 1.8, 1.8])
+PART = GaussianMixture([[-1.5, 1.5], [1.5, -1.5]], [0.8, 0.8])
+CORNERS = GaussianMixture([[-2, -2], [-2, 2], [2, -2], [2, 2]], [0.7] * 4)
+# A density that is divided by must not have thinner tails than the others.
+CORNER = GaussianMixture([[2, 2], [0, 0]], [0.9, 2.5], [0.6, 0.4])
+WEIGHTS = (0.6, 0.4)
+
+Log = Callable[[Tensor], Tensor]
+CASES: dict[str, tuple[Callable[[], Density], Log]] = {
+    "guidance, w = 0.5": (
+        lambda: guided(model_of(PART), model_of(ALL), 0.5),
+        lambda x: 1.5 * PART.log_density(x) - 0.5 * ALL.log_density(x),
+    ),
+    "product": (
+        lambda: product(model_of(ROW), model_of(COLUMN), base=model_of(ALL)),
+        lambda x: ROW.log_density(x) + COLUMN.log_density(x) - ALL.log_density(x),
+    ),
+    "negation, w = 0.5": (
+        lambda: negated(model_of(CORNERS), model_of(CORNER), 0.5),
+        lambda x: 1.5 * CORNERS.log_density(x) - 0.5 * CORNER.log_density(x),
+    ),
+    "mixture, 3 : 2": (
+        lambda: mixture(model_of(ROW), model_of(COLUMN), weights=WEIGHTS),
+        lambda x: torch.logaddexp(
+            ROW.log_density(x) + np.log(WEIGHTS[0]), COLUMN.log_density(x) + np.log(WEIGHTS[1])
+        ),
+    ),
+}
+
+
+def truth(log_density: Log) -> NDArray[np.float64]:
+    """Probability of each bin, (BINS, BINS), x first; within the square."""
+    count = BINS * FINE
+    axis = (torch.arange(count, dtype=torch.float64) + 0.5) / count * 2 * SIDE - SIDE
+    grid = torch.cartesian_prod(axis, axis)
+    density = torch.softmax(log_density(grid), dim=0).view(BINS, FINE, BINS, FINE)
+    return density.sum(dim=(1, 3)).numpy()
+
+
+def histogram(points: Tensor) -> NDArray[np.float64]:
+    """Shares of points in each bin; those outside are nowhere."""
+    x, y = points.double().numpy().T
+    edges = np.linspace(-SIDE, SIDE, BINS + 1)
+    counts, _, _ = np.histogram2d(x, y, bins=(edges, edges))
+    return counts / len(points)
+
+
+def distance(shares: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
+    """Total variation: half the L1 distance; what is outside counts as error."""
+    outside = 1.0 - shares.sum()
+    return float(0.5 * (np.abs(shares - wanted).sum() + outside))
+
+
+def floor(wanted: NDArray[np.float64], n: int, seed: int = 0) -> float:
+    """The distance of n exact samples."""
+    counts = np.random.default_rng(seed).multinomial(n, wanted.ravel())
+    return distance(counts.reshape(wanted.shape) / n, wanted)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--correctors", type=int, nargs="+", default=[0, 15, 60])
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows, pictures = [], {}
+    print("| combination | floor |", " | ".join(f"{c} correctors" for c in options.correctors), "|")
+    for name, (made, log_density) in CASES.items():
+        wanted = truth(log_density)
+        row = {"combination": name, "floor": floor(wanted, options.samples)}
+        for correctors in options.correctors:
+            begun = time.perf_counter()
+            points = Sampler(made()).sample(
+                options.samples, steps=options.steps, correctors=correctors
+            )
+            row[f"{correctors} correctors"] = distance(histogram(points), wanted)
+            row[f"{correctors} correctors, seconds"] = time.perf_counter() - begun
+        rows.append(row)
+        pictures[name] = (wanted, histogram(points))
+        figures = (row[f"{c} correctors"] for c in options.correctors)
+        print(f"| {name} | {row['floor']:.3f} |", " | ".join(f"{f:.3f}" for f in figures), "|")
+    made = {"samples": options.samples, "steps": options.steps, "rows": rows}
+    (options.out / "composition-exact.json").write_text(json.dumps(made, indent=2) + "\n")
+    draw(pictures, options.out / "composition.png")
+
+
+def draw(pictures: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path: Path) -> None:
+    """The truth above, the samples below."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(pictures), figsize=(2.4 * len(pictures), 5))
+    for column, (name, pair) in enumerate(pictures.items()):
+        axes[0, column].set_title(name, fontsize=10)
+        for row, (what, shares) in enumerate(zip(("truth", "samples"), pair, strict=True)):
+            axes[row, column].imshow(shares.T, origin="lower", cmap="magma", vmax=pair[0].max())
+            axes[row, column].set(xticks=[], yticks=[])
+            if column == 0:
+                axes[row, column].set_ylabel(what)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""One training iteration: half precision, what it keeps, other people's networks."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cdrl_fast import CDRL, NoiseSchedule, Precision, TrainConfig, Trainer, _native, reference
+from cdrl_fast.data import Dataset, load_data
+from cdrl_fast.networks.layers import SpectralNorm, power_iterations, set_recompute
+from cdrl_fast.recipe import load_recipe
+from tests.live_memory import peak
+
+CPU = torch.device("cpu")
+compiled = pytest.mark.skipif(_native.load() is None, reason="bfloat16 is the compiled module's")
+
+
+def gradients(trainer, iteration=0):
+    x0, label = trainer.batches.at(iteration)
+    trainer._gradients(x0, label, 0)
+    return [
+        torch.cat([p.grad.flatten().double() for p in network.parameters()])
+        for _, network, _ in trainer._networks()
+    ]
+
+
+def digits(**options):
+    """A trainer of the shipped digits model, whose gradients are those of late training."""
+    return Trainer(
+        CDRL.from_pretrained("digits"), load_data("digits"), TrainConfig(batch_size=64, **options)
+    )
+
+
+@compiled
+def test_half_precision_adds_little_to_a_batchs_own_noise():
+    exact = gradients(digits(precision="fp32"))
+    half = gradients(digits(precision="bf16"))
+    energy, initializer = (
+        float((a - b).norm() / b.norm()) for a, b in zip(half, exact, strict=True)
+    )
+    # f⁺ and f⁻ nearly cancel; two batches differ by about 1.3 of a gradient's length.
+    assert 0.01 < energy < 0.6
+    assert 1e-4 < initializer < 0.5
+
+
+def test_power_iterations_of_all_layers_are_those_of_each(image_model):
+    energy = image_model.energy.double()
+    twin = copy.deepcopy(energy)
+    power_iterations(energy)
+    layers = [m for m in twin.modules() if isinstance(m, SpectralNorm)]
+    before = [layer.u.clone() for layer in layers]
+    for layer in layers:
+        layer.power_iteration()
+    moved = [not torch.equal(layer.u, u) for layer, u in zip(layers, before, strict=True)]
+    assert any(moved)
+    for ours, theirs in zip(energy.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("what", ["activations", "blocks"])
+def test_recomputing_changes_nothing(image_model, what):
+    values = np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), dtype=np.uint8)
+    data = Dataset("random", values, np.ones(8, dtype=np.int64), ("a", "b", "c"))
+    config = TrainConfig(batch_size=8, recompute="nothing")
+    model = image_model.double()
+    kept = gradients(Trainer(copy.deepcopy(model), data, config))
+    again = gradients(Trainer(copy.deepcopy(model), data, replace(config, recompute=what)))
+    for ours, theirs in zip(again, kept, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def reference_iteration(trainer):
+    model = copy.deepcopy(trainer.model)
+    set_recompute(model, "nothing")
+    energy = torch.optim.Adam(model.energy.parameters(), lr=1e-4)
+    initializer = torch.optim.AdamW(model.initializer.parameters(), lr=1e-4)
+    x0, label = trainer.batches.at(0)
+
+    def run():
+        reference.training_iteration(
+            model, x0, label, energy_optimizer=energy, initializer_optimizer=initializer
+        )
+
+    run()  # makes the optimizers' state
+    return run
+
+
+@compiled
+def test_an_iteration_holds_a_third_of_the_references_memory():
+    recipe = load_recipe("digits")
+    data = load_data("digits")
+    config = replace(recipe.training, precision="bf16")
+    trainer = Trainer(recipe.model.build(data), data, config)
+    plain = reference_iteration(trainer)
+    trainer.step()
+    wanted, ours = peak(plain), peak(trainer.step)
+    assert ours <= wanted / 3, f"{ours / 1e6:.1f} MB of {wanted / 1e6:.1f}"
+
+
+def test_live_memory_counts_what_is_alive():
+    def work():
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        return b.view(10, 100) * 2 + b.sum()
+
+    # b, its double and the sum of both, and a scalar.
+    assert peak(work) == 3 * 4000 + 4
+
+
+class Mine(nn.Module):
+    """An energy or an initializer that the library does not know; train() changes it."""
+
+    def __init__(self, dim, outs):
+        super().__init__()
+        self.outs = outs
+        self.layers = nn.Sequential(nn.Linear(dim + 1, 32), nn.Dropout(0.1), nn.SiLU())
+        self.last = nn.utils.parametrizations.spectral_norm(nn.Linear(32, max(outs, 1)))
+
+    def forward(self, y, logsnr, label=None):
+        level = (logsnr / 10).expand(len(y))[:, None]
+        out = self.last(self.layers(torch.cat([y, level], dim=1)))
+        return y + out if self.outs else out[:, 0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_any_modules_train(precision):
+    torch.manual_seed(0)
+    points = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+    data = Dataset("points", points, None, (), None)
+    schedule = NoiseSchedule(3, 4, kappa=1e-3, step_scale="constant")
+    model = CDRL(Mine(2, 0), Mine(2, 2), schedule, sample_shape=(2,))
+    trainer = Trainer(model, data, TrainConfig(batch_size=50, warmup=0, precision=precision))
+    assert trainer.precision == Precision(precision)
+    before = [p.detach().clone() for p in model.parameters()]
+    log = trainer.fit(3)
+    assert all(np.isfinite(v) for v in log.values())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    # An energy's last bias cancels in f⁻ - f⁺.
+    moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
+    assert sum(moved) >= len(moved) - 1
+
+
+def scaled(trainer, scale):
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer._scaler = trainer._gradients.scaler = scaler
+    return trainer
+
+
+def test_loss_scaling_is_exact_and_kept(image_model, tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), dtype=np.uint8)
+    data = Dataset("random", values, np.ones(8, dtype=np.int64), ("a", "b", "c"))
+    config = TrainConfig(batch_size=8, warmup=0, precision="fp32")
+    plain = Trainer(copy.deepcopy(image_model), data, config)
+    ours = scaled(Trainer(copy.deepcopy(image_model), data, config), 2.0**10)
+    for trainer in (plain, ours):
+        trainer.fit(3)
+    for a, b in zip(plain.model.parameters(), ours.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    ours.save(tmp_path / "run")
+    resumed = scaled(Trainer.resume(tmp_path / "run", data), 1.0)
+    resumed._restore(tmp_path / "run")
+    assert resumed._scaler.state_dict() == ours._scaler.state_dict()
+
+
+def test_an_overflow_halves_the_scale_and_skips(image_model):
+    values = np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), dtype=np.uint8)
+    data = Dataset("random", values, np.ones(8, dtype=np.int64), ("a", "b", "c"))
+    trainer = scaled(Trainer(image_model, data, TrainConfig(batch_size=8, warmup=0)), 2.0**10)
+    weight = image_model.initializer.head.weight
+    handle = weight.register_hook(lambda g: g * float("inf"))
+    before = weight.detach().clone()
+    trainer.step()
+    handle.remove()
+    assert trainer._scaler.get_scale() == 2.0**9
+    assert trainer.iteration == 1
+    assert torch.equal(weight, before)
+    trainer.step()
+    assert not torch.equal(weight, before)
+
+
+def test_precision_by_name():
+    with pytest.raises(ValueError, match="precision: expected one of"):
+        Precision("half")
+    assert not Precision("bf16").scaler(CPU).is_enabled()
+    linear, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with Precision("bf16").autocast(CPU):
+        assert linear(x).dtype == torch.bfloat16
+    with Precision("fp32").autocast(CPU):
+        assert linear(x).dtype == torch.float32
