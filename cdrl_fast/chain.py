@@ -93,7 +93,8 @@ class Chain:
         for t, turn in product(range(schedule.levels, 0, -1), range(hold.passes)):
             level = schedule.level(t, plan)
             x = hold.noised_again(x, t, turn) if turn else x
-            draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels)) + turn * (level.steps + 1)
+            first_draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
+            draw = first_draw + turn * (level.steps + 1)
             energy = frozen.at(level.logsnr, terms)
             proposal = frozen.proposal(level.logsnr_noisy, terms)
             # Without an initializer y is x itself, which the recovery term still needs.
@@ -137,7 +138,7 @@ class Chain:
                     None,
                     pull=0.0,
                     steps=correctors,
-                    draw=draw + CORRECTOR - 1,
+                    draw=first_draw + CORRECTOR - 1 + turn * correctors,
                     rescale=level.rescale,
                     each=partial(each, last=correctors),
                 )

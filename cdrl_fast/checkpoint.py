@@ -8,6 +8,7 @@ pickle is written or read.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cdrl_fast.errors import CheckpointError
@@ -40,6 +42,14 @@ def tensors_from_bytes(data: bytes) -> dict[str, Tensor]:
 def json_to_bytes(config: Any) -> bytes:
     """A configuration as readable JSON."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def write_npz(path: Path, **arrays: Tensor) -> None:
+    """Writes tensors on the CPU as NumPy arrays, in the manner of `write_atomic`."""
+    buffer = io.BytesIO()
+    values: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
+    np.savez(buffer, **values)
+    write_atomic(path, buffer.getvalue())
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -13,8 +13,8 @@ import tyro
 
 from cdrl_fast import report
 from cdrl_fast.bench import bench
-from cdrl_fast.checkpoint import json_to_bytes, write_atomic
-from cdrl_fast.completions import write_npz
+from cdrl_fast.checkpoint import json_to_bytes, write_atomic, write_npz
+from cdrl_fast.completions import Inpaint
 from cdrl_fast.data import Dataset
 from cdrl_fast.demo import run_demo
 from cdrl_fast.environment import about
@@ -26,9 +26,9 @@ from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import NoiseSchedule
+from cdrl_fast.scoring import Score
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
-from cdrl_fast.uses import Inpaint, Score
 from cdrl_fast.words import device_of, labels_of, load_split, one_plan
 
 RECIPE = "recipe.json"

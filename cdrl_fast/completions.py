@@ -1,21 +1,75 @@
-"""Images with missing parts, read from files, and their completions, written to files."""
+"""``cdrl-fast inpaint``: images with missing parts from files, their completions to files."""
 
 from __future__ import annotations
 
-import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cdrl_fast import report
-from cdrl_fast.checkpoint import write_atomic
+from cdrl_fast.checkpoint import write_npz
 from cdrl_fast.data import load_data
 from cdrl_fast.errors import DataError
+from cdrl_fast.inpainting import ObservationNoise
 from cdrl_fast.masks import known_mask
 from cdrl_fast.model import CDRL
+from cdrl_fast.sampler import Sampler
+from cdrl_fast.words import device_of, labels_of, one_plan
+
+
+@dataclass(frozen=True)
+class Inpaint:
+    """Complete images of which a part is missing."""
+
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    images: str = "digits"
+    """A folder of pictures, or data as for train."""
+    mask: str = "lower-half"
+    """What to fill: lower-half, random:P, or a picture that is white there."""
+    out: Path = Path("completions")
+    """Folder of the completions: an overview, each as a picture, and all values as .npz."""
+    n: int = 8
+    """Of the images, the first n."""
+    samples: int = 5
+    """Completions of each image."""
+    label: tuple[str, ...] = ()
+    """A class name or number, or n of them."""
+    guidance: float = 0.0
+    steps: tuple[str, ...] = ()
+    """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
+    noise: ObservationNoise = "shared"
+    """Of the known pixels: one noise a completion, or a fresh one a level."""
+    passes: int = 1
+    """How often each level is gone through; more follow the known pixels more closely."""
+    correctors: int = 0
+    """Extra Langevin steps a level."""
+    seed: int = 0
+    batch_size: int | None = None
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        images, known = load_masked(self.images, self.mask, model, self.n, seed=self.seed)
+        completions = Sampler(model).inpaint(
+            images,
+            known,
+            seed=self.seed,
+            steps=one_plan(self.steps),
+            label=labels_of(self.label, model),
+            guidance=self.guidance,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            noise=self.noise,
+            passes=self.passes,
+            correctors=self.correctors,
+            progress=True,
+        )
+        write_completions(images, known, completions.cpu(), self.out)
+        print(f"{self.out}: {self.samples} completions of {len(images)} images")
 
 
 def load_masked(
@@ -61,11 +115,3 @@ def write_completions(images: Tensor, known: Tensor, completions: Tensor, folder
         name = "{:05d}-{:02d}.png".format(*index)
         report.save_image_grid(each[index][None], folder / name, scale=1)
     write_npz(folder / "completions.npz", images=images, known=known, completions=each)
-
-
-def write_npz(path: Path, **arrays: Tensor) -> None:
-    """Writes tensors on the CPU, whole or not at all."""
-    buffer = io.BytesIO()
-    values: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
-    np.savez(buffer, **values)
-    write_atomic(path, buffer.getvalue())

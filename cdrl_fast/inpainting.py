@@ -14,9 +14,10 @@ from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops import normal
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
 from cdrl_fast.schedule import NoiseSchedule, StepPlan, Steps
+from cdrl_fast.scores import checked_samples
 
 ObservationNoise = Literal["shared", "fresh"]
-# All passes through a level number their noise within the first half of its 2^16 draws.
+# Of a level's 2^16 draws all passes' steps have one half and their correctors the other.
 MOST_DRAWS = 2**15
 
 
@@ -147,6 +148,7 @@ class Inpainting(ABC):
         noise: ObservationNoise = "shared",
         passes: int = 1,
         denoise_scale: float = 1.0,
+        correctors: int = 0,
         progress: bool = False,
     ) -> Tensor:
         """Draws the unknown entries of images, or of points, given the known ones.
@@ -158,13 +160,13 @@ class Inpainting(ABC):
         passes come closer, to that distribution itself in the limit of many passes and steps.
 
         Args:
-            images: (n, C, H, W) in [-1, 1], or points (n, dim). Unknown entries are not looked at
-                and may be NaN.
+            images: (n, C, H, W) in [-1, 1], or points (n, dim). Unknown entries are not used and
+                may be NaN.
             known: bool, True where an entry is kept: broadcastable to ``images``, so (H, W),
                 (n, 1, H, W), one a channel, or for points (dim,) and (n, dim).
             seed: 64-bit integer; the same seed gives the same samples. With nothing known and one
                 pass they are those of `sample`.
-            steps, guidance, batch_size, denoise_scale, progress: as in `sample`.
+            steps, guidance, batch_size, denoise_scale, correctors, progress: as in `sample`.
             label: None, or a class number or name for all images, or ``n`` of them.
             samples: k, completions of each image.
             first_sample: index of the first completion in the seed's stream.
@@ -196,7 +198,7 @@ class Inpainting(ABC):
         where = "Sampler.inpaint"
         check_integer(where, "samples", samples, 1, 2**31)
         check_integer(where, "passes", passes, 1, MOST_DRAWS)
-        self._check_draws(self.model.plan(steps), passes)
+        self._check_draws(self.model.plan(steps), passes, correctors)
         if noise not in ("shared", "fresh"):
             raise ValueError(f'noise: expected "shared" or "fresh", got {noise!r}')
         indices = self.model.label_indices(label, len(values))
@@ -222,34 +224,26 @@ class Inpainting(ABC):
             first_sample=first_sample,
             batch_size=batch_size,
             denoise_scale=denoise_scale,
+            correctors=correctors,
             progress=progress,
             held=held,
         )[0]
 
-    def _check_draws(self, plan: StepPlan, passes: int) -> None:
-        draws = passes * (max(plan.counts) + 1)
+    def _check_draws(self, plan: StepPlan, passes: int, correctors: int) -> None:
+        draws = passes * max(max(plan.counts) + 1, correctors)
         if draws > MOST_DRAWS:
             raise ValueError(
-                f"passes: {passes} passes of {max(plan.counts)} steps need {draws} draws of noise "
-                f"a level, and there are {MOST_DRAWS}; take fewer passes or steps"
+                f"passes: {passes} passes need {draws} draws of noise a level, and there are "
+                f"{MOST_DRAWS}; take fewer passes, steps or correctors"
             )
 
     def _checked(self, images: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """The observed values, 0 where unknown, and the mask, both (n, …) on the device."""
-        for name, tensor in (("images", images), ("known", known)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-        if not images.is_floating_point():
-            raise TypeError(f"images: expected floating point in [-1, 1], got {images.dtype}")
-        shape = self.model.sample_shape
-        if images.shape[1:] != shape or images.dim() != len(shape) + 1:
-            raise ValueError(
-                f"images: expected shape (n, {', '.join(map(str, shape))}), got "
-                f"{tuple(images.shape)}"
-            )
-        if known.dtype != torch.bool:
+        images = checked_samples("Sampler.inpaint", images, self.model.sample_shape)
+        if not isinstance(known, Tensor) or known.dtype != torch.bool:
+            kind = known.dtype if isinstance(known, Tensor) else type(known).__name__
             raise TypeError(
-                f"known: expected bool, True where an entry is kept, got {known.dtype}; compare, "
+                f"known: expected a bool tensor, True where an entry is kept, got {kind}; compare, "
                 "as in mask > 0"
             )
         try:
@@ -264,7 +258,7 @@ class Inpainting(ABC):
             raise ValueError("images: NaN or infinity among the known entries")
         if self.model.is_image and values.numel() and values.abs().max() > 1.0:
             raise ValueError(
-                f"images: expected known entries in [-1, 1], got {float(values.min()):g} to "
-                f"{float(values.max()):g}; scale pixels of 0 to 255 by 2 * pixels / 255 - 1"
+                f"images: expected known entries in [-1, 1], got {float(values.min()):.4g} to "
+                f"{float(values.max()):.4g}"
             )
         return values, mask

@@ -12,7 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from cdrl_fast import CDRL, ChainDiverged, NoiseSchedule, Sampler, StepPlan, _native, normal
+from cdrl_fast import (
+    CDRL,
+    ChainDiverged,
+    NoiseSchedule,
+    Sampler,
+    StepPlan,
+    _native,
+    given,
+    mixture,
+    normal,
+    product,
+)
 from cdrl_fast.engine import LevelEnergy
 
 MEAN = np.array([0.4, -0.3, 0.2])
@@ -95,18 +106,14 @@ class Moments:
         self.set(part, matrix, offset, 0.0)
 
 
-def expected(steps, passes, noise):
+def expected(steps, passes, noise, correctors=0):
     """Mean and covariance of x_0's unknown entries, exactly those of the scheme."""
     moments, eye, none = Moments(), np.eye(3), np.zeros((3, 3))
-
-    def renew(noise_index_changed):
-        if noise == "fresh" and noise_index_changed:
-            moments.set(2, np.zeros((3, 9)), 0.0, eye)
-
     moments.hold(1, SCHEDULE.levels)
     for t in range(SCHEDULE.levels, 0, -1):
         level = SCHEDULE.level(t, steps)
-        renew(True)
+        if noise == "fresh":
+            moments.set(2, np.zeros((3, 9)), 0.0, eye)
         (gain, offset), (start_gain, start_offset) = score(t), posterior(t)
         for turn in range(passes):
             if turn:
@@ -116,11 +123,11 @@ def expected(steps, passes, noise):
                 0, np.hstack([none, start_gain, none]), start_offset, level.init_std**2 * eye
             )
             moments.hold(0, t - 1, level.scale)
-            for _ in range(level.steps):
-                keep = (1 - level.pull) * eye + level.drift * gain
+            for pull in [level.pull] * level.steps + [0.0] * correctors:
+                keep = (1 - pull) * eye + level.drift * gain
                 moments.set(
                     0,
-                    np.hstack([keep, level.pull * eye, none]),
+                    np.hstack([keep, pull * eye, none]),
                     level.drift * offset,
                     level.noise_std**2 * eye,
                 )
@@ -148,8 +155,8 @@ def moments_agree(samples, mean, covariance, allowance=0.0):
 
 
 @pytest.mark.parametrize("noise", ["shared", "fresh"])
-@pytest.mark.parametrize(("steps", "passes"), [(None, 1), (5, 3)])
-def test_moments_are_the_schemes(noise, steps, passes):
+@pytest.mark.parametrize(("steps", "passes", "correctors"), [(None, 1, 0), (5, 3, 0), (3, 2, 4)])
+def test_moments_are_the_schemes(noise, steps, passes, correctors):
     """Mean and covariance of the unknown entries follow the scheme's own recursion."""
     n = 40_000
     got = Sampler(GAUSSIAN).inpaint(
@@ -160,10 +167,11 @@ def test_moments_are_the_schemes(noise, steps, passes):
         steps=steps,
         noise=noise,
         passes=passes,
+        correctors=correctors,
         batch_size=n,
     )
     assert torch.equal(got[:, 0], torch.full((n,), OBSERVED))
-    moments_agree(got[:, ~KNOWN], *expected(steps, passes, noise))
+    moments_agree(got[:, ~KNOWN], *expected(steps, passes, noise, correctors))
 
 
 def test_passes_reach_the_conditional_distribution():
@@ -313,19 +321,26 @@ def test_batches_and_place_in_the_stream(precision, noise):
 def test_noise_passes_and_labels_count(image_model):
     sampler = Sampler(image_model)
     images, known = pictures(), MASKS["half"]
-    drawn = [
-        sampler.inpaint(images, known, **options)
-        for options in (
-            {},
-            {"noise": "fresh"},
-            {"passes": 2},
-            {"label": 1},
-            {"label": [1, 2, 3, 1]},
-        )
-    ]
+    each = ({}, {"noise": "fresh"}, {"passes": 2}, {"label": 1}, {"label": [1, 2, 3, 1]})
+    each += ({"correctors": 2}, {"correctors": 2, "passes": 2})
+    drawn = [sampler.inpaint(images, known, **options) for options in each]
     for index, one in enumerate(drawn):
         assert all(not torch.equal(one, other) for other in drawn[:index])
     assert torch.equal(drawn[3][3], drawn[4][3])
+
+
+def test_of_a_combination(image_model):
+    """Products are held as models are; the drawn components follow the stream."""
+    both = product(given(image_model, 1), mixture(given(image_model, 2), given(image_model, 3)))
+    images, known = pictures(), MASKS["each its own"]
+    sampler = Sampler(both, precision="fp64")
+    whole = sampler.inpaint(images, known, samples=2, passes=2, correctors=2)
+    kept = known.repeat_interleave(2, 0)
+    assert torch.equal(whole[kept], images.double().repeat_interleave(2, 0)[kept])
+    rest = sampler.inpaint(images[2:], known[2:], samples=2, passes=2, correctors=2, first_sample=4)
+    torch.testing.assert_close(rest, whole[4:], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="a combination has its own"):
+        sampler.inpaint(images, known, label=1)
 
 
 def test_nothing_to_complete(image_model):
@@ -341,17 +356,17 @@ def test_divergence(image_model):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"images": pictures().numpy()}, TypeError, "images: expected a torch.Tensor, got ndarray"),
-        ({"known": [True]}, TypeError, "known: expected a torch.Tensor, got list"),
-        ({"images": pictures().int()}, TypeError, "images: expected floating point"),
-        ({"images": pictures()[0]}, ValueError, r"images: expected shape \(n, 1, 8, 8\), got"),
-        ({"images": 255 * pictures()}, ValueError, "scale pixels of 0 to 255"),
-        ({"images": pictures() / 0.0}, ValueError, "NaN or infinity among the known"),
-        ({"known": torch.ones(8, 8)}, TypeError, "known: expected bool"),
+        ({"images": pictures().numpy()}, TypeError, "inpaint: images must be a floating-point"),
+        ({"known": [True]}, TypeError, "known: expected a bool tensor.*, got list"),
+        ({"images": pictures()[0]}, ValueError, r"inpaint: expected \(n, 1, 8, 8\), got"),
+        ({"images": 1.5 * pictures()}, ValueError, "images: expected known entries in \\[-1, 1\\]"),
+        ({"images": pictures() * math.nan}, ValueError, "NaN or infinity among the known"),
+        ({"known": torch.ones(8, 8)}, TypeError, "known: expected a bool tensor.*float32"),
         ({"known": torch.ones(4, 8, 8) > 0}, ValueError, "known: expected a shape that broadcasts"),
         ({"samples": 0}, ValueError, r"samples must be in \[1"),
         ({"passes": 0}, ValueError, r"passes must be in \[1"),
-        ({"passes": 9000}, ValueError, "9000 passes of 3 steps need 36000 draws"),
+        ({"passes": 9000}, ValueError, "9000 passes need 36000 draws"),
+        ({"passes": 200, "correctors": 200}, ValueError, "200 passes need 40000 draws"),
         ({"noise": "none"}, ValueError, 'noise: expected "shared" or "fresh"'),
         ({"label": [1, 2]}, ValueError, "expected one label or 4, got 2"),
         ({"guidance": 1.0}, ValueError, "pass the label to guide towards"),

@@ -14,11 +14,11 @@ FLOORS = {
     "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
-    "inpainting": 3, "masks": 3,
-    "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "sampler": 4, "report": 4, "recipe": 4,
-    "dynamics": 4, "about": 4,
-    "iteration": 4, "completions": 5, "evaluation": 5, "trainer": 5, "bench": 5, "words": 5,
-    "sweep": 6, "tuning": 6, "demo": 6, "uses": 7, "quality": 7, "cli": 8,
+    "masks": 3,
+    "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "inpainting": 4, "sampler": 4,
+    "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
+    "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5, "words": 5,
+    "sweep": 6, "tuning": 6, "demo": 6, "completions": 6, "scoring": 6, "quality": 7, "cli": 8,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.
 SAME_FLOOR = {
@@ -28,6 +28,9 @@ SAME_FLOOR = {
     ("sampler", "trace"),
     ("sampler", "conditions"),
     ("sampler", "chain"),
+    ("sampler", "inpainting"),
+    ("chain", "inpainting"),
+    ("inpainting", "scores"),
     ("sampler", "scores"),
     ("chain", "trace"),
 }
@@ -42,7 +45,7 @@ CLOSED = {
     "energies": {"model"},
     "conditions": {"energies", "engine", "model", "ops"},
     "scores": {"model", "engine", "ops"},
-    "inpainting": {"model", "ops", "schedule"},
+    "inpainting": {"scores", "model", "ops", "schedule"},
     "chain": {"trace", "inpainting", "model", "schedule", "engine", "ops", "errors"},
     "sampler": {
         "trace", "chain", "scores", "conditions", "energies", "inpainting", "progress", "model",

@@ -37,7 +37,7 @@ SIGNATURES = {
     "batch_size)",
     "Sampler.level_statistics": "(self, images, *, label, levels, seed, batch_size)",
     "Sampler.inpaint": "(self, images, known, *, seed, steps, label, guidance, samples, "
-    "first_sample, batch_size, noise, passes, denoise_scale, progress)",
+    "first_sample, batch_size, noise, passes, denoise_scale, correctors, progress)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
     "given": "(model, label)",
     "product": "(factors, *, base)",

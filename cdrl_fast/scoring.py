@@ -1,4 +1,4 @@
-"""The commands ``inpaint`` and ``score``: what a density is good for besides samples."""
+"""``cdrl-fast score``: how likely images are."""
 
 from __future__ import annotations
 
@@ -10,61 +10,10 @@ import tyro
 
 from cdrl_fast import metrics
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic
-from cdrl_fast.completions import load_masked, write_completions
 from cdrl_fast.data import Dataset, load_data
-from cdrl_fast.inpainting import ObservationNoise
 from cdrl_fast.model import CDRL
 from cdrl_fast.sampler import Sampler
-from cdrl_fast.words import device_of, labels_of, one_plan
-
-
-@dataclass(frozen=True)
-class Inpaint:
-    """Complete images of which a part is missing."""
-
-    model: str = "digits"
-    """A shipped model, a folder (a run's too) or a Hub id."""
-    images: str = "digits"
-    """A folder of pictures, or data as for train."""
-    mask: str = "lower-half"
-    """What to fill: lower-half, random:P, or a picture that is white there."""
-    out: Path = Path("completions")
-    """Folder of the completions: an overview, each as a picture, and all values as .npz."""
-    n: int = 8
-    """Of the images, the first n."""
-    samples: int = 5
-    """Completions of each image."""
-    label: tuple[str, ...] = ()
-    """A class name or number, or n of them."""
-    guidance: float = 0.0
-    steps: tuple[str, ...] = ()
-    """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
-    noise: ObservationNoise = "shared"
-    """Of the known pixels: one noise a completion, or a fresh one a level."""
-    passes: int = 1
-    """How often each level is gone through; more follow the known pixels more closely."""
-    seed: int = 0
-    batch_size: int | None = None
-    device: str = "auto"
-
-    def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
-        images, known = load_masked(self.images, self.mask, model, self.n, seed=self.seed)
-        completions = Sampler(model).inpaint(
-            images,
-            known,
-            seed=self.seed,
-            steps=one_plan(self.steps),
-            label=labels_of(self.label, model),
-            guidance=self.guidance,
-            samples=self.samples,
-            batch_size=self.batch_size,
-            noise=self.noise,
-            passes=self.passes,
-            progress=True,
-        )
-        write_completions(images, known, completions.cpu(), self.out)
-        print(f"{self.out}: {self.samples} completions of {len(images)} images")
+from cdrl_fast.words import device_of, labels_of
 
 
 @dataclass(frozen=True)

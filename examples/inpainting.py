@@ -1,0 +1,138 @@
+"""Complete held-out images of which a part is missing, and count how many show the right class.
+
+    python examples/inpainting.py --model digits --data digits --out runs/inpainting
+
+A classifier trained on the training images tells the class of each completion, in which the known
+pixels are the image's own. Next to the completions of nearest neighbours: the unknown pixels of the
+training image that is closest in the known ones. No completion is given the label but where the
+table says so. Writes ``figures.json`` and a picture: what is known, five completions, the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdrl_fast import CDRL, Sampler, metrics
+from cdrl_fast.data import Dataset, load_data
+from cdrl_fast.masks import known_mask
+from cdrl_fast.report import completion_grid
+
+MASKS = ("lower-half", "random:0.75")
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"noise": "shared"},
+    {"noise": "fresh"},
+    {"noise": "shared", "steps": 60},
+    {"noise": "fresh", "steps": 60},
+    {"noise": "shared", "passes": 4},
+    {"noise": "fresh", "passes": 4},
+    {"noise": "shared", "passes": 16},
+    {"noise": "shared", "correctors": 60},
+    {"noise": "shared", "label": True},
+    {"noise": "fresh", "label": True},
+)
+
+
+def nearest_completion(images: Tensor, known: Tensor, train: Tensor) -> Tensor:
+    """Each image with the unknown pixels of the training image closest in the known ones."""
+    mask = known.expand_as(images).flatten(1).to(images.dtype)
+    held, rows = images.flatten(1), train.flatten(1)
+    # ‖known (a - b)‖² less the part that is the same for all training images.
+    distances = mask @ (rows * rows).T - 2 * (mask * held) @ rows.T
+    return torch.where(known, images, train[distances.argmin(dim=1)])
+
+
+def measured(
+    sampler: Sampler,
+    images: Tensor,
+    labels: Tensor,
+    known: Tensor,
+    classifier: metrics.Classifier,
+    setting: dict[str, Any],
+    seeds: int,
+) -> dict[str, Any]:
+    """Accuracy of the completions at each seed, their mean, and seconds a seed."""
+    options = {**setting, "label": labels} if setting.get("label") else setting
+    start, accuracies = time.perf_counter(), []
+    for seed in range(seeds):
+        completions = sampler.inpaint(images, known, seed=seed, batch_size=512, **options).cpu()
+        accuracies.append(metrics.label_accuracy(completions, labels, classifier))
+    return {
+        "accuracy": float(np.mean(accuracies)),
+        "accuracies": accuracies,
+        "seconds": (time.perf_counter() - start) / seeds,
+    }
+
+
+def table(
+    sampler: Sampler, train: Dataset, held_out: Dataset, seeds: int, settings: Any
+) -> list[dict[str, Any]]:
+    """One row a mask and way to complete, printed as they are measured."""
+    classifier = metrics.train_classifier(train)
+    images, labels = held_out.batch(np.arange(len(held_out)))
+    assert labels is not None
+    rows: list[dict[str, Any]] = []
+
+    def add(mask: str, name: str, figures: dict[str, Any]) -> None:
+        rows.append({"mask": mask, "completion": name, **figures})
+        print(f"{mask:12s} {name:40s} {100 * figures['accuracy']:6.1f} %", flush=True)
+
+    add("none", "the images", {"accuracy": metrics.label_accuracy(images, labels, classifier)})
+    for mask in MASKS:
+        known = known_mask(mask, len(images), images.shape[2:])
+        nearest = nearest_completion(images, known, train.batch(np.arange(len(train)))[0])
+        accuracy = metrics.label_accuracy(nearest, labels, classifier)
+        add(mask, "nearest neighbour", {"accuracy": accuracy})
+        for setting in settings:
+            if setting.get("label") and sampler.model.num_classes == 0:
+                continue
+            name = ", ".join(f"{key} {value}" for key, value in setting.items())
+            name = name.replace("label True", "label given")
+            figures = measured(sampler, images, labels, known, classifier, setting, seeds)
+            add(mask, name, figures)
+    return rows
+
+
+def picture(sampler: Sampler, held_out: Dataset, path: Path, passes: int) -> None:
+    """Four images with each mask: known pixels, five completions, the image."""
+    images, _ = held_out.batch(np.arange(8))
+    known = torch.cat([known_mask(mask, 8, images.shape[2:])[i::2] for i, mask in enumerate(MASKS)])
+    images = torch.cat([images[0::2], images[1::2]])
+    completions = sampler.inpaint(images, known, samples=5, passes=passes).cpu()
+    completion_grid(images, known, completions, truth=True).save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--held-out", type=float, default=0.2, help="share unseen in training")
+    parser.add_argument("--images", type=int, default=None, help="so many of the held-out ones")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--most-passes", type=int, default=16)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--out", type=Path, default=Path("runs/inpainting"))
+    options = parser.parse_args()
+    train, held_out = load_data(options.data).split(options.held_out)
+    if options.images is not None:
+        held_out = held_out.subset(np.arange(min(options.images, len(held_out))))
+    sampler = Sampler(CDRL.from_pretrained(options.model), device=options.device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = [s for s in SETTINGS if s.get("passes", 1) <= options.most_passes]
+    picture(sampler, held_out, options.out / "inpainting.png", options.most_passes)
+    rows = table(sampler, train, held_out, options.seeds, settings)
+    about = {"model": options.model, "data": options.data, "seeds": options.seeds}
+    about |= {"precision": sampler.precision.name, "images": len(held_out), "rows": rows}
+    (options.out / "figures.json").write_text(json.dumps(about, indent=2) + "\n")
+    print(f"{options.out}: figures.json, inpainting.png")
+
+
+if __name__ == "__main__":
+    main()
