@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cdrl_fast.metrics import FeatureExtractor
 
 Distances = tuple[float, float]
+Move = Callable[[StepPlan], StepPlan | None]
 
 # The factor that multipliers are first moved by, and the one below which moving stops.
 FIRST, LAST = 1.3, 1.05
@@ -127,16 +128,21 @@ class _Search:
         bar(self.distances)
 
     def run(self) -> StepPlan:
-        """Rounds of moves, each going on where it helped, until none does or time is up."""
-        factor = FIRST
+        """Rounds of moves until none helps or time is up; steps move when no multiplier does."""
+        levels, factor = len(self.plan.counts), FIRST
+        shifts = [partial(_shifted, a, b) for a, b in permutations(range(levels), 2)]
         while factor >= LAST and not self._late():
-            before = self.plan
-            for move in _moves(len(before.counts), factor):
-                while (moved := move(self.plan)) is not None and self._accepts(moved):
-                    pass
-            if self.plan == before:
+            if not (self._helps(_scalings(levels, factor)) or self._helps(shifts)):
                 factor = math.sqrt(factor)
         return self.plan
+
+    def _helps(self, moves: Sequence[Move]) -> bool:
+        """Makes each move as often as it helps."""
+        before = self.plan
+        for move in moves:
+            while (moved := move(self.plan)) is not None and self._accepts(moved):
+                pass
+        return self.plan != before
 
     def _accepts(self, plan: StepPlan) -> bool:
         if plan in self._seen or self._late():
@@ -156,12 +162,10 @@ class _Search:
         return time.monotonic() >= self._deadline
 
 
-def _moves(levels: int, factor: float) -> list[Callable[[StepPlan], StepPlan | None]]:
-    """All multipliers, each level's, then a step from level to level; None: cannot be made."""
+def _scalings(levels: int, factor: float) -> list[Move]:
+    """All multipliers up and down, then each level's."""
     groups = [range(levels), *(range(t, t + 1) for t in range(levels))]
-    scaling = [partial(_scaled, group, by) for group in groups for by in (factor, 1 / factor)]
-    shifting = [partial(_shifted, a, b) for a, b in permutations(range(levels), 2)]
-    return [*scaling, *shifting]
+    return [partial(_scaled, group, by) for group in groups for by in (factor, 1 / factor)]
 
 
 def _scaled(levels: range, by: float, plan: StepPlan) -> StepPlan:
@@ -170,6 +174,7 @@ def _scaled(levels: range, by: float, plan: StepPlan) -> StepPlan:
 
 
 def _shifted(giver: int, taker: int, plan: StepPlan) -> StepPlan | None:
+    """A step moved from level to level; None where there is but one."""
     counts, multipliers = list(plan.counts), list(plan.multipliers)
     if counts[giver] == 1:
         return None

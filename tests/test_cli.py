@@ -91,6 +91,8 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
         (["sample", "--model", "nothing"], "nothing: no such model"),
         (["sample", "--label", "ten"], "unknown class 'ten'"),
         (["sample", "--steps", "0"], "steps: expected at least 1, got 0"),
+        (["sample", "--steps", "few"], "or tuned, got 'few'"),
+        (["tune", "--budget", "5", "--out", "{}/x"], "budget: expected at least 6, a step for"),
         (["train", "--recipe", "nothing", "--out", "x"], "neither a shipped recipe (checkerboard"),
         (["train", "--data", "cats", "--out", "{}/x"], "cats"),
         (["import", "{}/none.pth.tar", "{}/x"], "none.pth.tar"),
@@ -110,7 +112,8 @@ def test_help_names_every_command(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert all(
-        name in text for name in ("train", "sample", "inpaint", "evaluate", "import", "demo")
+        name in text
+        for name in ("train", "sample", "inpaint", "score", "evaluate", "tune", "import", "demo")
     )
 
 

@@ -45,6 +45,7 @@ def test_a_plan_is_saved_with_the_model(image_model, tmp_path):
     assert not torch.equal(tuned, Sampler(image_model).sample(2, label=1))
     plain = reference.sample(loaded, 2, label=1, steps="tuned")
     assert torch.equal(plain, reference.sample(image_model, 2, label=1, steps=PLAN))
+    assert not torch.equal(plain, reference.sample(image_model, 2, label=1))
 
 
 def test_models_without_a_plan_are_written_as_before(image_model, tmp_path):
