@@ -42,11 +42,13 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 def nearest_completion(images: Tensor, known: Tensor, train: Tensor) -> Tensor:
     """Each image with the unknown pixels of the training image closest in the known ones."""
-    mask = known.expand_as(images).flatten(1).to(images.dtype)
-    held, rows = images.flatten(1), train.flatten(1)
-    # ‖known (a - b)‖² less the part that is the same for all training images.
-    distances = mask @ (rows * rows).T - 2 * (mask * held) @ rows.T
-    return torch.where(known, images, train[distances.argmin(dim=1)])
+    rows, found = train.flatten(1), []
+    for held, kept in zip(images.split(500), known.expand_as(images).split(500), strict=True):
+        mask = kept.flatten(1).to(images.dtype)
+        # ‖known (a - b)‖² less the part that is the same for all training images.
+        distances = mask @ (rows * rows).T - 2 * (mask * held.flatten(1)) @ rows.T
+        found.append(distances.argmin(dim=1))
+    return torch.where(known, images, train[torch.cat(found)])
 
 
 def measured(
@@ -121,12 +123,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/inpainting"))
     options = parser.parse_args()
     train, held_out = load_data(options.data).split(options.held_out)
-    if options.images is not None:
-        held_out = held_out.subset(np.arange(min(options.images, len(held_out))))
     sampler = Sampler(CDRL.from_pretrained(options.model), device=options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     settings = [s for s in SETTINGS if s.get("passes", 1) <= options.most_passes]
     picture(sampler, held_out, options.out / "inpainting.png", options.most_passes)
+    if options.images is not None:
+        held_out = held_out.subset(np.arange(min(options.images, len(held_out))))
     rows = table(sampler, train, held_out, options.seeds, settings)
     about = {"model": options.model, "data": options.data, "seeds": options.seeds}
     about |= {"precision": sampler.precision.name, "images": len(held_out), "rows": rows}
