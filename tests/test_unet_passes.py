@@ -162,7 +162,7 @@ def model():
 def test_sampler_takes_it_where_asked(interpreter, model):
     expected = Sampler(model, precision="fp32").sample(2, seed=1)
     sampler = Sampler(model, precision="fp32", backend="triton")
-    assert sampler._frozen._initializer.operation.room == "triton"
+    assert sampler._frozen._initializers[0].operation.room == "triton"
     torch.testing.assert_close(sampler.sample(2, seed=1), expected, rtol=0, atol=1e-4)
 
 

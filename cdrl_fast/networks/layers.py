@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -39,13 +39,17 @@ def level_embedding(logsnr: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def unrounded(tensor: Tensor) -> AbstractContextManager[object]:
-    """A block without autocast: for what is cheap, and would round all that it is multiplied with.
+def unrounded(weight: Tensor) -> AbstractContextManager[object]:
+    """A block without autocast, unless the weights themselves are in half precision.
+
+    For what is cheap, and would round all that it is multiplied with.
 
     In bfloat16 the embedding and the head make most of a training gradient's error: with them the
     error is 0.34 of a batch's gradient (the shipped digits model), without them 0.16.
     """
-    return torch.autocast(tensor.device.type, enabled=False)
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        return nullcontext()
+    return torch.autocast(weight.device.type, enabled=False)
 
 
 class SpectralNorm(nn.Module):

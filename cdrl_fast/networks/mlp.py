@@ -35,7 +35,7 @@ class MLPBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        with unrounded(x):
+        with unrounded(self.level.weight):
             row = leaky(self.level(activated_embedding))
         h = self.linear1(leaky(x))
         h = self.linear2(leaky(h + row.to(h.dtype)))
@@ -79,12 +79,12 @@ class MLPEnergy(Conditional):
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         label = self._checked_label(y, logsnr, label)
         _check_points(self, y)
-        with unrounded(y):
+        with unrounded(self.head.weight):
             activated = leaky(self.embedding(logsnr, label))
         h = self.stem(y)
         for block in self.blocks:
             h = self._kept("blocks", block, h, activated)
-        with unrounded(y):
+        with unrounded(self.head.weight):
             return self.head(F.relu(h).to(activated.dtype))[:, 0]
 
 

@@ -51,7 +51,7 @@ class ResNetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        with unrounded(x):
+        with unrounded(self.level.weight):
             row = leaky(self.level(activated_embedding))[:, :, None, None]
         h = self.conv1(leaky(x))
         h = h + row.to(h.dtype)
@@ -127,7 +127,7 @@ class ResNetEnergy(Conditional):
                 f"ResNetEnergy: expected images (batch, {self.stem.in_channels}, H, W) with H "
                 f"and W divisible by {step}, got {tuple(y.shape)}"
             )
-        with unrounded(y):
+        with unrounded(self.head.weight):
             activated = leaky(self.embedding(logsnr, label))
         h = self.stem(y)
         for index, stage in enumerate(self.stages):
@@ -135,6 +135,6 @@ class ResNetEnergy(Conditional):
                 h = F.avg_pool2d(h, 2)
             for block in stage:  # type: ignore[attr-defined]
                 h = self._kept("blocks", block, h, activated)
-        with unrounded(y):
+        with unrounded(self.head.weight):
             pooled = F.relu(h).sum(dim=(2, 3), dtype=activated.dtype)
             return (pooled * self.head(activated)).sum(dim=1)
