@@ -1,13 +1,16 @@
 """Recipes: shipped ones, files, and what they refuse."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from cdrl_fast import MLPEnergy, ResNetEnergy
+from cdrl_fast import CDRL, MLPEnergy, ResNetEnergy, Sampler
 from cdrl_fast.data import load_data
 from cdrl_fast.recipe import SHIPPED, ModelOptions, load_recipe
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)
@@ -21,8 +24,6 @@ def test_shipped_recipes_build_and_round_trip(path, tmp_path):
 
 
 def test_the_shipped_model_is_the_recipes(tmp_path):
-    from cdrl_fast import CDRL
-
     recipe = load_recipe("digits")
     fresh = recipe.model.build(load_data("digits"))
     shipped = CDRL.from_pretrained("digits")
@@ -60,3 +61,18 @@ def test_bad_recipes(text, message, tmp_path):
         load_recipe(path)
     with pytest.raises(ValueError, match="neither a shipped recipe"):
         load_recipe(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("digits", "digits"), ("fashion-mnist", EXAMPLES / "fashion-mnist.json")]
+)
+def test_shipped_models_are_of_their_recipes(name, recipe):
+    model, recipe = CDRL.from_pretrained(name), load_recipe(recipe)
+    config = model.energy.config
+    assert config["width"] == recipe.model.energy_width
+    assert tuple(config["multipliers"]) == recipe.model.energy_multipliers
+    assert config["blocks"] == recipe.model.energy_blocks
+    assert model.initializer.config["width"] == recipe.model.initializer_width
+    samples = Sampler(model).sample(2, label=1, steps=1)
+    assert samples.shape == (2, *model.sample_shape)
+    assert samples.std() > 0.1
