@@ -228,25 +228,26 @@ def _compiled(energy: LogDensity, x: Tensor, room: str) -> Program | None:
 
 def _gradient_of(energy: LogDensity, y: Tensor, *, compile: bool) -> Callable[[], Tensor]:
     """A function that gives ∇ energy at what y holds when it is called."""
-    if isinstance(energy, Program):
-        return _by_autograd(partial(value, energy), y)
-    if not compile:
-        return _by_autograd(energy, y)
+    if isinstance(energy, Program) or not compile:
+        return _by_autograd(_function(energy), y)
     # What autograd would say of a wrong energy, before a compiler sees it.
     _by_autograd(energy, y)()
     return partial(compiled_gradient(energy), y)
 
 
+def _function(energy: LogDensity) -> Callable[[Tensor], Tensor]:
+    return partial(value, energy) if isinstance(energy, Program) else energy
+
+
 def _value_and_gradient(energy: LogDensity) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    function = partial(value, energy) if isinstance(energy, Program) else energy
+    function = _function(energy)
 
     def both(y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = y.detach().requires_grad_(True)
             found = function(leaf)
             _check_value(found, len(y))
-            if not found.requires_grad:
-                raise ValueError("langevin: energy's value does not depend on x differentiably")
+            _check_differentiable(found)
             return found.detach(), torch.autograd.grad(found.sum(), leaf)[0]
 
     return both
@@ -263,8 +264,7 @@ def _by_autograd(energy: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[], 
         if ones is None or value.shape != ones.shape or value.dtype != ones.dtype:
             _check_value(value, y.shape[0])
             ones = torch.ones_like(value)
-        if not value.requires_grad:
-            raise ValueError("langevin: energy's value does not depend on x differentiably")
+        _check_differentiable(value)
         return torch.autograd.grad(value, leaf, ones)[0]
 
     return gradient
@@ -290,6 +290,11 @@ def _check_value(value: object, chains: int) -> None:
         raise ValueError(
             f"langevin: energy must return one number a chain, shape ({chains},), got {got}"
         )
+
+
+def _check_differentiable(value: Tensor) -> None:
+    if not value.requires_grad:
+        raise ValueError("langevin: energy's value does not depend on x differentiably")
 
 
 def _raise_if_diverged(code: int, first_sample: int) -> None:

@@ -209,9 +209,7 @@ def guided(conditional: CDRL | Density, unconditional: CDRL | Density, weight: f
     Raises:
         ValueError: a weight that is not finite, densities that do not fit.
     """
-    parts = (_density("guided", conditional), _density("guided", unconditional))
-    w = _number("guided", "weight", weight)
-    return Linear(parts, (1.0 + w, -w), (1.0 + w, -w))
+    return _away("guided", conditional, unconditional, weight)
 
 
 def negated(base: CDRL | Density, a: CDRL | Density, weight: float) -> Density:
@@ -224,9 +222,7 @@ def negated(base: CDRL | Density, a: CDRL | Density, weight: float) -> Density:
     Raises:
         ValueError: a weight that is not finite, densities that do not fit.
     """
-    parts = (_density("negated", base), _density("negated", a))
-    w = _number("negated", "weight", weight)
-    return Linear(parts, (1.0 + w, -w), (1.0 + w, -w))
+    return _away("negated", base, a, weight)
 
 
 def mixture(*components: CDRL | Density, weights: Sequence[float] | None = None) -> Density:
@@ -269,6 +265,13 @@ def tempered(a: CDRL | Density, temperature: float) -> Density:
     if temperature <= 0:
         raise ValueError(f"tempered: expected temperature > 0, got {temperature}")
     return Linear((_density("tempered", a),), (1.0 / temperature,), (1.0,))
+
+
+def _away(where: str, towards: CDRL | Density, other: CDRL | Density, weight: float) -> Density:
+    """(1 + w) log p_towards - w log p_other."""
+    parts = (_density(where, towards), _density(where, other))
+    w = _number(where, "weight", weight)
+    return Linear(parts, (1.0 + w, -w), (1.0 + w, -w))
 
 
 def _density(where: str, a: CDRL | Density) -> Density:

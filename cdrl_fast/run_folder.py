@@ -107,15 +107,13 @@ class RunFolder:
             self._unsaved = False
             self._saved_at = time.monotonic()
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that is whole, or None."""
+    def newest(self) -> tuple[Path, dict[str, bytes]] | None:
+        """The newest checkpoint that is whole and its verified files, or None."""
         for folder in reversed(checkpoints_of(self.path)):
             try:
-                checkpoint.read_folder(folder)
+                return folder, checkpoint.read_folder(folder)
             except CheckpointError as error:
                 logger.warning("%s", error)
-            else:
-                return folder
         return None
 
     def _cut_log(self, iteration: int) -> None:

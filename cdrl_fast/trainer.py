@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -242,16 +242,17 @@ class Trainer:
         if self._refused <= self.config.patience:
             self.iteration += 1
             return
-        folder = None if run is None else run.newest()
-        if folder is None or self.rollbacks >= self.config.rollbacks:
-            why = "there is no checkpoint to go back to" if folder is None else "went back "
-            why += f"{self.rollbacks} times before" if folder is not None else ""
+        back = None if run is None else run.newest()
+        if back is None or self.rollbacks >= self.config.rollbacks:
+            why = f"went back {self.rollbacks} times before"
+            if back is None:
+                why = "there is no checkpoint to go back to"
             raise TrainingDiverged(
                 f"{self._refused} iterations in a row were not to be trusted, and {why}; the last: "
                 f"{error}"
             ) from error
         rollbacks = self.rollbacks + 1
-        self._restore(folder)
+        self._restore(*back)
         self.rollbacks, self._refused = rollbacks, 0
         if run is not None:
             self._append(run, {"rolled_back": rollbacks, "learning_rates": 0.5**rollbacks})
@@ -343,13 +344,12 @@ class Trainer:
         if config.precision == "auto":
             config = replace(config, precision=before.precision)
         trainer = cls(model.to(device, dtype), data, config)
-        trainer._restore(folder)
+        trainer._restore(folder, files)
         trainer.seconds = training["seconds"]
         return trainer
 
-    def _restore(self, folder: Path) -> None:
-        """Everything as the checkpoint has it, but for the seconds."""
-        files = checkpoint.read_folder(folder)
+    def _restore(self, folder: Path, files: Mapping[str, bytes]) -> None:
+        """Everything as the checkpoint has it, but for the seconds; ``files`` are verified."""
         training = training_config(folder, files, self.data)["training"]
         state = checkpoint.read_tensors(folder, files, STATE)
         self.model.load_state_dict(part(state, "model"))

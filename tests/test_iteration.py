@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from cdrl_fast import CDRL, NoiseSchedule, Precision, TrainConfig, Trainer, _native, reference
+from cdrl_fast import (
+    CDRL,
+    NoiseSchedule,
+    Precision,
+    TrainConfig,
+    Trainer,
+    _native,
+    checkpoint,
+    reference,
+)
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.networks.layers import SpectralNorm, power_iterations, set_recompute
 from cdrl_fast.recipe import load_recipe
@@ -162,7 +171,7 @@ def test_loss_scaling_is_exact_and_kept(image_model, tmp_path):
         assert torch.equal(a, b)
     ours.save(tmp_path / "run")
     resumed = scaled(Trainer.resume(tmp_path / "run", data), 1.0)
-    resumed._restore(tmp_path / "run")
+    resumed._restore(tmp_path / "run", checkpoint.read_folder(tmp_path / "run"))
     assert resumed._scaler.state_dict() == ours._scaler.state_dict()
 
 
