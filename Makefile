@@ -15,8 +15,8 @@ NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
 
-test: $(VENV)/.dev ## All tests that need no GPU
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## All tests that need no GPU, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-native: ## The C++ kernels alone, under AddressSanitizer and UBSan
 	cmake -S . -B build/native -G Ninja -DCDRL_PYTHON=OFF -DCDRL_CUDA=OFF -DCDRL_TESTS=ON -DCDRL_SANITIZE=ON

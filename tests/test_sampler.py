@@ -62,13 +62,11 @@ def test_the_shipped_model_does_not_depend_on_batches():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_shipped_model_does_not_depend_on_batches_to_the_bit(precision, guidance):
     sampler = Sampler(CDRL.from_pretrained("digits"), precision=precision)
-    label = torch.arange(N) % 10 + 1
-    whole = sampler.sample(N, label=label, guidance=guidance)
-    for size in (1, 7, 40):
-        part = sampler.sample(N, label=label, guidance=guidance, batch_size=size)
-        assert torch.equal(part, whole)
-    rest = sampler.sample(32, label=label[32:], guidance=guidance, first_sample=32)
-    assert torch.equal(rest, whole[32:])
+    label, options = torch.arange(40) % 10 + 1, {"guidance": guidance, "steps": 3}
+    whole = sampler.sample(40, label=label, **options)
+    for first, size in ((35, 1), (0, 7), (0, 32)):
+        some = {"label": label[first:], "first_sample": first, "batch_size": size}
+        assert torch.equal(sampler.sample(40 - first, **some, **options), whole[first:])
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])

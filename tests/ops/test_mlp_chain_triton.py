@@ -153,6 +153,7 @@ def test_half_precision_rounds_products_and_not_the_state(device, precision):
     assert (error > 1e-5) == (precision != "fp32")
 
 
+@pytest.mark.usefixtures("rows_alike")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample):

@@ -150,6 +150,7 @@ def test_a_state_of_the_stream_is_read_and_moved_on(triton_device, size):
     assert rng.tolist() == [-3, 13, RNG[2], 0]
 
 
+@pytest.mark.usefixtures("rows_alike")
 def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
     y, g, weight, anchor = arguments((4, 3, 9, 12, 32), torch.float16, triton_device)
     whole = stem_langevin_(y.clone(), g, weight, anchor, rng=RNG, backend="triton", **STEP)
