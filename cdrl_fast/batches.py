@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl_fast.data import Dataset
+from cdrl_fast.model import CDRL
 from cdrl_fast.ops import philox
 from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.train_config import TrainConfig
@@ -25,6 +26,10 @@ class Batches:
         config: batch size, seed, flip and label_drop are read.
         labelled: whether the model takes labels.
         device, dtype: of the batches.
+        part: which of how many equal parts of each batch to give.
+
+    Attributes:
+        start: where in a batch the part begins.
     """
 
     def __init__(
@@ -35,17 +40,20 @@ class Batches:
         labelled: bool,
         device: torch.device,
         dtype: torch.dtype,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.data, self.config, self.labelled = data, config, labelled
         self.device, self.dtype = device, dtype
+        self._size = config.batch_size // part[1]
+        self.start = part[0] * self._size
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
 
     def at(self, iteration: int) -> tuple[Tensor, Tensor | None]:
         """Data (batch, …) and labels int64 (batch,) or None; some labels are 0, "no label"."""
-        n, config = self.config.batch_size, self.config
+        n, config = self._size, self.config
         rng: dict[str, Any] = {
             "seed": config.seed,
-            "first_sample": iteration * n,
+            "first_sample": iteration * config.batch_size + self.start,
             "device": self.device,
         }
         x0, label = self.data.batch(self.indices(iteration))
@@ -60,8 +68,8 @@ class Batches:
 
     def indices(self, iteration: int) -> NDArray[np.int64]:
         """Rows of the data set for one iteration, int64 (batch,)."""
-        size, n = len(self.data), self.config.batch_size
-        positions = np.arange(iteration * n, (iteration + 1) * n)
+        size = len(self.data)
+        positions = np.arange(self._size) + iteration * self.config.batch_size + self.start
         epochs, rows = positions // size, positions % size
         return np.concatenate([self._epoch(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
 
@@ -71,3 +79,25 @@ class Batches:
             generator = np.random.Generator(np.random.Philox(key=key))
             self._order = (epoch, generator.permutation(len(self.data)))
         return self._order[1]
+
+
+def check_fit(model: CDRL, data: Dataset, config: TrainConfig, processes: int) -> None:
+    """Raises ValueError where a model cannot be trained so on this data, by so many processes."""
+    if data.sample_shape != model.sample_shape:
+        raise ValueError(
+            f"Trainer: the model's samples have shape {model.sample_shape}, those of "
+            f"{data.name!r} {data.sample_shape}"
+        )
+    if model.num_classes and (data.labels is None or len(data.classes) > model.num_classes):
+        have = "no labels" if data.labels is None else f"{len(data.classes)} classes"
+        raise ValueError(
+            f"Trainer: the model has {model.num_classes} classes, {data.name!r} has {have}"
+        )
+    if config.flip and not model.is_image:
+        raise ValueError("TrainConfig: flip is for images")
+    parts = processes * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"Trainer: a batch of {config.batch_size} cannot be shared by {processes} processes "
+            f"in {config.accumulate} parts each; take a multiple of {parts}"
+        )

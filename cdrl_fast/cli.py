@@ -21,6 +21,7 @@ from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import CDRL, checkpoints_of
+from cdrl_fast.processes import Group, process_group
 from cdrl_fast.quality import Evaluate, Tune
 from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
@@ -36,7 +37,10 @@ RECIPE = "recipe.json"
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model; Ctrl-C stops it at a checkpoint, --resume auto takes it up again."""
+    """Train a model; Ctrl-C stops it at a checkpoint, --resume auto takes it up again.
+
+    Under torchrun several processes share every batch; see --shard.
+    """
 
     out: Path
     """Folder of the run: log, previews, checkpoints."""
@@ -69,11 +73,15 @@ class Train:
         )
 
     def run(self) -> None:
+        with process_group(self.device) as device:
+            self._run(device)
+
+    def _run(self, device: torch.device) -> None:
         recipe = Recipe(
             self.data, self.image_size, self.held_out, self.iterations, self.model, self.training
         )
         train, held_out = load_split(self.data, self.image_size, self.held_out)
-        trainer = self._trainer(recipe, train)
+        trainer = self._trainer(recipe, train, device)
         checked = held_out if train.is_images else train
         trainer.fit(
             self.iterations,
@@ -82,10 +90,13 @@ class Train:
             preview=preview,
             evaluate=lambda t: evaluate(t.ema, train, checked, samples=500, guidance=(0.0,)),
         )
-        print(f"{self.out}: {trainer.iteration} iterations, {trainer.seconds:.0f} s of training")
+        if Group(device).rank == 0:
+            print(
+                f"{self.out}: {trainer.iteration} iterations, {trainer.seconds:.0f} s of training"
+            )
 
-    def _trainer(self, recipe: Recipe, train: Dataset) -> Trainer:
-        stored = self.out / RECIPE
+    def _trainer(self, recipe: Recipe, train: Dataset, device: torch.device) -> Trainer:
+        stored, first = self.out / RECIPE, Group(device).rank == 0
         if checkpoints_of(self.out):
             if self.resume == "never":
                 raise CheckpointError(
@@ -96,13 +107,13 @@ class Train:
                 raise CheckpointError(
                     f"{self.out}: the run has other data or networks; see {stored}"
                 )
+            if first:
+                write_atomic(stored, json_to_bytes(recipe.to_dict()))
+            return Trainer.resume(self.out, train, config=self.training, device=device)
+        if first:
+            self.out.mkdir(parents=True, exist_ok=True)
             write_atomic(stored, json_to_bytes(recipe.to_dict()))
-            return Trainer.resume(
-                self.out, train, config=self.training, device=device_of(self.device)
-            )
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(stored, json_to_bytes(recipe.to_dict()))
-        model = self.model.build(train, self.training.seed).to(device_of(self.device))
+        model = self.model.build(train, self.training.seed).to(device)
         return Trainer(model, train, self.training)
 
 

@@ -17,6 +17,7 @@ from cdrl_fast.ops import normal, philox
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.precision import Precision
+from cdrl_fast.processes import Group, SharedNetwork, whole
 from cdrl_fast.train_config import TrainConfig
 
 # Indices of the training draws (`batches` has two more); step k adds k to the initializer's.
@@ -29,12 +30,14 @@ class Iteration:
     With t uniform per sample: f⁺ at m_t x_{t-1} from the data; y_0 from the initializer; K Langevin
     steps to y_K, without autograd; the energy's loss is the mean of w_t (f(y_K) - f⁺), the
     initializer's the mean of ‖y_K - y_0‖². Each part's gradient is taken as soon as its loss is
-    known, so that no two of them hold their activations at a time.
+    known, so that no two of them hold their activations at a time. All is a mean over samples: of
+    ``config.accumulate`` parts, one after the other, and over all processes.
 
     Args:
         model: in its dtype, on its device.
-        config: batch size, seed and variance_reduction are read.
+        config: seed, variance_reduction, recompute, accumulate and shard are read.
         precision: of the chain, and, by autocast, of the losses.
+        group: the processes that share the batch.
 
     Attributes:
         scaler: of the losses, see `Precision.scaler`; the gradients are scaled by it.
@@ -42,7 +45,9 @@ class Iteration:
     Source: Zhu, Xie, Wu, Gao, ICLR 2024, algorithm 1.
     """
 
-    def __init__(self, model: CDRL, config: TrainConfig, precision: Precision) -> None:
+    def __init__(
+        self, model: CDRL, config: TrainConfig, precision: Precision, group: Group
+    ) -> None:
         self.model, self.config, self.precision = model, config, precision
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -52,54 +57,82 @@ class Iteration:
         # Ours run their power iterations apart, so that both phases are the same function.
         self._ours = type(model.energy) in (ResNetEnergy, MLPEnergy)
         set_recompute(model, config.recompute)
+        self._energy = SharedNetwork(model.energy, group, shard=config.shard)
+        self._initializer = None
+        if model.initializer is not None:
+            self._initializer = SharedNetwork(model.initializer, group, shard=config.shard)
 
     def __call__(self, x0: Tensor, label: Tensor | None, first: int) -> dict[str, Tensor]:
         """Gradients of a batch.
 
         Args:
-            x0, label: the data (batch, …), and its labels (batch,) or None.
+            x0, label: this process's share of the data (batch, …), and its labels (batch,) or None.
             first: the noise stream's index of the first sample.
 
         Returns:
             0-d tensors: ``energy_loss``, ``energy_gap`` (the mean of f⁺ - f⁻), with an initializer
-            ``initializer_loss``; and ``first_bad``, int64, the chain's (see `langevin_step`).
+            ``initializer_loss``: means over this process's share; and ``first_bad``, int64, its
+            chain's (see `langevin_step`).
         """
-        energy = self.model.energy
         self.model.zero_grad(set_to_none=True)
+        parts = self.config.accumulate
+        size = len(x0) // parts
+        found: list[dict[str, Tensor]] = []
+        with whole(self.model.energy):
+            if self._ours:
+                power_iterations(self.model.energy)
+            self._chain.refresh()
+            for i in range(parts):
+                some = slice(i * size, (i + 1) * size)
+                labels = None if label is None else label[some]
+                found.append(self._part(x0[some], labels, first + i * size, last=i == parts - 1))
+                bad = found[-1]["first_bad"]
+                found[-1]["first_bad"] = torch.where(bad == NEVER, bad, bad + i * size)
+        means = {k: torch.stack([part[k] for part in found]) for k in found[0]}
+        first_bad = means.pop("first_bad").min()
+        return {**{k: v.mean() for k, v in means.items()}, "first_bad": first_bad}
+
+    def _part(
+        self, x0: Tensor, label: Tensor | None, first: int, *, last: bool
+    ) -> dict[str, Tensor]:
+        """Adds the gradients of a part of the batch; after the last one they are complete."""
+        energy = self.model.energy
         level, x_noisy, x_clean = self.noised(x0, first)
-        if self._ours:
-            power_iterations(energy)
-            energy.eval()
-        else:
-            energy.train()
-        positive = self._phase(per_sample(level.scale, x_clean) * x_clean, level, label, -1.0)
+        energy.train(not self._ours)
+        y = per_sample(level.scale, x_clean) * x_clean
+        with self._energy.summing(last=False):
+            positive = self._phase(y, level, label, -1.0)
         found: dict[str, Tensor] = {}
-        with self._dropout(first):
+        with self._dropout(first), self._summing_initializer(last):
             proposal = self._propose(x_noisy, level, label, first)
             energy.eval()
             revised, found["first_bad"] = self.revise(
                 proposal.detach(), x_noisy, level, label, first
             )
-            if self.model.initializer is not None:
+            if self._initializer is not None:
                 loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
                 self._backward(loss)
                 found["initializer_loss"] = loss.detach()
         del proposal
-        negative = self._phase(revised, level, label, 1.0)
+        with self._energy.summing(last=last):
+            negative = self._phase(revised, level, label, 1.0)
         found["energy_loss"] = (level.loss_weight * (negative - positive)).mean()
         found["energy_gap"] = (positive - negative).mean()
         return found
 
+    def _summing_initializer(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if self._initializer is None else self._initializer.summing(last=last)
+
     def _phase(self, y: Tensor, level: LevelTable, label: Tensor | None, sign: float) -> Tensor:
         """f(y), having added the gradient of ± mean(w_t f(y)) to the parameters'."""
         with self.precision.autocast(self.device):
-            value: Tensor = self.model.energy(y, level.logsnr, label)
+            value = self._energy(y, level.logsnr, label)
         value = value.to(self.dtype)
         self._backward(sign * (level.loss_weight * value).mean())
         return value.detach()
 
     def _backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
 
     def _rng(self, index: int, first: int) -> dict[str, Any]:
         return {
@@ -135,10 +168,11 @@ class Iteration:
         self, x_noisy: Tensor, level: LevelTable, label: Tensor | None, first: int
     ) -> Tensor:
         """y_0: the initializer's mean with its noise; x_t itself without an initializer."""
-        if self.model.initializer is None:
+        if self._initializer is None or self.model.initializer is None:
             return x_noisy
+        self.model.initializer.train()
         with self.precision.autocast(self.device):
-            mean: Tensor = self.model.initializer.train()(x_noisy, level.logsnr_noisy, label)
+            mean = self._initializer(x_noisy, level.logsnr_noisy, label)
         mean = mean.to(self.dtype)
         return mean + per_sample(level.init_std, mean) * self._noise(mean, INITIALIZER, first)
 
@@ -148,7 +182,6 @@ class Iteration:
         """y_K: K Langevin steps from y_0, without gradients to parameters; and ``first_bad``."""
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
         y = y.clone()
-        self._chain.refresh()
         LevelEnergy(self._chain.at(level.logsnr, Terms(labels=(label,)))).walk(
             y,
             anchor,

@@ -143,12 +143,14 @@ class Interrupt:
         """Whether one has come."""
         return self._number is not None
 
-    def raise_if_wanted(self) -> None:
-        """KeyboardInterrupt after Ctrl-C, SystemExit with the usual status after SIGTERM."""
-        if self._number == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        if self._number is not None:
+    def raise_anyway(self) -> None:
+        """KeyboardInterrupt after Ctrl-C, else SystemExit with SIGTERM's usual status.
+
+        It may be another process to which one has come.
+        """
+        if self._number == signal.SIGINT:
             raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
 
     def _note(self, number: int, frame: Any) -> None:
         self._number = number

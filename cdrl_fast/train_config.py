@@ -11,7 +11,11 @@ class TrainConfig:
     """How a model is trained; the defaults are the paper's CIFAR-10 run.
 
     Attributes:
-        batch_size: samples an iteration.
+        batch_size: samples an iteration, of all processes together.
+        accumulate: parts of a process's share that are computed one after the other, for less
+            memory; the result is the whole batch's.
+        shard: with several processes, each keeps only its part of the weights, gradients and
+            optimiser state (FSDP2) instead of all of them (DDP).
         energy_lr, initializer_lr: learning rates of Adam (energy) and AdamW without decay.
         warmup: iterations of linear warm-up; 0 for none.
         initializer_warmup_offset: how far ahead the initializer's warm-up is.
@@ -39,6 +43,8 @@ class TrainConfig:
     """
 
     batch_size: int = 256
+    accumulate: int = 1
+    shard: bool = False
     energy_lr: float = 1e-4
     initializer_lr: float = 1e-5
     warmup: int = 10_000
@@ -61,7 +67,7 @@ class TrainConfig:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "keep"):
+        for name in ("batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: expected {name} >= 1, got {getattr(self, name)}")
         intervals = ("preview_every", "metrics_every", "checkpoint_every", "checkpoint_minutes")

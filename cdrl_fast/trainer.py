@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast import checkpoint
-from cdrl_fast.batches import Batches
+from cdrl_fast.batches import Batches, check_fit
 from cdrl_fast.data import Dataset
 from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
@@ -22,10 +22,12 @@ from cdrl_fast.iteration import INITIALIZER, Iteration
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_readable
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
+from cdrl_fast.processes import Group, gathered, whole
 from cdrl_fast.run_folder import Interrupt, RunFolder, training_bar
 from cdrl_fast.stability import Monitor
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.training_state import (
+    load_model,
     load_optimizer,
     load_scaler,
     optimizer_tensors,
@@ -45,6 +47,11 @@ class Trainer:
     initializer; K Langevin steps to y_K; then the energy's loss is the mean of w_t (f(y_K) - f⁺)
     and the initializer's the mean of ‖y_K - y_0‖². All noise, dropout and the data's order are pure
     functions of the seed and the iteration, so a resumed run is the run that was not stopped.
+
+    Where `torch.distributed` is initialized, its processes train one model together, each on its
+    part of every batch: the run is that of one process, but for roundings. The first one writes the
+    run's folder, which all must see. A folder's previews and metrics are made there while the
+    others wait.
 
     Args:
         model: trained in place, in its dtype, on its device.
@@ -68,12 +75,17 @@ class Trainer:
     def __init__(self, model: CDRL, data: Dataset, config: TrainConfig | None = None) -> None:
         self.model, self.data = model, data
         self.config = TrainConfig() if config is None else config
-        _check_fit(model, data, self.config)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        self._group = Group(self.device)
+        check_fit(model, data, self.config, self._group.size)
         self.iteration = 0
         self.seconds = 0.0
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        self.precision = chain_precision(
+            self.config.precision, model.energy, self.device, state=self.dtype
+        )
+        self._gradients = Iteration(model, self.config, self.precision, self._group)
         self.energy_optimizer = torch.optim.Adam(
             model.energy.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True
         )
@@ -82,10 +94,6 @@ class Trainer:
             if model.initializer is not None
             else None
         )
-        self.precision = chain_precision(
-            self.config.precision, model.energy, self.device, state=self.dtype
-        )
-        self._gradients = Iteration(model, self.config, self.precision)
         self._scaler = self._gradients.scaler
         self._monitor = Monitor()
         self.rollbacks = self._refused = 0
@@ -95,6 +103,7 @@ class Trainer:
             labelled=model.num_classes > 0,
             device=self.device,
             dtype=self.dtype,
+            part=(self._group.rank, self._group.size),
         )
 
     def step(self) -> dict[str, float]:
@@ -105,20 +114,22 @@ class Trainer:
                 thousand times the usual one; the weights are as before.
         """
         x0, label = self.batches.at(self.iteration)
-        found = self._gradients(x0, label, self._first_sample)
+        found = self._gradients(x0, label, self._first_sample + self.batches.start)
         first_bad = found.pop("first_bad")
         for name, network, optimizer in self._networks():
             self._scaler.unscale_(optimizer)
-            found[f"{name}_grad_norm"] = nn.utils.clip_grad_norm_(
-                network.parameters(), self.config.clip
+            found[f"{name}_grad_norm"] = gathered(
+                nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
             )
         # One wait for the device; nothing is updated before every gradient is known to be good.
-        bad, *values = torch.stack([first_bad != NEVER, *found.values()]).tolist()
+        figures = torch.stack([first_bad != NEVER, *found.values()])
+        bad, *values = self._group.mean(figures).tolist()
         log = dict(zip(found, values, strict=True))
         overflown = self._scaler.is_enabled() and self._scaler.get_scale() > 1.0
         self._scaler.update()
         if bad:
-            self._raise_chain(int(first_bad))
+            first_bad = first_bad + self.batches.start * (first_bad != NEVER)
+            self._raise_chain(int(self._group.least(first_bad)))
         complaint = self._monitor.complaint(log)
         norms = {k: v for k, v in log.items() if k.endswith("grad_norm")}
         if overflown and complaint is not None and not all(map(math.isfinite, norms.values())):
@@ -178,9 +189,10 @@ class Trainer:
     def _average(self) -> None:
         n = self.iteration
         decay = min(self.config.ema_decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(
-            list(self.ema.parameters()), list(self.model.parameters()), 1.0 - decay
-        )
+        with whole(self.model.energy, self.model.initializer):
+            torch._foreach_lerp_(
+                list(self.ema.parameters()), list(self.model.parameters()), 1.0 - decay
+            )
         for mine, theirs in zip(self.ema.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)
 
@@ -215,11 +227,15 @@ class Trainer:
             TrainingDiverged: bad iterations that going back does not cure.
             CheckpointError: a folder that cannot be written to, or has no room for a checkpoint.
         """
-        run = None if folder is None else RunFolder(Path(folder), self.config, self.iteration)
-        if run is not None:
-            run.check_room(sum(t.nbytes for t in (*self._state().values(), *self.ema.buffers())))
+        run, first = None, self._group.rank == 0
+        if folder is not None:
+            size = sum(t.nbytes for t in (*self._state().values(), *self.ema.buffers()))
+            if first:
+                run = RunFolder(Path(folder), self.config, self.iteration)
+                run.check_room(size)
         log: dict[str, float] = {}
-        with Interrupt() as interrupt, training_bar(progress, self.iteration, iterations) as bar:
+        shown = training_bar(progress and first, self.iteration, iterations)
+        with Interrupt() as interrupt, shown as bar:
             while self.iteration < iterations:
                 start = time.perf_counter()
                 try:
@@ -228,10 +244,16 @@ class Trainer:
                     self._refuse(error, run)
                 self.seconds += time.perf_counter() - start
                 bar(self.iteration, log)
+                wanted, due = self._group.any(
+                    interrupt.wanted, run is not None and self._checkpoint_due(run)
+                )
+                done = wanted or self.iteration >= iterations
                 if run is not None:
-                    done = interrupt.wanted or self.iteration >= iterations
                     self._write(run, log, preview, evaluate, done)
-                interrupt.raise_if_wanted()
+                if folder is not None and (done or due):
+                    self._checkpoint(run, last=done)
+                if wanted:
+                    interrupt.raise_anyway()
         return log
 
     def _refuse(self, error: ChainDiverged, run: RunFolder | None) -> None:
@@ -242,7 +264,7 @@ class Trainer:
         if self._refused <= self.config.patience:
             self.iteration += 1
             return
-        back = None if run is None else run.newest()
+        back = self._group.told(None if run is None else run.newest())
         if back is None or self.rollbacks >= self.config.rollbacks:
             why = f"went back {self.rollbacks} times before"
             if back is None:
@@ -276,15 +298,27 @@ class Trainer:
             run.attempt(lambda: preview(self, run.path / "previews" / f"{n:08d}"))
         if evaluate is not None and due(config.metrics_every):
             self._append(run, {"metrics": evaluate(self)})
-        if done or due(config.checkpoint_every) or run.checkpoint_due(retry=due(config.log_every)):
-            run.checkpoint(n, self.save, last=done)
+
+    def _checkpoint_due(self, run: RunFolder) -> bool:
+        config = self.config
+        every = config.checkpoint_every > 0 and self.iteration % config.checkpoint_every == 0
+        return every or run.checkpoint_due(retry=self.iteration % config.log_every == 0)
+
+    def _checkpoint(self, run: RunFolder | None, *, last: bool) -> None:
+        if run is None:
+            self._state()  # the parts of a sharded run come from all processes
+        else:
+            run.checkpoint(self.iteration, self.save, last=last)
 
     def _append(self, run: RunFolder, entry: dict[str, Any]) -> None:
         seconds = round(self.seconds, 3)
         run.log({"iteration": self.iteration, "seconds": seconds, **entry})
 
     def save(self, path: str | Path) -> Path:
-        """Writes a checkpoint folder, which `CDRL.from_pretrained` reads as the averaged model."""
+        """Writes a checkpoint folder, which `CDRL.from_pretrained` reads as the averaged model.
+
+        With ``shard`` all processes call it, each with a path of its own.
+        """
         config = {
             **self.ema.to_config(),
             "training": {
@@ -308,7 +342,8 @@ class Trainer:
         state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for name, _, optimizer in self._networks():
             state |= optimizer_tensors(f"{name}_optimizer", optimizer)
-        return state | scaler_tensors(self._scaler)
+        state |= scaler_tensors(self._scaler)
+        return {k: gathered(v) for k, v in state.items()}
 
     @classmethod
     def resume(
@@ -352,7 +387,7 @@ class Trainer:
         """Everything as the checkpoint has it, but for the seconds; ``files`` are verified."""
         training = training_config(folder, files, self.data)["training"]
         state = checkpoint.read_tensors(folder, files, STATE)
-        self.model.load_state_dict(part(state, "model"))
+        load_model(self.model, part(state, "model"))
         self.ema.load_state_dict(checkpoint.read_tensors(folder, files, WEIGHTS))
         for name, _, optimizer in self._networks():
             load_optimizer(optimizer, part(state, f"{name}_optimizer"))
@@ -361,18 +396,3 @@ class Trainer:
         self.rollbacks = training.get("rollbacks", 0)
         self._refused = training.get("refused", 0)
         self._monitor = Monitor(training.get("usual"))
-
-
-def _check_fit(model: CDRL, data: Dataset, config: TrainConfig) -> None:
-    if data.sample_shape != model.sample_shape:
-        raise ValueError(
-            f"Trainer: the model's samples have shape {model.sample_shape}, those of "
-            f"{data.name!r} {data.sample_shape}"
-        )
-    if model.num_classes and (data.labels is None or len(data.classes) > model.num_classes):
-        have = "no labels" if data.labels is None else f"{len(data.classes)} classes"
-        raise ValueError(
-            f"Trainer: the model has {model.num_classes} classes, {data.name!r} has {have}"
-        )
-    if config.flip and not model.is_image:
-        raise ValueError("TrainConfig: flip is for images")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdrl_fast import checkpoint
 from cdrl_fast.data import Dataset
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.model import CONFIG
+from cdrl_fast.processes import like
 
 
 def training_config(folder: Path, files: Mapping[str, bytes], data: Dataset) -> Any:
@@ -34,6 +35,16 @@ def part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
 
 
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors, also into a model whose weights are sharded.
+
+    Raises:
+        RuntimeError: names or shapes that do not fit.
+    """
+    state = model.state_dict()
+    model.load_state_dict({k: like(state[k], v) if k in state else v for k, v in tensors.items()})
+
+
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state, below a name."""
     slots = optimizer.state_dict()["state"].items()
@@ -41,11 +52,13 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Takes what `optimizer_tensors` gave."""
+    """Takes what `optimizer_tensors` gave, whole."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, slot = key.split(".")
-        state.setdefault(int(index), {})[slot] = value
+        of = parameters[int(index)]
+        state.setdefault(int(index), {})[slot] = like(of, value) if value.dim() else value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -48,7 +48,11 @@ class FrozenNetwork:
 
     def refresh(self) -> None:
         """Takes the network's weights as they are now."""
-        self.network.load_state_dict(self._source.state_dict())
+        # Not the source's state_dict(): where the weights are sharded it would hold parts of them.
+        state = self.network.state_dict()
+        for named in (self._source.named_parameters, self._source.named_buffers):
+            state |= {k: v for k, v in named(remove_duplicate=False) if k in state}
+        self.network.load_state_dict(state)
         fix_weights(self.network)
 
     def conditions(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:

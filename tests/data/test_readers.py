@@ -72,7 +72,7 @@ def idx(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize(("split", "prefix"), [("train", "train"), ("test", "t10k")])
 def test_idx_round_trip(tmp_path, mark, zipped, split, prefix):
     for kind, array in (("images", GREY), ("labels", LABELS)):
-        content = gzip.compress(idx(array)) if zipped else idx(array)
+        content = gzip.compress(idx(array), mtime=0) if zipped else idx(array)
         name = f"{prefix}-{kind}{mark}idx{array.ndim}-ubyte{'.gz' if zipped else ''}"
         (tmp_path / name).write_bytes(content)
     data = load_data(f"idx:{tmp_path}", split=split)
@@ -88,7 +88,7 @@ def test_idx_without_labels(tmp_path):
     assert load_data(f"idx:{tmp_path}", image_size=3).sample_shape == (1, 3, 3)
 
 
-CORRUPT = gzip.compress(idx(GREY))
+CORRUPT = gzip.compress(idx(GREY), mtime=0)
 
 
 @pytest.mark.parametrize(

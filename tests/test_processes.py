@@ -1,0 +1,105 @@
+"""Training by several processes (torchrun, gloo) is the training of one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdrl_fast import CDRL, Trainer
+from cdrl_fast.run_folder import LOG
+from cdrl_fast.train_config import TrainConfig
+from tests.train_together import images, trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+ITERATIONS = 50
+
+
+def together(processes, *command):
+    """The command's exit status; torchrun's own is 1 whatever a process's was."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += ["--nproc-per-node", str(processes), *map(str, command)]
+    done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout + done.stderr
+
+
+def run(processes, out, iterations=ITERATIONS, config=None, **options):
+    options |= {"iterations": iterations, "config": config or {}}
+    return together(processes, "-m", "tests.train_together", out, json.dumps(options))
+
+
+def logged(folder):
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def weights(model):
+    return torch.cat([v.flatten() for v in model.state_dict().values()])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process: its folder and trainer."""
+    folder = tmp_path_factory.mktemp("alone")
+    made = trainer()
+    made.fit(ITERATIONS, folder=folder)
+    return folder, made
+
+
+def same(folder, alone):
+    found, expected = logged(folder), logged(alone[0])
+    assert len(found) == len(expected) == ITERATIONS
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-9)
+    resumed = Trainer.resume(folder, images())
+    for network in ("model", "ema"):
+        mine, theirs = (weights(getattr(t, network)) for t in (resumed, alone[1]))
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_run_is_that_of_one_process(processes, alone, tmp_path):
+    status, output = run(processes, tmp_path)
+    assert status == 0, output
+    same(tmp_path, alone)
+
+
+def test_sharded_parts_stopped_and_resumed_otherwise(alone, tmp_path):
+    """FSDP2 and accumulation; SIGTERM to one process stops both at a checkpoint; one goes on."""
+    sharded = {"shard": True, "accumulate": 2}
+    status, output = run(2, tmp_path, config=sharded, sigterm=12)
+    assert status != 0
+    assert "exitcode  : 143" in output
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir())[-1] == "00000013"
+    status, output = run(2, tmp_path, iterations=30, config=sharded, resume=True)
+    assert status == 0, output
+    Trainer.resume(tmp_path, images()).fit(ITERATIONS, folder=tmp_path)
+    same(tmp_path, alone)
+
+
+def test_a_fault_of_one_process_is_everyones(tmp_path):
+    """All skip what one cannot trust, and go back together."""
+    status, output = run(2, tmp_path, 12, {"patience": 1}, broken=[7, 8])
+    assert status == 0, output
+    lines = logged(tmp_path)
+    (skipped,) = [line for line in lines if "skipped" in line]
+    assert skipped["iteration"] == 5
+    assert [line["rolled_back"] for line in lines if "rolled_back" in line] == [1]
+    assert Trainer.resume(tmp_path, images()).iteration == 12
+
+
+def test_command_line(tmp_path):
+    sizes = ["--energy-width", "8", "--energy-blocks", "1", "--initializer-width", "8"]
+    out = tmp_path / "run"
+    command = ["-m", "cdrl_fast.cli", "train", "--recipe", "digits", "--out", out, *sizes]
+    status, output = together(2, *command, "--iterations", 2, "--device", "cpu")
+    assert status == 0, output
+    assert output.count("2 iterations") == 1
+    assert CDRL.from_pretrained(str(out)).sample_shape == (1, 8, 8)
+
+
+def test_a_batch_that_cannot_be_shared():
+    with pytest.raises(ValueError, match="8 cannot be shared by 1 processes in 3 parts"):
+        trainer(TrainConfig(batch_size=8, accumulate=3))
