@@ -343,7 +343,8 @@ class Trainer:
         for name, _, optimizer in self._networks():
             state |= optimizer_tensors(f"{name}_optimizer", optimizer)
         state |= scaler_tensors(self._scaler)
-        return {k: gathered(v) for k, v in state.items()}
+        # In one order in all processes, which a file's tensors do not have.
+        return {k: gathered(state[k]) for k in sorted(state)}
 
     @classmethod
     def resume(

@@ -84,8 +84,7 @@ def test_a_fault_of_one_process_is_everyones(tmp_path):
     status, output = run(2, tmp_path, 12, {"patience": 1}, broken=[7, 8])
     assert status == 0, output
     lines = logged(tmp_path)
-    (skipped,) = [line for line in lines if "skipped" in line]
-    assert skipped["iteration"] == 5
+    assert [line["iteration"] for line in lines if "skipped" in line] == [7, 8]
     assert [line["rolled_back"] for line in lines if "rolled_back" in line] == [1]
     assert Trainer.resume(tmp_path, images()).iteration == 12
 
