@@ -10,7 +10,7 @@ GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-native lint bench kernels install-matrix checkerboard gpu-baseline gpu gpu-tune gpu-dry-run clean
+.PHONY: demo test test-native lint bench slow kernels install-matrix checkerboard gpu-baseline gpu gpu-tune gpu-dry-run clean
 
 demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
@@ -39,6 +39,10 @@ kernels: $(VENV)/.dev ## Every GPU kernel compiled and read, by the newest trito
 
 install-matrix: $(VENV)/.dev ## Wheels with and without compiler, CUDA and triton, used outside the tree
 	env -u CDRL_CUDA $(BIN)/python scripts/install_matrix.py
+
+slow: $(VENV)/.dev ## Long campaigns, about an hour; results go to benchmarks/results/
+	$(BIN)/python scripts/training_kills.py --out benchmarks/results/training-kills.json
+	$(BIN)/python scripts/training_quality.py --out benchmarks/results/training-quality.json
 
 checkerboard: $(VENV)/.demo ## Train on the 2-D checkerboard and plot its density by level
 	$(BIN)/python examples/checkerboard.py --out runs/checkerboard

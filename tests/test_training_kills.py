@@ -1,0 +1,20 @@
+"""The campaign of kills, in short."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+script = importlib.import_module("training_kills")
+
+
+def test_killed_runs_end_like_others(tmp_path, monkeypatch):
+    monkeypatch.setitem(script.SIZES, "energy-width", 8)
+    monkeypatch.setitem(script.SIZES, "checkpoint-every", 2)
+    out = tmp_path / "report.json"
+    options = ["--kills", "1", "--iterations", "30", "--span", "0.1", "--out", str(out)]
+    assert script.main(options) == 0
+    report = json.loads(out.read_text())
+    assert report["same_weights_and_state_to_the_bit"] is True
+    assert len(report["each"]) == 1
