@@ -69,7 +69,8 @@ class SpectralNorm(nn.Module):
         self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=1e-12))
         self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=1e-12))
         self.static_weight: Tensor | None = None
-        self.power_iteration(15)
+        if not self.weight.is_meta:
+            self.power_iteration(15)
 
     @torch.no_grad()
     def power_iteration(self, iterations: int = 1) -> None:
