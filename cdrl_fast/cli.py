@@ -47,7 +47,8 @@ class Train:
     recipe: str = "digits"
     """A shipped recipe or a JSON file; every other option overrides one of its entries."""
     data: str = "digits"
-    """digits, checkerboard, idx:FOLDER, folder:PATH, npz:FILE, cifar10:FOLDER or hub:NAME."""
+    """digits, checkerboard, idx:FOLDER, folder:PATH, npz:FILE, npy:FILE, cifar10:FOLDER,
+    imagenet32:FOLDER or hub:NAME."""
     image_size: int | None = None
     held_out: float = 0.0
     iterations: int = 10_000

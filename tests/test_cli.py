@@ -93,7 +93,10 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
         (["sample", "--steps", "0"], "steps: expected at least 1, got 0"),
         (["sample", "--steps", "few"], "or tuned, got 'few'"),
         (["tune", "--budget", "5", "--out", "{}/x"], "budget: expected at least 6, a step for"),
-        (["train", "--recipe", "nothing", "--out", "x"], "neither a shipped recipe (checkerboard"),
+        (
+            ["train", "--recipe", "nothing", "--out", "x"],
+            "neither a shipped recipe (cdrl-large, checkerboard",
+        ),
         (["train", "--data", "cats", "--out", "{}/x"], "cats"),
         (["import", "{}/none.pth.tar", "{}/x"], "none.pth.tar"),
     ],

@@ -1,26 +1,98 @@
 """Recipes: shipped ones, files, and what they refuse."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cdrl_fast import CDRL, MLPEnergy, ResNetEnergy, Sampler
-from cdrl_fast.data import load_data
+from cdrl_fast.cli import main
+from cdrl_fast.data import Dataset, load_data
+from cdrl_fast.model import checkpoints_of
 from cdrl_fast.recipe import SHIPPED, ModelOptions, load_recipe
+from cdrl_fast.train_config import TrainConfig
+from tests.data.data_cases import CIFAR10_TRAIN, IMAGENET_TRAIN, cifar10_files, imagenet32_files
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+# The paper's runs: parameters of their energy and initializer.
+PUBLISHED = {
+    "cifar10": (34_833_152, 3_769_795),
+    "cdrl-large": (139_265_536, 3_769_795),
+    "imagenet32": (35_346_176, 3_181_443),
+}
+
+
+def like(spec):
+    """A data set of the shape that ``spec`` has; without its files, where it has any."""
+    if ":" not in spec:
+        return load_data(spec)
+    classes = tuple(str(i) for i in range({"cifar10": 10, "imagenet32": 1000}[spec.split(":")[0]]))
+    return Dataset(spec, np.zeros((1, 3, 32, 32), np.uint8), np.ones(1, np.int64), classes)
+
+
+def published_files(spec, folder):
+    """Small files in the format of a data set's publishers; how to ask for them."""
+    kind, _, _ = spec.partition(":")
+    if kind == "cifar10":
+        (folder / "cifar-10-batches-bin").mkdir()
+        cifar10_files(folder / "cifar-10-batches-bin", CIFAR10_TRAIN)
+    else:
+        imagenet32_files(folder, IMAGENET_TRAIN)
+    return f"{kind}:{folder}"
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)
 def test_shipped_recipes_build_and_round_trip(path, tmp_path):
     recipe = load_recipe(path.stem)
-    model = recipe.model.build(load_data(recipe.data))
+    with torch.device("meta"):
+        model = recipe.model.build(like(recipe.data))
     assert isinstance(model.energy, ResNetEnergy if model.is_image else MLPEnergy)
     copy = tmp_path / "recipe.json"
     copy.write_text(json.dumps(recipe.to_dict()))
     assert load_recipe(copy) == recipe
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_networks_have_their_sizes(name):
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        model = recipe.model.build(like(recipe.data))
+    networks = (model.energy, model.initializer)
+    assert tuple(sum(p.numel() for p in n.parameters()) for n in networks) == PUBLISHED[name]
+    assert model.num_classes == (1000 if name == "imagenet32" else 0)
+
+
+def test_the_defaults_are_the_papers_run():
+    recipe = load_recipe("cifar10")
+    assert recipe.model == ModelOptions(conditional=False)
+    run = {"preview_every": 2000, "checkpoint_every": 5000, "checkpoint_minutes": 30.0}
+    assert recipe.training == TrainConfig(flip=True, **run)
+    assert recipe.iterations * recipe.training.batch_size == 102_400_000
+    wide = load_recipe("cdrl-large")
+    assert wide == replace(recipe, model=replace(recipe.model, energy_width=256))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_recipes_train_on_their_data(name, tmp_path):
+    data = published_files(load_recipe(name).data, tmp_path)
+    small = ["--energy-width", "8", "--energy-blocks", "1", "--initializer-width", "8"]
+    small += ["--initializer-blocks", "1", "--steps", "2", "--batch-size", "4"]
+    run = tmp_path / "run"
+    options = ["--recipe", name, "--data", data, "--out", str(run), "--iterations", "2"]
+    assert main(["train", *options, *small, "--log-every", "1", "--precision", "fp32"]) == 0
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2]
+    assert all(np.isfinite(line["energy_loss"]) for line in lines)
+    model = CDRL.from_pretrained(checkpoints_of(run)[-1])
+    assert model.num_classes == (1000 if name == "imagenet32" else 0)
+    assert model.initializer.config["attention"] == (16, 8)
+    kept = load_recipe(run / "recipe.json")
+    assert kept.training == replace(
+        load_recipe(name).training, batch_size=4, log_every=1, precision="fp32"
+    )
 
 
 def test_the_shipped_model_is_the_recipes(tmp_path):

@@ -26,7 +26,7 @@ def require(holds: bool | np.bool_, message: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples held in memory, with or without a class label each.
+    """Samples in memory or in a mapped file, with or without a class label each.
 
     Attributes:
         name: what the data set is called in messages; ``load_data`` puts its ``spec`` here.
@@ -53,7 +53,8 @@ class Dataset:
         name, values, labels, maximum = self.name, self.values, self.labels, self.maximum
         require(values.size > 0, f"{name}: empty, values have shape {values.shape}")
         if values.dtype == np.uint8 and values.ndim == 4:
-            peak = max(1, int(values.max()))
+            # No pixel exceeds 255, and a mapped file need not be read to know it.
+            peak = 255 if maximum == 255 else max(1, int(values.max()))
             require(
                 maximum is not None and peak <= maximum <= 255,
                 f"{name}: expected maximum from {peak}, the largest pixel, to 255, got {maximum}",
@@ -107,12 +108,26 @@ class Dataset:
             TypeError: ``indices`` is not a flat sequence of integers.
             IndexError: an index is out of range.
         """
+        samples, labels = self.stored(indices)
+        return self.scaled(samples), labels
+
+    def stored(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The samples at ``indices`` as they are kept, in ``values``' dtype, and their labels.
+
+        With `scaled` it makes `batch`, in two steps, for what moves data to a device in between.
+        """
         index = _flat_index(indices)
-        samples = torch.from_numpy(self.values[index])
-        if self.maximum is not None:
-            # Dividing, rather than multiplying by 2 / maximum, makes the largest value exactly 1.
-            samples = samples.float().mul_(2).div_(self.maximum).sub_(1)
-        return samples, None if self.labels is None else torch.from_numpy(self.labels[index])
+        labels = None if self.labels is None else torch.from_numpy(self.labels[index])
+        return torch.from_numpy(self.values[index]), labels
+
+    def scaled(self, samples: torch.Tensor) -> torch.Tensor:
+        """Samples as `stored` gives them, as float32 for a model; the same bits on any device."""
+        if self.maximum is None:
+            return samples
+        # Dividing, rather than multiplying by 2 / maximum, makes the largest value exactly 1. GPUs
+        # divide by a number as a product with its inverse; by a tensor of theirs they divide.
+        maximum = torch.full((), self.maximum, dtype=torch.float32, device=samples.device)
+        return samples.float().mul_(2).div_(maximum).sub_(1)
 
     def subset(self, indices: Indices) -> Dataset:
         """The samples at ``indices``, in that order, with the same classes; raises as ``batch``."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdrl_fast.data.dataset import Dataset, labelled, require
+from cdrl_fast.data.files import bytes_of, npy_mapped, npz_arrays
+from cdrl_fast.data.imagenet import imagenet32
 from cdrl_fast.data.images import decoded, resized
 from cdrl_fast.data.points import checkerboard
 from cdrl_fast.errors import DataError
@@ -28,6 +27,9 @@ _CIFAR10_CLASSES: tuple[str, ...] = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 _CIFAR10_RECORD = 1 + 3 * 32 * 32
+_NPZ_ADVICE = (
+    "save it again, images as uint8, labels as integers and classes as strings, never as objects"
+)
 
 
 class _Request(NamedTuple):
@@ -57,14 +59,19 @@ def load_data(spec: str, *, image_size: int | None = None, split: str = "train")
               is dropped; the images are RGB unless every one is greyscale;
             - ``npz:FILE``: ``images``, uint8 of shape (n, H, W), (n, H, W, C) or (n, C, H, W) with
               C 1 or 3; optional ``labels``, integers from 0; optional ``classes``, strings;
+            - ``npy:FILE``: uint8 images of shape (n, H, W) or (n, C, H, W), mapped rather than
+              read, so that they may be larger than the memory; labels, integers from 0, in
+              ``STEM-labels.npy`` beside ``STEM.npy``, if there are any. Setting samples aside or
+              resizing copies into memory what is kept;
             - ``cifar10:FOLDER``: the binary version of CIFAR-10;
+            - ``imagenet32:FOLDER``: ImageNet at 32×32 pixels as it is published, pickles or npz;
             - ``hub:NAME``: a Hugging Face data set; its first image column and first class label
               column are used.
         image_size: images get this height and width: the shorter side is resized to it, with
             antialiasing, and the centre is kept. None keeps the stored size, which for ``folder:``
             and ``hub:`` must then be one square for all. Resizing sets ``maximum`` to 255.
-        split: ``train`` or ``test`` for ``idx:`` and ``cifar10:``, any split's name for ``hub:``;
-            the other sources have only ``train``.
+        split: ``train`` or ``test`` for ``idx:``, ``cifar10:`` and ``imagenet32:`` (its validation
+            images), any split's name for ``hub:``; the other sources have only ``train``.
 
     Returns:
         The data set, named ``spec``. Classes that have no name in the source are called
@@ -102,16 +109,6 @@ def _points(request: _Request) -> Dataset:
     return Dataset(request.spec, checkerboard(50_000), None, (), None)
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a file, unzipped if its name ends in .gz."""
-    require(path.is_file(), f"{path}: no such file; check the path or download it")
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); download it again") from error
-
-
 def _idx(request: _Request) -> Dataset:
     stem = request.path / {"train": "train", "test": "t10k"}[request.split]
     images_file, labels_file = _idx_file(f"{stem}-images", 3), _idx_file(f"{stem}-labels", 1)
@@ -127,7 +124,7 @@ def _idx_file(stem: str, axes: int) -> Path:
 
 
 def _idx_array(path: Path, axes: int) -> NDArray[np.uint8]:
-    content = _content(path)
+    content = bytes_of(path)
     magic, header = bytes([0, 0, 8, axes]), 4 + 4 * axes
     require(
         content[:4] == magic,
@@ -153,7 +150,7 @@ def _cifar10(request: _Request) -> Dataset:
     parts = [_cifar10_records(folder / name) for name in names]
     classes, meta = _CIFAR10_CLASSES, folder / "batches.meta.txt"
     if meta.is_file():
-        classes = tuple(_content(meta).decode(errors="replace").split())
+        classes = tuple(bytes_of(meta).decode(errors="replace").split())
         require(len(classes) == 10, f"{meta}: expected 10 class names, got {len(classes)}")
     records = np.concatenate(parts)
     images = records[:, 1:].reshape(-1, 3, 32, 32)
@@ -161,7 +158,7 @@ def _cifar10(request: _Request) -> Dataset:
 
 
 def _cifar10_records(path: Path) -> NDArray[np.uint8]:
-    content = _content(path)
+    content = bytes_of(path)
     require(
         len(content) > 0 and len(content) % _CIFAR10_RECORD == 0,
         f"{path}: expected records of {_CIFAR10_RECORD} bytes, got {len(content)} bytes in all; "
@@ -173,8 +170,13 @@ def _cifar10_records(path: Path) -> NDArray[np.uint8]:
     return records
 
 
+def _imagenet32(request: _Request) -> Dataset:
+    return imagenet32(request.spec, request.path, request.split)
+
+
 def _npz(request: _Request) -> Dataset:
-    arrays, path = _npz_arrays(request.path), request.path
+    path = request.path
+    arrays = npz_arrays(path, ("images", "labels", "classes"), _NPZ_ADVICE)
     require("images" in arrays, f"{path}: has no array 'images'; save the pixels as images=…")
     images, labels = _channels_first(arrays["images"], path), arrays.get("labels")
     classes = arrays.get("classes")
@@ -188,21 +190,18 @@ def _npz(request: _Request) -> Dataset:
     return labelled(request.spec, images, labels, tuple(classes.tolist()), path)
 
 
-def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    require(path.is_file(), f"{path}: no such file")
-    require(zipfile.is_zipfile(path), f"{path}: is not a complete .npz file; write it again")
-    arrays, name = {}, "the list of arrays"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for name in ("images", "labels", "classes"):
-                if name in archive.files:
-                    arrays[name] = np.asarray(archive[name])
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot read {name!r} ({error}); save it again, images as uint8, labels as "
-            "integers and classes as strings, never as objects"
-        ) from error
-    return arrays
+def _npy(request: _Request) -> Dataset:
+    path = request.path
+    images = npy_mapped(path)
+    require(
+        images.dtype == np.uint8
+        and (images.ndim == 3 or (images.ndim == 4 and images.shape[1] in (1, 3))),
+        f"{path}: expected uint8 of shape (n, H, W), (n, 1, H, W) or (n, 3, H, W), got "
+        f"{images.dtype} of {images.shape}; colours come before height and width",
+    )
+    beside = path.with_name(f"{path.stem}-labels.npy")
+    labels = npy_mapped(beside) if beside.is_file() else None
+    return labelled(request.spec, images[:, None] if images.ndim == 3 else images, labels, (), path)
 
 
 def _channels_first(images: NDArray[Any], path: Path) -> NDArray[Any]:
@@ -292,6 +291,8 @@ _SOURCES = {
     "idx": _Source("idx:FOLDER", ("train", "test"), _idx),
     "folder": _Source("folder:PATH", ("train",), _folder),
     "npz": _Source("npz:FILE", ("train",), _npz),
+    "npy": _Source("npy:FILE", ("train",), _npy),
     "cifar10": _Source("cifar10:FOLDER", ("train", "test"), _cifar10),
+    "imagenet32": _Source("imagenet32:FOLDER", ("train", "test"), _imagenet32),
     "hub": _Source("hub:NAME", (), _hub),
 }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from cdrl_fast.data import load_data
-from tests.data.data_cases import COLOUR, GREY, LABELS, RNG, fails
+from tests.data.data_cases import CIFAR10_TRAIN, COLOUR, GREY, LABELS, cifar10_files, fails
 
 
 def test_digits():
@@ -191,23 +190,10 @@ def test_damaged_npz(tmp_path):
 # CIFAR-10
 
 
-def cifar(folder: Path, names: list[str]) -> np.ndarray:
-    """Writes two records to each file; returns all of them."""
-    folder.mkdir(exist_ok=True)
-    records = RNG.integers(0, 256, (2 * len(names), 3073), dtype=np.uint8)
-    records[:, 0] = np.arange(len(records)) % 10
-    for name, pair in zip(names, records.reshape(-1, 2, 3073), strict=True):
-        (folder / name).write_bytes(pair.tobytes())
-    return records
-
-
-BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)]
-
-
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-bin"])
 def test_cifar10_round_trip(tmp_path, inner):
     folder = tmp_path / inner
-    train, test = cifar(folder, BATCHES), cifar(folder, ["test_batch.bin"])
+    train, test = cifar10_files(folder, CIFAR10_TRAIN), cifar10_files(folder, ["test_batch.bin"])
     (folder / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
     data = load_data(f"cifar10:{tmp_path}")
     assert np.array_equal(data.values.reshape(10, -1), train[:, 1:])
@@ -221,7 +207,7 @@ def test_cifar10_round_trip(tmp_path, inner):
 def test_cifar10_faults(tmp_path):
     spec, path = f"cifar10:{tmp_path}", tmp_path / "data_batch_3.bin"
     fails(spec, tmp_path / "data_batch_1.bin", "no such file")
-    cifar(tmp_path, BATCHES)
+    cifar10_files(tmp_path, CIFAR10_TRAIN)
     assert load_data(spec).classes[:2] == ("airplane", "automobile")
     good = path.read_bytes()
     faults = {b"": "got 0 bytes", good[:-1]: "got 6145 bytes", good + b"x": "got 6147 bytes"}
