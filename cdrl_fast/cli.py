@@ -21,13 +21,14 @@ from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import CDRL, checkpoints_of
-from cdrl_fast.processes import Group, process_group
+from cdrl_fast.processes import Group, process_group, worker, worker_device
 from cdrl_fast.quality import Evaluate, Tune
 from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import NoiseSchedule
 from cdrl_fast.scoring import Score
+from cdrl_fast.shards import sample_to_folder
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
 from cdrl_fast.words import device_of, labels_of, load_split, one_plan
@@ -74,7 +75,7 @@ class Train:
         )
 
     def run(self) -> None:
-        with process_group(self.device) as device:
+        with process_group(device_of(self.device)) as device:
             self._run(device)
 
     def _run(self, device: torch.device) -> None:
@@ -120,15 +121,17 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples from a model."""
+    """Draw samples from a model; into a folder, under torchrun too, and to be taken up again."""
 
     model: str = "digits"
     """A shipped model, a folder (a run's too) or a Hub id."""
     out: Path = Path("samples.png")
-    """A picture of all samples, or with .npz their values."""
-    n: int = 64
+    """A picture of all samples; with .npz their values; without suffix a folder of shards, which
+    are merged into samples.npy."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n", "--num"])] = 64
+    """How many. Under torchrun -n, since it takes --n and --num for options of its own."""
     label: tuple[str, ...] = ()
-    """A class name or number, or n of them."""
+    """A class name or number, or n of them; into a folder: classes to take in turn."""
     guidance: float = 0.0
     steps: tuple[str, ...] = ()
     """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
@@ -138,19 +141,26 @@ class Sample:
     device: str = "auto"
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
-        samples = Sampler(model).sample(
-            self.n,
-            seed=self.seed,
-            steps=one_plan(self.steps),
-            label=labels_of(self.label, model),
-            guidance=self.guidance,
-            batch_size=self.batch_size,
-            denoise_scale=self.denoise_scale,
-            progress=True,
-        )
-        _write_samples(samples.cpu(), self.out)
-        print(f"{self.out}: {self.n} samples")
+        model = CDRL.from_pretrained(self.model).to(worker_device(device_of(self.device)))
+        options: dict[str, Any] = {
+            "seed": self.seed,
+            "steps": one_plan(self.steps),
+            "guidance": self.guidance,
+            "denoise_scale": self.denoise_scale,
+            "progress": True,
+        }
+        label = labels_of(self.label, model)
+        if self.out.suffix:
+            options |= {"label": label, "batch_size": self.batch_size}
+            _write_samples(Sampler(model).sample(self.n, **options).cpu(), self.out)
+            print(f"{self.out}: {self.n} samples")
+            return
+        rank, workers = worker()
+        options |= {"worker": rank, "workers": workers, "batch_size": self.batch_size or 512}
+        in_turn = label if isinstance(label, list) or label is None else [label]
+        done = sample_to_folder(Sampler(model), self.n, self.out, label=in_turn, **options)
+        if done is not None:
+            print(f"{done}: {self.n} samples")
 
 
 @dataclass(frozen=True)

@@ -140,21 +140,26 @@ def like(target: Any, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(target.device), mesh, placements, src_data_rank=None)
 
 
-@contextmanager
-def process_group(device: str) -> Iterator[torch.device]:
-    """Joins the processes that torchrun has started, if it has; gives this one's device.
+def worker() -> tuple[int, int]:
+    """Which of how many processes of torchrun this is; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
-    Args:
-        device: its kind, or "auto": the GPU of torchrun's local rank where there is one.
-    """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield torch.device(kind)
+
+def worker_device(device: torch.device) -> torch.device:
+    """The device itself, or of several GPUs that of torchrun's local rank."""
+    if worker()[1] == 1 or device.type != "cuda":
+        return device
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Joins the processes that torchrun has started, if it has; gives `worker_device`."""
+    place = worker_device(device)
+    if worker()[1] == 1:
+        yield place
         return
-    place = torch.device(kind)
-    if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield place

@@ -42,7 +42,7 @@ def images() -> Dataset:
 def main() -> None:
     out, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    with process_group("cpu"):
+    with process_group(torch.device("cpu")):
         config = TrainConfig(**{**CONFIG, **options["config"]})
         resume = options.get("resume")
         made = Trainer.resume(out, images(), config=config) if resume else trainer(config)
