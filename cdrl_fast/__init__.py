@@ -26,6 +26,7 @@ from cdrl_fast.precision import Precision
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import NoiseSchedule, StepPlan
+from cdrl_fast.shards import sample_to_folder
 from cdrl_fast.trace import Trace
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
@@ -65,6 +66,7 @@ __all__ = [
     "ops",
     "product",
     "reference",
+    "sample_to_folder",
     "tempered",
     "tune_steps",
 ]

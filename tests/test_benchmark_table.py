@@ -1,13 +1,11 @@
 """The README's tables of benchmarks: made from results, and up to date."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
+import benchmark_table as script
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-script = importlib.import_module("benchmark_table")
 
 
 def line(device, medians, **more):

@@ -1,10 +1,9 @@
 """Combinations of densities: their algebra, their samples against the truth, what is refused."""
 
-import sys
-from pathlib import Path
-
+import composition
 import pytest
 import torch
+from gaussians import GaussianMixture, model_of
 from torch import nn
 
 from cdrl_fast import (
@@ -25,10 +24,6 @@ from cdrl_fast import (
 from cdrl_fast.conditions import conditions
 from cdrl_fast.energies import Given
 from tests.conftest import randomize
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-import composition
-from gaussians import GaussianMixture, model_of
 
 CPU = torch.device("cpu")
 

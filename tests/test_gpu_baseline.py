@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import gpu_baseline as script
 import pytest
 import torch
 
@@ -23,8 +24,7 @@ SCRIPT = ROOT / "scripts" / "gpu_baseline.py"
 OPTIONAL = ("safetensors", "tyro", "tqdm", "PIL", "sklearn", "matplotlib", "torchmetrics")
 CPU = torch.device("cpu")
 
-sys.path.insert(0, str(SCRIPT.parent))
-script = importlib.import_module("gpu_baseline")
+
 afternoon, bench_module, chains, convolutions, hardware, revision, timing = (
     importlib.import_module(f"baseline.{name}")
     for name in (

@@ -1,16 +1,14 @@
 """The script for machines with a GPU: its parts are told apart, and it always comes to its end."""
 
-import importlib
 import json
 import sys
 import time
 from pathlib import Path
 
+import gpu_check as script
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-script = importlib.import_module("gpu_check")
 
 
 def part(name, code, **options):

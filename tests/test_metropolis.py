@@ -1,18 +1,17 @@
 """Metropolis-adjusted Langevin dynamics: exact where plain Langevin is not."""
 
+import json
 import math
 import sys
-from pathlib import Path
 
+import diagnostics
 import numpy as np
 import pytest
 import torch
+from gaussians import GaussianMixture, model_of
 
 from cdrl_fast import Sampler, StepPlan, langevin
 from cdrl_fast.engine.metropolis import adjusted_walk_
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-from gaussians import GaussianMixture, model_of
 
 VARIANCE = 0.7
 
@@ -190,3 +189,17 @@ def test_corrected_levels_do_not_depend_on_their_batch(image_model):
 def test_half_precision_cannot_be_corrected(image_model):
     with pytest.raises(ValueError, match="energies in bf16 cannot be compared"):
         Sampler(image_model, precision="bf16").sample(1, metropolis=True)
+
+
+def test_the_diagnostics_example(tmp_path, monkeypatch, capsys):
+    options = ["--n", "10", "--steps", "4", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["diagnostics.py", *options])
+    diagnostics.main()
+    made = json.loads((tmp_path / "diagnostics.json").read_text())
+    plain, corrected = made["acceptance"]["4"], made["acceptance"]["4, Metropolis"]
+    for t in "23456":
+        assert made["acceptance"]["2"][t] < plain[t] <= 1
+        assert abs(corrected[t] - plain[t]) < 0.2
+    assert [len(level) for level in made["median_gain"]["plain"]] == [5] * 6
+    assert (tmp_path / "diagnostics.png").exists()
+    assert "| 4, Metropolis |" in capsys.readouterr().out

@@ -16,7 +16,8 @@ NAMES = {
     "Density", "given", "guided", "mixture", "negated", "product", "tempered",
     "MLPEnergy", "MLPInitializer", "NoiseSchedule", "ResNetEnergy", "Sampler", "StepPlan", "Trace",
     "TrainConfig", "Trainer", "UNetInitializer", "about", "langevin",
-    "load_released_checkpoint", "normal", "ops", "reference", "tune_steps",
+    "load_released_checkpoint", "normal", "ops", "reference", "sample_to_folder",
+    "tune_steps",
 }  # fmt: skip
 
 SIGNATURES = {
@@ -36,6 +37,8 @@ SIGNATURES = {
     "Sampler.log_density": "(self, images, *, label, levels, statistics, seed, first_sample, "
     "batch_size)",
     "Sampler.level_statistics": "(self, images, *, label, levels, seed, batch_size)",
+    "sample_to_folder": "(sampler, n, folder, *, seed, steps, label, guidance, batch_size, "
+    "denoise_scale, worker, workers, progress)",
     "Sampler.inpaint": "(self, images, known, *, seed, steps, label, guidance, samples, "
     "first_sample, batch_size, noise, passes, denoise_scale, correctors, progress)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",

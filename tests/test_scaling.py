@@ -1,18 +1,16 @@
 """The cost model's arithmetic against known answers, and the page that shows its tables."""
 
-import importlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cost_model as model
 import pytest
+import scaling as script
 
 from cdrl_fast.recipe import ModelOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-model = importlib.import_module("cost_model")
-script = importlib.import_module("scaling")
+
 IDEAL = model.Machine(peak=1e12, efficiency=1.0, processors=1, tiles=(1,), kernel_seconds=0.0)
 
 

@@ -2,20 +2,16 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gaussians import GaussianMixture, model_of
 
 from cdrl_fast import CDRL, Sampler, given, normal, product
 from cdrl_fast.cli import main
 from cdrl_fast.metrics import GaussianBaseline, auroc
 from cdrl_fast.scores import LevelStatistics
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-from gaussians import GaussianMixture, model_of
 
 MIXTURE = GaussianMixture([[-1.0, 0.5], [2.0, -1.0]], [0.3, 0.8], [0.25, 0.75])
 

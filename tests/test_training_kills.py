@@ -1,12 +1,8 @@
 """The campaign of kills, in short."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-script = importlib.import_module("training_kills")
+import training_kills as script
 
 
 def test_killed_runs_end_like_others(tmp_path, monkeypatch):

@@ -1,21 +1,16 @@
 """The comparison of trainings, in short; the reference's loop is the trainer's."""
 
 import copy
-import importlib
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+import training_quality as script
 
 from cdrl_fast import Trainer, reference
 from cdrl_fast.data import load_data
 from cdrl_fast.recipe import load_recipe
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-script = importlib.import_module("training_quality")
 
 SMALL = {
     "energy_width": 8, "energy_multipliers": [1, 2], "energy_blocks": 1, "initializer_width": 8,

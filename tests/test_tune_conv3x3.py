@@ -1,20 +1,18 @@
 """The script that measures convolutions: all of it runs without a GPU, and nothing wrong wins."""
 
-import importlib
 import json
-import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
+import tune_conv3x3 as script
 
 from cdrl_fast.ops.conv3x3 import tiling, winners
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "tune_conv3x3.py"
-sys.path.insert(0, str(SCRIPT.parent))
-script = importlib.import_module("tune_conv3x3")
+
 CPU = torch.device("cpu")
 PROBLEM = script.Problem("fp16", 8, 4, 32, 64, False)
 
