@@ -18,6 +18,7 @@ from cdrl_fast import checkpoint
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.model import checkpoints_of
 from cdrl_fast.train_config import TrainConfig
+from cdrl_fast.watch import device_numbers, watch
 
 LOG = "log.jsonl"
 logger = logging.getLogger("cdrl_fast")
@@ -40,6 +41,7 @@ class RunFolder:
         self.path, self._config = path, config
         self._unsaved = False
         self._saved_at = time.monotonic()
+        self._logged: tuple[int, float] | None = None
         try:
             for part in ("previews", "checkpoints"):
                 (path / part).mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,7 @@ class RunFolder:
             self._cut_log(iteration)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot hold a training run: {error}") from error
+        self._watch = watch(config.watch, path, iteration)
 
     def check_room(self, size: int) -> None:
         """Raises CheckpointError if there is no room for one checkpoint of ``size`` bytes more."""
@@ -60,14 +63,44 @@ class RunFolder:
                 "free; make room or use another folder"
             )
 
-    def log(self, entry: dict[str, Any]) -> None:
-        """Adds one line of JSON to the run's log."""
+    def losses(self, iteration: int, seconds: float, values: dict[str, float]) -> None:
+        """Logs an iteration's figures, with the ``images_per_second`` of training since the last.
+
+        Args:
+            seconds: of training so far.
+        """
+        before, self._logged = self._logged, (iteration, seconds)
+        if before is not None and seconds > before[1]:
+            rate = (iteration - before[0]) * self._config.batch_size / (seconds - before[1])
+            values = {**values, "images_per_second": round(rate, 3)}
+        self.log(iteration, seconds, {**values, **device_numbers()})
+
+    def log(self, iteration: int, seconds: float, entry: dict[str, Any]) -> None:
+        """Adds one line of JSON to the run's log, and shows it to who watches.
+
+        Args:
+            seconds: of training so far.
+            entry: numbers by name, text, and "metrics", which are numbers.
+        """
+        numbers = {**entry, **entry.get("metrics", {})}
+        known = {k: v for k, v in numbers.items() if isinstance(v, (int, float))}
+        self._watch.numbers(iteration, known)
+        for name, text in entry.items():
+            if isinstance(text, str):
+                self._watch.text(iteration, name, text)
+        entry = {"iteration": iteration, "seconds": round(seconds, 3), **entry}
 
         def append() -> None:
             with (self.path / LOG).open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
         self.attempt(append)
+
+    def preview(self, iteration: int, write: Callable[[Path], None]) -> None:
+        """Has a preview written, given its path without suffix, and shows it to who watches."""
+        path = self.path / "previews" / f"{iteration:08d}"
+        if self.attempt(lambda: write(path)):
+            self._watch.picture(iteration, path.with_suffix(".png"))
 
     def attempt(self, write: Callable[[], None]) -> bool:
         """Whether something could be written; training is worth more than what could not."""

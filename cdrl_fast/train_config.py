@@ -40,6 +40,8 @@ class TrainConfig:
             checkpoints; 0 for none.
         checkpoint_minutes: minutes between checkpoints, besides; 0 for none.
         keep: checkpoints kept, the newest ones.
+        watch: who is shown the run besides its log: "none", "tensorboard" (in the run's folder) or
+            "wandb"; extras of the same names.
     """
 
     batch_size: int = 256
@@ -65,6 +67,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 0.0
     keep: int = 3
+    watch: Literal["none", "tensorboard", "wandb"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "keep"):
@@ -81,6 +84,10 @@ class TrainConfig:
             raise ValueError(
                 'TrainConfig: expected recompute "nothing", "activations" or "blocks", got '
                 f"{self.recompute!r}"
+            )
+        if self.watch not in ("none", "tensorboard", "wandb"):
+            raise ValueError(
+                f'TrainConfig: expected watch "none", "tensorboard" or "wandb", got {self.watch!r}'
             )
         for name in ("label_drop", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:

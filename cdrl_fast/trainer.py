@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -260,7 +259,7 @@ class Trainer:
         """After a bad iteration: on to the next one, or back to the last good checkpoint."""
         self._refused += 1
         if run is not None:
-            self._append(run, {"skipped": str(error)})
+            run.log(self.iteration, self.seconds, {"skipped": str(error)})
         if self._refused <= self.config.patience:
             self.iteration += 1
             return
@@ -277,7 +276,8 @@ class Trainer:
         self._restore(*back)
         self.rollbacks, self._refused = rollbacks, 0
         if run is not None:
-            self._append(run, {"rolled_back": rollbacks, "learning_rates": 0.5**rollbacks})
+            told = {"rolled_back": rollbacks, "learning_rates": 0.5**rollbacks}
+            run.log(self.iteration, self.seconds, told)
 
     def _write(
         self,
@@ -293,11 +293,11 @@ class Trainer:
             return every > 0 and n % every == 0
 
         if (due(config.log_every) or done) and log:
-            self._append(run, log)
+            run.losses(n, self.seconds, log)
         if preview is not None and due(config.preview_every):
-            run.attempt(lambda: preview(self, run.path / "previews" / f"{n:08d}"))
+            run.preview(n, lambda path: preview(self, path))
         if evaluate is not None and due(config.metrics_every):
-            self._append(run, {"metrics": evaluate(self)})
+            run.log(n, self.seconds, {"metrics": evaluate(self)})
 
     def _checkpoint_due(self, run: RunFolder) -> bool:
         config = self.config
@@ -309,10 +309,6 @@ class Trainer:
             self._state()  # the parts of a sharded run come from all processes
         else:
             run.checkpoint(self.iteration, self.save, last=last)
-
-    def _append(self, run: RunFolder, entry: dict[str, Any]) -> None:
-        seconds = round(self.seconds, 3)
-        run.log({"iteration": self.iteration, "seconds": seconds, **entry})
 
     def save(self, path: str | Path) -> Path:
         """Writes a checkpoint folder, which `CDRL.from_pretrained` reads as the averaged model.
