@@ -40,7 +40,8 @@ kernels: $(VENV)/.dev ## Every GPU kernel compiled and read, by the newest trito
 install-matrix: $(VENV)/.dev ## Wheels with and without compiler, CUDA and triton, used outside the tree
 	env -u CDRL_CUDA $(BIN)/python scripts/install_matrix.py
 
-slow: $(VENV)/.dev ## Long campaigns, about an hour; results go to benchmarks/results/
+slow: $(VENV)/.dev ## Slow tests and long campaigns, hours; results go to benchmarks/results/
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python scripts/training_kills.py --out benchmarks/results/training-kills.json
 	$(BIN)/python scripts/training_quality.py --out benchmarks/results/training-quality.json
 

@@ -7,7 +7,7 @@ import cost_model as model
 import pytest
 import scaling as script
 
-from cdrl_fast.recipe import ModelOptions
+from cdrl_fast.recipe import ModelOptions, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,16 +15,11 @@ IDEAL = model.Machine(peak=1e12, efficiency=1.0, processors=1, tiles=(1,), kerne
 
 
 @pytest.fixture(scope="module")
-def found():
-    return script.models()
+def paper():
+    return model.count(ModelOptions(), 32)
 
 
-@pytest.fixture(scope="module")
-def paper(found):
-    return found[0].cost
-
-
-def test_the_papers_costs(found, paper):
+def test_the_papers_costs(paper):
     assert paper.sample() == pytest.approx(2.05e12, rel=0.01)
     published = {15: 2.05, 8: 1.11, 5: 0.71, 3: 0.44}
     for steps, tera in published.items():
@@ -39,15 +34,17 @@ def test_the_papers_costs(found, paper):
     assert paper.state == 5 * paper.exchanged
 
 
-def test_width_and_size_scale_as_they_should(found, paper):
-    _, wide, middle, large = (row.cost for row in found)
-    assert wide.gradient == pytest.approx(4 * paper.gradient, rel=0.01)
-    assert wide.energy_parameters == pytest.approx(4 * paper.energy_parameters, rel=0.01)
+def test_width_and_size_scale_as_they_should():
+    flat = ModelOptions(energy_blocks=1, initializer_blocks=1)
+    deeper = replace(flat, energy_multipliers=(1, 2, 2, 2, 2), initializer_multipliers=(1, 1, 1, 1))
+    one, wide = model.count(flat, 32), model.count(replace(flat, energy_width=256), 32)
+    large = model.count(deeper, 64)
+    assert wide.gradient == pytest.approx(4 * one.gradient, rel=0.02)
+    assert wide.energy_parameters == pytest.approx(4 * one.energy_parameters, rel=0.02)
     # Four times the pixels, and what the smallest resolution adds.
-    assert middle.gradient == pytest.approx(4 * paper.gradient, rel=0.02)
-    assert large.gradient == pytest.approx(64 * paper.gradient, rel=0.02)
-    assert wide.kept == pytest.approx(2 * paper.kept, rel=0.01)
-    assert middle.chain == pytest.approx(4 * paper.chain, rel=0.01)
+    assert large.gradient == pytest.approx(4 * one.gradient, rel=0.05)
+    assert wide.kept == pytest.approx(2 * one.kept, rel=0.01)
+    assert large.chain == pytest.approx(4 * one.chain, rel=0.01)
 
 
 def test_convolutions_are_the_flop(paper):
@@ -126,7 +123,9 @@ def test_numbers_and_durations():
     assert shown == ["3.47 days", "2.5 h", "2.5 min", "1.5 s", "41.2 ms"]
 
 
-def test_cpu_times_are_of_the_newest_line_that_has_them(found):
+def test_cpu_times_are_of_the_newest_line_that_has_them(paper):
+    row = script.Model("the paper's", load_recipe("cifar10"), 32, paper)
+
     def line(median, group=script.CPU_GROUP):
         row = {
             "group": group, "contender": script.CPU_CONTENDER, "device": "cpu", "median": median,
@@ -137,17 +136,19 @@ def test_cpu_times_are_of_the_newest_line_that_has_them(found):
             "rows": [row],
         }  # fmt: skip
 
-    shown = script.cpu_table(found[0], [line(8.0), line(0.8), line(0.1, "another")])
+    shown = script.cpu_table(row, [line(8.0), line(0.8), line(0.1, "another")])
     assert "a CPU, 2 threads; 2030-01-02, commit abcdefg" in shown
     assert "| gradients a second, measured | 10 |" in shown
     assert f"| one sample, its gradients alone | {script.number(9.1)} s |" in shown
     days = 400_000 * 256 * 15 / 10 / 86400
     assert f"{days:,.0f} days |" in shown
-    assert script.cpu_table(found[0], []) == "Not measured yet."
+    assert script.cpu_table(row, []) == "Not measured yet."
 
 
-def test_the_page_shows_the_tables(found):
+@pytest.mark.slow
+def test_the_page_shows_the_tables():
     """Of the default assumptions; its CPU times may be of earlier results."""
+    found = script.models()
     page, results = script.PAGE.read_text(), script.lines(script.RESULTS)
     others = script.tables(model.Machine(), [], found)
     cpu = [script.cpu_table(found[0], results[:n]) for n in range(1, len(results) + 1)]

@@ -141,7 +141,7 @@ def test_a_full_disk_loses_nothing(model, whole, tmp_path, monkeypatch):
 
 
 def test_torchrun_with_a_worker_killed_and_started_again(model, tmp_path):
-    """By the command line: two workers, one of them killed; then three; against one."""
+    """By the command line: two workers, one of them killed; then three; against this one."""
     model.save_pretrained(tmp_path / "model")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command = ["-m", "cdrl_fast.cli", "sample", "--model", tmp_path / "model", "--device", "cpu"]
@@ -163,7 +163,8 @@ def test_torchrun_with_a_worker_killed_and_started_again(model, tmp_path):
     assert run.wait(60) != 0
     assert 20 <= len(list(shards.glob("0*"))) < 200
     assert start(3, "killed").wait(120) == 0
-    assert start(1, "peace").wait(120) == 0
+    options = {"label": ["a", "b"], "batch_size": 2, "steps": 2}
+    sample_to_folder(Sampler(model), 400, tmp_path / "peace", **options)
     found = contents(tmp_path / "killed")
     assert found == contents(tmp_path / "peace")
     assert json.loads(found["request.json"])["n"] == 400
