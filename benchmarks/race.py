@@ -50,7 +50,8 @@ class Race:
         long = not benchmark.disabled and self._seconds(name) > LONG
         rounds, warmup = (max(5, rounds // 3), 1) if long else (rounds, WARMUP)
         benchmark.group = self.group
-        benchmark.pedantic(run, setup=others, rounds=rounds, warmup_rounds=warmup)
+        setup = None if benchmark.disabled else others
+        benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=warmup)
         notes = self.notes.get(name, {})
         benchmark.extra_info.update(contender=name, device=str(self.device), **self.work, **notes)
         if benchmark.disabled:
