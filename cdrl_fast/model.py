@@ -15,6 +15,7 @@ from cdrl_fast.errors import CheckpointError
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.schedule import NoiseSchedule, StepPlan, Steps
 
+Networks = tuple[nn.Module, nn.Module | None]
 Label = int | str | Sequence[int] | Sequence[str] | Tensor | None
 
 NETWORKS: dict[str, type[nn.Module]] = {
@@ -165,12 +166,16 @@ class CDRL(nn.Module):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> CDRL:
-        """The model of `to_config`, with fresh weights."""
+    def from_config(cls, config: dict[str, Any], networks: Networks | None = None) -> CDRL:
+        """The model of `to_config`, with fresh weights; of ``networks`` where they are given."""
         initializer = config["initializer"]
+        if networks is None:
+            networks = (
+                _build_network(config["energy"]),
+                None if initializer is None else _build_network(initializer),
+            )
         model = cls(
-            _build_network(config["energy"]),
-            None if initializer is None else _build_network(initializer),
+            *networks,
             NoiseSchedule(**config["schedule"]),
             sample_shape=config["sample_shape"],
         )
@@ -181,10 +186,8 @@ class CDRL(nn.Module):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes ``config.json``, ``model.safetensors`` and ``SHA256SUMS`` into ``folder``.
 
-        Atomic for a new folder; see `cdrl_fast.checkpoint.write_folder`.
-
-        Raises:
-            ValueError: networks that are not this library's (save their state yourself).
+        Atomic for a new folder; see `cdrl_fast.checkpoint.write_folder`. Of networks that are not
+        this library's the weights are kept, not how to build them.
         """
         files = {
             CONFIG: checkpoint.json_to_bytes(self.to_config()),
@@ -193,12 +196,14 @@ class CDRL(nn.Module):
         return checkpoint.write_folder(folder, files)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> CDRL:
+    def from_pretrained(cls, name: str | Path, networks: Networks | None = None) -> CDRL:
         """Loads a model in eval mode, on the CPU, every byte verified.
 
         Args:
             name: a shipped model ("digits"); else a folder written by `save_pretrained` or by a
                 training run (its newest checkpoint, with EMA weights); else a Hugging Face Hub id.
+            networks: energy and initializer (or None) that take the weights, where they are modules
+                of your own.
 
         Raises:
             CheckpointError: unknown name, missing or corrupt files.
@@ -210,7 +215,7 @@ class CDRL(nn.Module):
                 f"{folder / CONFIG}: not a cdrl_fast model of format 1; files of the authors' code "
                 "are read by load_released_checkpoint"
             )
-        model = cls.from_config(config)
+        model = cls.from_config(config, networks)
         tensors = checkpoint.read_tensors(folder, files, WEIGHTS)
         try:
             model.load_state_dict(tensors)
@@ -292,13 +297,11 @@ def _sample_shape(
 
 
 def _network_config(network: nn.Module) -> dict[str, Any]:
-    name = type(network).__name__
-    if name not in NETWORKS:
-        raise ValueError(
-            f"{name}: only {', '.join(NETWORKS)} can be saved with their configuration"
-        )
+    kind = type(network)
+    if kind not in NETWORKS.values():
+        return {"type": f"{kind.__module__}.{kind.__qualname__}"}
     config: dict[str, Any] = network.config  # type: ignore[assignment]
-    return {"type": name, **config}
+    return {"type": kind.__name__, **config}
 
 
 def _build_network(config: dict[str, Any]) -> nn.Module:
@@ -306,6 +309,7 @@ def _build_network(config: dict[str, Any]) -> nn.Module:
     name = options.pop("type")
     if name not in NETWORKS:
         raise CheckpointError(
-            f"config.json: unknown network {name!r}; known: {', '.join(NETWORKS)}"
+            f"config.json: {name} is not a network of this library ({', '.join(NETWORKS)}); build "
+            "it and pass networks=(energy, initializer)"
         )
     return NETWORKS[name](**options)

@@ -18,7 +18,7 @@ from cdrl_fast.data import Dataset
 from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
 from cdrl_fast.iteration import INITIALIZER, Iteration
-from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, newest_readable
+from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, Networks, newest_readable
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.processes import Group, gathered, whole
@@ -350,6 +350,7 @@ class Trainer:
         *,
         config: TrainConfig | None = None,
         device: torch.device | str | None = None,
+        networks: Networks | None = None,
     ) -> Trainer:
         """The trainer of a checkpoint, ready to go on.
 
@@ -359,6 +360,7 @@ class Trainer:
             data: the data set of the run; its size must be the same.
             config: replaces the stored one, but "auto" keeps the stored precision; for intervals.
             device: where to train; by default the CPU.
+            networks: as in `CDRL.from_pretrained`.
 
         Raises:
             CheckpointError: no whole checkpoint there, or other data.
@@ -367,7 +369,7 @@ class Trainer:
         stored = training_config(folder, files, data)
         training = stored["training"]
         state = checkpoint.read_tensors(folder, files, STATE)
-        model = CDRL.from_config(stored)
+        model = CDRL.from_config(stored, networks)
         dtype = next(v.dtype for k, v in state.items() if k.startswith("model.energy."))
         # Runs from before there was a choice were in full precision.
         full = "fp64" if dtype == torch.float64 else "fp32"

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import own_networks
 from PIL import Image
 
+from cdrl_fast import CDRL
 from cdrl_fast.demo import run_demo
 
 ROOT = Path(__file__).parents[1]
@@ -54,3 +56,13 @@ def test_checkerboard_example(tmp_path):
     assert 0.85 < figures["inside, exact samples blurred by one step's noise"] < 1
     assert len(figures["each square's share times 8"]) == 8
     assert Image.open(tmp_path / "log-density.png").width > 300
+
+
+def test_own_networks_example(tmp_path, monkeypatch, capsys):
+    options = ["--iterations", "3", "--samples", "100", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["own_networks.py", *options])
+    own_networks.main()
+    assert "% of the samples are inside" in capsys.readouterr().out
+    assert Image.open(tmp_path / "samples.png").width > 300
+    made = (own_networks.Energy(), own_networks.Perceptron(2))
+    assert CDRL.from_pretrained(tmp_path, networks=made).sample_shape == (2,)

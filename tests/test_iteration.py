@@ -10,8 +10,10 @@ from torch import nn
 
 from cdrl_fast import (
     CDRL,
+    CheckpointError,
     NoiseSchedule,
     Precision,
+    Sampler,
     TrainConfig,
     Trainer,
     _native,
@@ -135,13 +137,25 @@ class Mine(nn.Module):
         return y + out if self.outs else out[:, 0]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_any_modules_train(precision):
-    torch.manual_seed(0)
+@pytest.fixture
+def own():
+    """Networks of one's own, and data for them."""
     points = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
-    data = Dataset("points", points, None, (), None)
-    schedule = NoiseSchedule(3, 4, kappa=1e-3, step_scale="constant")
-    model = CDRL(Mine(2, 0), Mine(2, 2), schedule, sample_shape=(2,))
+
+    def networks():
+        torch.manual_seed(0)
+        return Mine(2, 0), Mine(2, 2)
+
+    return networks, Dataset("points", points, None, (), None)
+
+
+SCHEDULE = NoiseSchedule(3, 4, kappa=1e-3, step_scale="constant")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_any_modules_train(precision, own):
+    networks, data = own
+    model = CDRL(*networks(), SCHEDULE, sample_shape=(2,))
     trainer = Trainer(model, data, TrainConfig(batch_size=50, warmup=0, precision=precision))
     assert trainer.precision == Precision(precision)
     before = [p.detach().clone() for p in model.parameters()]
@@ -151,6 +165,30 @@ def test_any_modules_train(precision):
     # An energy's last bias cancels in f⁻ - f⁺.
     moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
     assert sum(moved) >= len(moved) - 1
+
+
+def test_a_run_of_any_modules_is_kept(own, tmp_path):
+    """Their weights are in its checkpoints; how to build them is the user's to know."""
+
+    def networks():
+        made = own[0]()
+        for network in made:
+            network.layers[1].p = 0.0  # of torch's own generator, which no checkpoint holds
+        return made
+
+    config = TrainConfig(batch_size=50, warmup=0, checkpoint_every=2)
+    whole = Trainer(CDRL(*networks(), SCHEDULE, sample_shape=(2,)), own[1], config)
+    whole.fit(4)
+    Trainer(CDRL(*networks(), SCHEDULE, sample_shape=(2,)), own[1], config).fit(2, folder=tmp_path)
+    resumed = Trainer.resume(tmp_path, own[1], networks=networks())
+    resumed.fit(4, folder=tmp_path)
+    loaded = CDRL.from_pretrained(tmp_path, networks=networks())
+    for mine, theirs in ((resumed.model, whole.model), (loaded, whole.ema)):
+        for name, value in theirs.state_dict().items():
+            assert torch.equal(mine.state_dict()[name], value)
+    assert torch.equal(Sampler(loaded).sample(3), Sampler(whole.ema).sample(3))
+    with pytest.raises(CheckpointError, match="Mine is not a network of this library"):
+        CDRL.from_pretrained(tmp_path)
 
 
 def scaled(trainer, scale):

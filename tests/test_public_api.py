@@ -29,7 +29,7 @@ SIGNATURES = {
     "MLPInitializer": "(dim, width, embedding, classes)",
     "CDRL": "(energy, initializer, schedule, *, sample_shape)",
     "CDRL.save_pretrained": "(self, folder)",
-    "CDRL.from_pretrained": "(name)",
+    "CDRL.from_pretrained": "(name, networks)",
     "load_released_checkpoint": "(path, *, image_size, schedule)",
     "Sampler": "(model, *, device, precision, backend, graph, compile)",
     "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
@@ -58,7 +58,7 @@ SIGNATURES = {
     "Trainer": "(model, data, config)",
     "Trainer.fit": "(self, iterations, *, folder, progress, preview, evaluate)",
     "Trainer.save": "(self, path)",
-    "Trainer.resume": "(path, data, *, config, device)",
+    "Trainer.resume": "(path, data, *, config, device, networks)",
     "reference.sample": "(model, n, *, seed, steps, label, guidance, first_sample, denoise_scale, "
     "dtype, noise)",
     "ops.langevin_step": "(x, grad, anchor, *, drift, pull, noise_std, rng, rescale, first_bad, "
