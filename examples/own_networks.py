@@ -3,8 +3,8 @@
     python examples/own_networks.py --out DIR
 
 An energy and an initializer in plain PyTorch learn the 2-D checkerboard. Writes the training run
-and a picture of samples, and prints the share of them inside the squares. The run's checkpoints hold
-the weights; ``CDRL.from_pretrained(DIR, networks=(Energy(), Perceptron(2)))`` reads them.
+and a picture of samples, and prints the share of them inside the squares. The run's checkpoints
+hold the weights; ``CDRL.from_pretrained(DIR, networks=(Energy(), Perceptron(2)))`` reads them.
 """
 
 from __future__ import annotations
