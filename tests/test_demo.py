@@ -62,7 +62,7 @@ def test_own_networks_example(tmp_path, monkeypatch, capsys):
     options = ["--iterations", "3", "--samples", "100", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["own_networks.py", *options])
     own_networks.main()
-    assert "% of the samples are inside" in capsys.readouterr().out
+    assert "% of the samples are within 0.9 of a centre" in capsys.readouterr().out
     assert Image.open(tmp_path / "samples.png").width > 300
     made = (own_networks.Energy(), own_networks.Perceptron(2))
     assert CDRL.from_pretrained(tmp_path, networks=made).sample_shape == (2,)
