@@ -32,7 +32,8 @@ def run(processes, out, iterations=ITERATIONS, config=None, **options):
 
 def logged(folder):
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    times = ("seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
 
 
 def weights(model):
