@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo
 	$(BIN)/cdrl-fast demo --out demo
 
 test: $(VENV)/.dev ## All tests that need no GPU, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=20
 
 test-native: ## The C++ kernels alone, under AddressSanitizer and UBSan
 	cmake -S . -B build/native -G Ninja -DCDRL_PYTHON=OFF -DCDRL_CUDA=OFF -DCDRL_TESTS=ON -DCDRL_SANITIZE=ON
