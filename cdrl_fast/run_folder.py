@@ -70,7 +70,7 @@ class RunFolder:
             seconds: of training so far.
         """
         before, self._logged = self._logged, (iteration, seconds)
-        if before is not None and seconds > before[1]:
+        if before is not None and iteration > before[0] and seconds > before[1]:
             rate = (iteration - before[0]) * self._config.batch_size / (seconds - before[1])
             values = {**values, "images_per_second": round(rate, 3)}
         self.log(iteration, seconds, {**values, **device_numbers()})
