@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,21 @@ def read_tensors(folder: Path, files: Mapping[str, bytes], name: str) -> dict[st
     return tensors_from_bytes(files[name])
 
 
+def sums_of(folder: Path, names: Sequence[str]) -> bytes:
+    """What `SUMS` holds of files in a folder, which may be larger than the memory."""
+    lines = []
+    for name in names:
+        with (folder / name).open("rb") as file:
+            lines.append(_line(name, hashlib.file_digest(file, "sha256").hexdigest()))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
 def _digest_line(name: str, data: bytes) -> str:
-    return f"{hashlib.sha256(data).hexdigest()}  {name}"
+    return _line(name, hashlib.sha256(data).hexdigest())
+
+
+def _line(name: str, digest: str) -> str:
+    return f"{digest}  {name}"
 
 
 def _sums(files: Mapping[str, bytes]) -> bytes:

@@ -21,7 +21,7 @@ from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import CDRL, checkpoints_of
-from cdrl_fast.processes import Group, process_group, worker, worker_device
+from cdrl_fast.processes import process_group, worker, worker_device
 from cdrl_fast.quality import Evaluate, Tune
 from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
@@ -92,13 +92,13 @@ class Train:
             preview=preview,
             evaluate=lambda t: evaluate(t.ema, train, checked, samples=500, guidance=(0.0,)),
         )
-        if Group(device).rank == 0:
+        if worker()[0] == 0:
             print(
                 f"{self.out}: {trainer.iteration} iterations, {trainer.seconds:.0f} s of training"
             )
 
     def _trainer(self, recipe: Recipe, train: Dataset, device: torch.device) -> Trainer:
-        stored, first = self.out / RECIPE, Group(device).rank == 0
+        stored, first = self.out / RECIPE, worker()[0] == 0
         if checkpoints_of(self.out):
             if self.resume == "never":
                 raise CheckpointError(

@@ -24,6 +24,11 @@ from cdrl_fast.train_config import TrainConfig
 NOISE, POSTERIOR, LEVEL, DROPOUT, INITIALIZER = 0, 1, 2, 16, 2**16
 
 
+def moved(first_bad: Tensor, samples: int) -> Tensor:
+    """``first_bad`` of a part of a batch that begins after so many samples, as the batch's."""
+    return torch.where(first_bad == NEVER, first_bad, first_bad + samples)
+
+
 class Iteration:
     """Leaves in the parameters the gradients of both losses, for one batch.
 
@@ -86,8 +91,7 @@ class Iteration:
                 some = slice(i * size, (i + 1) * size)
                 labels = None if label is None else label[some]
                 found.append(self._part(x0[some], labels, first + i * size, last=i == parts - 1))
-                bad = found[-1]["first_bad"]
-                found[-1]["first_bad"] = torch.where(bad == NEVER, bad, bad + i * size)
+                found[-1]["first_bad"] = moved(found[-1]["first_bad"], i * size)
         means = {k: torch.stack([part[k] for part in found]) for k in found[0]}
         first_bad = means.pop("first_bad").min()
         return {**{k: v.mean() for k, v in means.items()}, "first_bad": first_bad}
@@ -168,9 +172,9 @@ class Iteration:
         self, x_noisy: Tensor, level: LevelTable, label: Tensor | None, first: int
     ) -> Tensor:
         """y_0: the initializer's mean with its noise; x_t itself without an initializer."""
-        if self._initializer is None or self.model.initializer is None:
+        if self._initializer is None:
             return x_noisy
-        self.model.initializer.train()
+        self._initializer.network.train()
         with self.precision.autocast(self.device):
             mean = self._initializer(x_noisy, level.logsnr_noisy, label)
         mean = mean.to(self.dtype)

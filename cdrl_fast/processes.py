@@ -70,10 +70,13 @@ class SharedNetwork:
         group: the processes.
         shard: each keeps only its part of the weights, gradients and optimiser state (FSDP2)
             instead of all of them (DDP).
+
+    Attributes:
+        network: the one that was given.
     """
 
     def __init__(self, network: nn.Module, group: Group, *, shard: bool) -> None:
-        self._network = self._forward = network
+        self.network = self._forward = network
         self._sharded = shard and group.size > 1
         if self._sharded:
             from torch.distributed.device_mesh import init_device_mesh
@@ -94,7 +97,7 @@ class SharedNetwork:
     @contextmanager
     def summing(self, *, last: bool) -> Iterator[None]:
         """Gradients of what is called here add up in this process, the last ones' sum in all."""
-        network: Any = self._network
+        network: Any = self.network
         if self._sharded:
             network.set_requires_gradient_sync(last)
             network.set_reshard_after_backward(last)

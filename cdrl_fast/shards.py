@@ -176,17 +176,13 @@ class _Request:
 
     def _merged(self) -> bool:
         try:
-            return (self.folder / checkpoint.SUMS).read_text() == self._sums()
+            return (self.folder / checkpoint.SUMS).read_bytes() == self._sums()
         except FileNotFoundError:
             return False
 
-    def _sums(self) -> str:
+    def _sums(self) -> bytes:
         names = [SAMPLES, REQUEST] if self.labels is None else [LABELS, SAMPLES, REQUEST]
-        lines = []
-        for name in names:
-            with (self.folder / name).open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-        return "".join(lines)
+        return checkpoint.sums_of(self.folder, names)
 
     def _merge(self) -> Path:
         """All shards in one file; whoever does it writes the same bytes."""
@@ -204,7 +200,7 @@ class _Request:
             os.replace(path, self.folder / SAMPLES)
         if self.labels is not None:
             checkpoint.write_atomic(self.folder / LABELS, _bytes(self.labels.numpy()))
-        checkpoint.write_atomic(self.folder / checkpoint.SUMS, self._sums().encode())
+        checkpoint.write_atomic(self.folder / checkpoint.SUMS, self._sums())
         return self.folder / SAMPLES
 
 

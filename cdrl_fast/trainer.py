@@ -17,7 +17,7 @@ from cdrl_fast.batches import Batches, check_fit
 from cdrl_fast.data import Dataset
 from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
-from cdrl_fast.iteration import INITIALIZER, Iteration
+from cdrl_fast.iteration import INITIALIZER, Iteration, moved
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, Networks, newest_readable
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
@@ -127,8 +127,7 @@ class Trainer:
         overflown = self._scaler.is_enabled() and self._scaler.get_scale() > 1.0
         self._scaler.update()
         if bad:
-            first_bad = first_bad + self.batches.start * (first_bad != NEVER)
-            self._raise_chain(int(self._group.least(first_bad)))
+            self._raise_chain(int(self._group.least(moved(first_bad, self.batches.start))))
         complaint = self._monitor.complaint(log)
         norms = {k: v for k, v in log.items() if k.endswith("grad_norm")}
         if overflown and complaint is not None and not all(map(math.isfinite, norms.values())):
@@ -288,21 +287,19 @@ class Trainer:
         done: bool,
     ) -> None:
         n, config = self.iteration, self.config
-
-        def due(every: int) -> bool:
-            return every > 0 and n % every == 0
-
-        if (due(config.log_every) or done) and log:
+        if (self._due(config.log_every) or done) and log:
             run.losses(n, self.seconds, log)
-        if preview is not None and due(config.preview_every):
+        if preview is not None and self._due(config.preview_every):
             run.preview(n, lambda path: preview(self, path))
-        if evaluate is not None and due(config.metrics_every):
+        if evaluate is not None and self._due(config.metrics_every):
             run.log(n, self.seconds, {"metrics": evaluate(self)})
 
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.iteration % every == 0
+
     def _checkpoint_due(self, run: RunFolder) -> bool:
-        config = self.config
-        every = config.checkpoint_every > 0 and self.iteration % config.checkpoint_every == 0
-        return every or run.checkpoint_due(retry=self.iteration % config.log_every == 0)
+        retry = self._due(self.config.log_every)
+        return self._due(self.config.checkpoint_every) or run.checkpoint_due(retry=retry)
 
     def _checkpoint(self, run: RunFolder | None, *, last: bool) -> None:
         if run is None:

@@ -139,10 +139,15 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def between(page: str, begin: str, end: str, shown: str) -> str:
+    """A page with what stands between two markers replaced."""
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{shown}\n{end}{rest.split(end)[1]}"
+
+
 def inserted(readme: str, shown: str) -> str:
     """The README with what stands between the markers replaced."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{shown}\n{END}{rest.split(END)[1]}"
+    return between(readme, BEGIN, END, shown)
 
 
 def main(arguments: list[str] | None = None) -> int:

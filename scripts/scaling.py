@@ -18,7 +18,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from benchmark_table import RESULTS, lines  # noqa: E402
+from benchmark_table import RESULTS, between, lines  # noqa: E402
 from cost_model import Cost, Machine, count  # noqa: E402
 
 from cdrl_fast.recipe import Recipe, load_recipe  # noqa: E402
@@ -318,9 +318,7 @@ def tables(
 def inserted(page: str, shown: dict[str, str]) -> str:
     """The page with each table between its markers."""
     for name, text in shown.items():
-        begin, end = f"<!-- table: {name} -->", f"<!-- end of {name} -->"
-        before, rest = page.split(begin)
-        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+        page = between(page, f"<!-- table: {name} -->", f"<!-- end of {name} -->", text)
     return page
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from cdrl_fast import CDRL, Sampler, TrainConfig, Trainer, reference
+from cdrl_fast.batches import Batches
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.environment import about
 from cdrl_fast.evaluation import Judge, measure
@@ -47,7 +48,10 @@ class ByReference:
     def __init__(self, model: CDRL, data: Dataset, config: TrainConfig) -> None:
         self.model, self.ema = model, copy.deepcopy(model).eval()
         self._data, self._config = data, config
-        self._batches = Trainer(copy.deepcopy(model), data, config).batches
+        # In this order come the trainer's; the labels it drops are the iteration's to drop.
+        self._batches = Batches(
+            data, config, labelled=False, device=torch.device("cpu"), dtype=torch.float32
+        )
         self.iteration = 0
         self.energy = torch.optim.Adam(model.energy.parameters())
         assert model.initializer is not None
@@ -106,8 +110,8 @@ def raced(
             contender.seconds += time.perf_counter() - begun
             if iteration % every == 0:
                 sampler = Sampler(run.ema, precision="fp32")
-                row = {"iteration": iteration, "seconds": contender.seconds}
-                row |= measure(sampler, judge, samples, seed=1000) | {"seconds": contender.seconds}
+                row = measure(sampler, judge, samples, seed=1000)
+                row |= {"iteration": iteration, "seconds": contender.seconds}
                 rows[contender.name].append(row)
                 print(f"seed {seed}, {contender.name}: {row}", flush=True)
     return rows

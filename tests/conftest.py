@@ -1,4 +1,5 @@
 import os
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -99,6 +100,17 @@ def triton_device(request):
     if why is not None:
         pytest.skip(why)
     return device
+
+
+def weights(model):
+    """All of a model's state as one vector."""
+    return torch.cat([v.flatten() for v in model.state_dict().values()])
+
+
+def torchrun(processes, *command):
+    """The command that starts ``python *command`` in so many processes."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*start, "--nproc-per-node", str(processes), *map(str, command)]
 
 
 @pytest.fixture

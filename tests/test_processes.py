@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from cdrl_fast import CDRL, Trainer
 from cdrl_fast.run_folder import LOG
 from cdrl_fast.train_config import TrainConfig
+from tests.conftest import torchrun, weights
 from tests.train_together import images, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,8 +19,7 @@ ITERATIONS = 50
 
 def together(processes, *command):
     """The command's exit status; torchrun's own is 1 whatever a process's was."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    start += ["--nproc-per-node", str(processes), *map(str, command)]
+    start = torchrun(processes, *command)
     done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=200)
     return done.returncode, done.stdout + done.stderr
 
@@ -34,10 +33,6 @@ def logged(folder):
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     times = ("seconds", "images_per_second")
     return [{k: v for k, v in line.items() if k not in times} for line in lines]
-
-
-def weights(model):
-    return torch.cat([v.flatten() for v in model.state_dict().values()])
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from cdrl_fast import CDRL, CheckpointError, NoiseSchedule, ResNetEnergy, Sampler, given
 from cdrl_fast.checkpoint import SUMS
 from cdrl_fast.shards import sample_to_folder
+from tests.conftest import torchrun
 
 ROOT = Path(__file__).resolve().parents[1]
 N, BATCH = 23, 4
@@ -143,14 +143,13 @@ def test_a_full_disk_loses_nothing(model, whole, tmp_path, monkeypatch):
 def test_torchrun_with_a_worker_killed_and_started_again(model, tmp_path):
     """By the command line: two workers, one of them killed; then three; against this one."""
     model.save_pretrained(tmp_path / "model")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command = ["-m", "cdrl_fast.cli", "sample", "--model", tmp_path / "model", "--device", "cpu"]
     options = ["-n", 400, "--label", "a", "b", "--batch-size", 2, "--steps", 2, "--out"]
 
     def start(workers, out):
-        words = [*torchrun, workers, *command, *options, tmp_path / out]
+        words = torchrun(workers, *command, *options, tmp_path / out)
         return subprocess.Popen(
-            list(map(str, words)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
     run = start(2, "killed")

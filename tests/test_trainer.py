@@ -16,6 +16,7 @@ from cdrl_fast.levels import noised_pair
 from cdrl_fast.precision import fast_bfloat16
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
+from tests.conftest import weights
 
 CONFIG = TrainConfig(
     batch_size=6, energy_lr=1e-3, initializer_lr=1e-3, warmup=4, initializer_warmup_offset=1,
@@ -28,10 +29,6 @@ def images():
     rng = np.random.default_rng(0)
     values = rng.integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
     return Dataset("random", values, rng.integers(1, 4, 20), ("zero", "one", "two"))
-
-
-def weights(model):
-    return torch.cat([v.flatten() for v in model.state_dict().values()])
 
 
 @pytest.mark.parametrize("variance_reduction", [True, False])
