@@ -8,6 +8,7 @@ Example:
 """
 
 from cdrl_fast import ops, reference
+from cdrl_fast.card import ModelCard
 from cdrl_fast.dynamics import langevin
 from cdrl_fast.energies import Density, given, guided, mixture, negated, product, tempered
 from cdrl_fast.environment import About, about
@@ -45,6 +46,7 @@ __all__ = [
     "Density",
     "MLPEnergy",
     "MLPInitializer",
+    "ModelCard",
     "NoiseSchedule",
     "Precision",
     "ResNetEnergy",

@@ -23,17 +23,16 @@ from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import CDRL, checkpoints_of
 from cdrl_fast.processes import process_group, worker, worker_device
 from cdrl_fast.quality import Evaluate, Tune
-from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
+from cdrl_fast.recipe import RECIPE, ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import NoiseSchedule
 from cdrl_fast.scoring import Score
 from cdrl_fast.shards import sample_to_folder
+from cdrl_fast.sharing import Export
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
 from cdrl_fast.words import device_of, labels_of, load_split, one_plan
-
-RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -240,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Tune, tyro.conf.subcommand("tune")]
             | Annotated[Import, tyro.conf.subcommand("import")]
+            | Annotated[Export, tyro.conf.subcommand("export")]
             | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[About, tyro.conf.subcommand("about")]
             | Annotated[Demo, tyro.conf.subcommand("demo")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast import checkpoint
+from cdrl_fast.card import ModelCard
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
+from cdrl_fast.optional import optional_module
 from cdrl_fast.schedule import NoiseSchedule, StepPlan, Steps
 
 Networks = tuple[nn.Module, nn.Module | None]
@@ -183,17 +186,54 @@ class CDRL(nn.Module):
             model.step_plan = model.schedule.plan(StepPlan(**config["step_plan"]))
         return model
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes ``config.json``, ``model.safetensors`` and ``SHA256SUMS`` into ``folder``.
+    def save_pretrained(
+        self, folder: str | Path, *, card: ModelCard | None = None, name: str | None = None
+    ) -> Path:
+        """Writes weights, ``config.json``, their checksums and a model card into ``folder``.
 
-        Atomic for a new folder; see `cdrl_fast.checkpoint.write_folder`. Of networks that are not
-        this library's the weights are kept, not how to build them.
+        Atomic for a new folder; see `cdrl_fast.checkpoint.write_folder`. A card that is there
+        already is left as it is, unless ``card`` is given. Of networks that are not this library's
+        the weights are kept, not how to build them.
+
+        Args:
+            folder: made if it is not there.
+            card: what ``README.md`` says besides what can be read off the model.
+            name: the model's name in the card; the folder's by default.
         """
         files = {
             CONFIG: checkpoint.json_to_bytes(self.to_config()),
             WEIGHTS: checkpoint.tensors_to_bytes(self.state_dict()),
         }
-        return checkpoint.write_folder(folder, files)
+        folder = checkpoint.write_folder(folder, files)
+        shown = (card or ModelCard()).files(self, name or folder.resolve().name)
+        for file, data in shown.items():
+            if card is not None or not (folder / file).exists():
+                checkpoint.write_atomic(folder / file, data)
+        return folder
+
+    def push_to_hub(
+        self, repository: str, *, card: ModelCard | None = None, private: bool = False
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face Hub.
+
+        Args:
+            repository: "owner/name"; made if it is not there. Log in first: ``hf auth login``.
+            card: as of `save_pretrained`.
+            private: of a repository that is made.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ImportError: ``huggingface_hub`` is not installed.
+            huggingface_hub.errors.HfHubHTTPError: the Hub refused.
+        """
+        hub = optional_module("huggingface_hub", "huggingface_hub", "hub")
+        with tempfile.TemporaryDirectory() as place:
+            folder = self.save_pretrained(Path(place) / "model", card=card, name=repository)
+            api = hub.HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, networks: Networks | None = None) -> CDRL:

@@ -16,6 +16,8 @@ from cdrl_fast.schedule import NoiseSchedule
 from cdrl_fast.train_config import TrainConfig
 
 SHIPPED = Path(__file__).parent / "recipes"
+RECIPE = "recipe.json"
+"""The recipe's name in a run's folder."""
 
 
 @dataclass(frozen=True)

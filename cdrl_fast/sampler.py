@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import overload
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,18 +18,18 @@ from cdrl_fast.engine.graph import ChainGraph, Graphs, form_of, unavailable
 from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.inpainting import FREE, Inpainting, Observation
 from cdrl_fast.model import CDRL, Label
-from cdrl_fast.ops.philox import check_integer, check_place
+from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.ops.rooms import choose
 from cdrl_fast.precision import EXACT, Precision
 from cdrl_fast.progress import Advance
 from cdrl_fast.schedule import StepPlan, Steps
-from cdrl_fast.scores import LevelStatistics, checked_samples, level_densities
+from cdrl_fast.scores import Scoring
 from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
 
 _GRAPHS = ("auto", "chain", "step", "off")
 
 
-class Sampler(Inpainting):
+class Sampler(Inpainting, Scoring):
     """Draws samples from a CDRL model by annealed Langevin dynamics.
 
     From x_T ~ N(0, I), each level t = T … 1 proposes y_0 = initializer(x_t) + noise and takes K
@@ -61,6 +62,17 @@ class Sampler(Inpainting):
         >>> Sampler(CDRL.from_pretrained("digits")).sample(2, label="7", steps=1).shape
         torch.Size([2, 1, 8, 8])
     """
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Sampler:
+        """The sampler of `CDRL.from_pretrained(name)`; ``options`` are those of the class.
+
+        Example:
+            >>> from cdrl_fast import Sampler
+            >>> Sampler.from_pretrained("digits", precision="fp32").sample(2, steps=1).shape
+            torch.Size([2, 1, 8, 8])
+        """
+        return cls(CDRL.from_pretrained(name), **options)
 
     def __init__(
         self,
@@ -257,97 +269,6 @@ class Sampler(Inpainting):
                 parts.append(hold.finish(self._chain.finish(x, energy, denoise_scale)))
                 recorders.append(recorder)
         return torch.cat(parts), recorders
-
-    def log_density(
-        self,
-        images: Tensor,
-        *,
-        label: Label = None,
-        levels: Sequence[int] = (1,),
-        statistics: LevelStatistics | None = None,
-        seed: int = 0,
-        first_sample: int = 0,
-        batch_size: int = 1024,
-    ) -> Tensor:
-        """How likely samples are: f(m_t x_{t-1}, λ_{t-1}) / s_t², up to a constant a level.
-
-        At level 1 that is log p of the images themselves, f(m_1 x, λ_0) / s_1²; at level t of
-        x_{t-1} = √ᾱ_{t-1} x + √(1 - ᾱ_{t-1}) ε, with ε from the noise stream. What a model has not
-        been trained on has a low one.
-
-        Args:
-            images: (n, C, H, W) in [-1, 1], or points (n, dim).
-            label: log p(·|label), as in `sample`.
-            levels: t of each level, 1 … T.
-            statistics: from `level_statistics`; then the mean over levels of (density - mean)/std.
-                Densities of different levels have different spreads, so several levels need them.
-            seed, first_sample: of ε.
-            batch_size: samples that go through the network together; results do not depend on it.
-
-        Returns:
-            (n,) float32 (float64 with precision="fp64"), where the networks are.
-
-        Raises:
-            ValueError, TypeError: samples, levels or labels that do not fit.
-
-        Source: Zhu, Xie, Wu, Gao, ICLR 2024, section 4 (level 1).
-        """
-        if len(levels) != 1 and statistics is None:
-            raise ValueError(
-                "log_density: several levels need statistics=, which Sampler.level_statistics "
-                f"computes from training data; got levels={tuple(levels)}"
-            )
-        found = self._densities(images, label, levels, (seed, first_sample), batch_size)
-        return found[0] if statistics is None else statistics.score(levels, found)
-
-    def level_statistics(
-        self,
-        images: Tensor,
-        *,
-        label: Label = None,
-        levels: Sequence[int] | None = None,
-        seed: int = 0,
-        batch_size: int = 1024,
-    ) -> LevelStatistics:
-        """Mean and standard deviation of `log_density` at each level; arguments as there.
-
-        Args:
-            images: at least two, such as the training data or a part of it.
-            levels: None: all.
-        """
-        levels = range(1, self.model.schedule.levels + 1) if levels is None else levels
-        if len(images) < 2:
-            raise ValueError(f"level_statistics: expected at least 2 samples, got {len(images)}")
-        found = self._densities(images, label, levels, (seed, 0), batch_size)
-        return LevelStatistics.of(levels, found)
-
-    def _densities(
-        self,
-        images: Tensor,
-        label: Label,
-        levels: Sequence[int],
-        rng: tuple[int, int],
-        batch_size: int,
-    ) -> Tensor:
-        """Log-densities (levels, n)."""
-        images = checked_samples("log_density", images, self.model.sample_shape)
-        if not levels:
-            raise ValueError("log_density: expected at least one level")
-        for t in levels:
-            check_integer("log_density", "level", t, 1, self.model.schedule.levels + 1)
-        check_integer("log_density", "batch_size", batch_size, 1, 2**31)
-        check_place("log_density", rng[0], 0, rng[1], len(images))
-        n = len(images)
-        terms = conditions(self.source, rng, n, label, 0.0, self.device)
-        self._frozen.refresh()
-        parts = []
-        for start in range(0, max(n, 1), batch_size):
-            stop = min(start + batch_size, n)
-            x0 = images[start:stop].to(self.device, self.dtype)
-            part = [of_network.slice(start, stop) for of_network in terms]
-            at = (rng[0], rng[1] + start)
-            parts.append(level_densities(self.model, self._frozen, x0, levels, part, at))
-        return torch.cat(parts, dim=1)
 
     def working_memory(self, batch: int) -> int | None:
         """Bytes that one energy gradient of a batch takes, besides weights, state and gradient.

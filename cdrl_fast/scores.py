@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdrl_fast.conditions import conditions
+from cdrl_fast.energies import Density
 from cdrl_fast.engine import FrozenModel, Terms
-from cdrl_fast.model import CDRL
+from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops import normal
-from cdrl_fast.ops.philox import Purpose
+from cdrl_fast.ops.philox import Purpose, check_integer, check_place
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,104 @@ def checked_samples(where: str, images: Tensor, shape: tuple[int, ...]) -> Tenso
             f"{float(images.max()):.4g}"
         )
     return images
+
+
+class Scoring:
+    """The part of `Sampler` that tells how likely samples are."""
+
+    model: CDRL
+    source: CDRL | Density
+    device: torch.device
+    dtype: torch.dtype
+    _frozen: FrozenModel
+
+    def log_density(
+        self,
+        images: Tensor,
+        *,
+        label: Label = None,
+        levels: Sequence[int] = (1,),
+        statistics: LevelStatistics | None = None,
+        seed: int = 0,
+        first_sample: int = 0,
+        batch_size: int = 1024,
+    ) -> Tensor:
+        """How likely samples are: f(m_t x_{t-1}, λ_{t-1}) / s_t², up to a constant a level.
+
+        At level 1 that is log p of the images themselves, f(m_1 x, λ_0) / s_1²; at level t of
+        x_{t-1} = √ᾱ_{t-1} x + √(1 - ᾱ_{t-1}) ε, with ε from the noise stream. What a model has not
+        been trained on has a low one.
+
+        Args:
+            images: (n, C, H, W) in [-1, 1], or points (n, dim).
+            label: log p(·|label), as in `sample`.
+            levels: t of each level, 1 … T.
+            statistics: from `level_statistics`; then the mean over levels of (density - mean)/std.
+                Densities of different levels have different spreads, so several levels need them.
+            seed, first_sample: of ε.
+            batch_size: samples that go through the network together; results do not depend on it.
+
+        Returns:
+            (n,) float32 (float64 with precision="fp64"), where the networks are.
+
+        Raises:
+            ValueError, TypeError: samples, levels or labels that do not fit.
+
+        Source: Zhu, Xie, Wu, Gao, ICLR 2024, section 4 (level 1).
+        """
+        if len(levels) != 1 and statistics is None:
+            raise ValueError(
+                "log_density: several levels need statistics=, which Sampler.level_statistics "
+                f"computes from training data; got levels={tuple(levels)}"
+            )
+        found = self._densities(images, label, levels, (seed, first_sample), batch_size)
+        return found[0] if statistics is None else statistics.score(levels, found)
+
+    def level_statistics(
+        self,
+        images: Tensor,
+        *,
+        label: Label = None,
+        levels: Sequence[int] | None = None,
+        seed: int = 0,
+        batch_size: int = 1024,
+    ) -> LevelStatistics:
+        """Mean and standard deviation of `log_density` at each level; arguments as there.
+
+        Args:
+            images: at least two, such as the training data or a part of it.
+            levels: None: all.
+        """
+        levels = range(1, self.model.schedule.levels + 1) if levels is None else levels
+        if len(images) < 2:
+            raise ValueError(f"level_statistics: expected at least 2 samples, got {len(images)}")
+        found = self._densities(images, label, levels, (seed, 0), batch_size)
+        return LevelStatistics.of(levels, found)
+
+    def _densities(
+        self,
+        images: Tensor,
+        label: Label,
+        levels: Sequence[int],
+        rng: tuple[int, int],
+        batch_size: int,
+    ) -> Tensor:
+        """Log-densities (levels, n)."""
+        images = checked_samples("log_density", images, self.model.sample_shape)
+        if not levels:
+            raise ValueError("log_density: expected at least one level")
+        for t in levels:
+            check_integer("log_density", "level", t, 1, self.model.schedule.levels + 1)
+        check_integer("log_density", "batch_size", batch_size, 1, 2**31)
+        check_place("log_density", rng[0], 0, rng[1], len(images))
+        n = len(images)
+        terms = conditions(self.source, rng, n, label, 0.0, self.device)
+        self._frozen.refresh()
+        parts = []
+        for start in range(0, max(n, 1), batch_size):
+            stop = min(start + batch_size, n)
+            x0 = images[start:stop].to(self.device, self.dtype)
+            part = [of_network.slice(start, stop) for of_network in terms]
+            at = (rng[0], rng[1] + start)
+            parts.append(level_densities(self.model, self._frozen, x0, levels, part, at))
+        return torch.cat(parts, dim=1)

@@ -35,7 +35,7 @@ FEATURES: dict[str, tuple[str | None, str | None, str | None]] = {
     "parallel tempering": (None, None, "ParallelTempering"),
     "discrete densities (Gibbs)": (None, None, "GibbsSampler"),
     "sums, mixtures and tempering of energies": ("product", None, "SumEnergy"),
-    "guidance by a label": ("guided", None, "GuidedEnergy"),
+    "guidance by a label": ("guided", "models.ClassifierFreeGuidance", "GuidedEnergy"),
     "inpainting": ("Sampler.inpaint", None, None),
     "log-density scores, AUROC": ("Sampler.log_density", None, "eval.ood_auroc"),
     "estimate of the normaliser (AIS)": (None, None, "ais_log_z"),

@@ -21,8 +21,8 @@ import peers
 
 LINE = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 COMMANDS = (
-    "train", "sample", "inpaint", "score", "evaluate", "tune", "import", "app", "bench", "about",
-    "demo",
+    "train", "sample", "inpaint", "score", "evaluate", "tune", "import", "export", "app", "bench",
+    "about", "demo",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 # Floor of each room; a room is a module or a folder directly in the package.
 FLOORS = {
     "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
-    "_native": 1, "precision": 1, "progress": 1,
+    "_native": 1, "precision": 1, "progress": 1, "card": 1,
     "processes": 1, "watch": 2,
     "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
@@ -19,7 +19,8 @@ FLOORS = {
     "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "inpainting": 4, "sampler": 4,
     "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
     "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5, "words": 5, "shards": 5,
-    "sweep": 6, "tuning": 6, "demo": 6, "completions": 6, "scoring": 6, "quality": 7, "cli": 8,
+    "sweep": 6, "tuning": 6, "demo": 6, "completions": 6, "scoring": 6, "sharing": 6,
+    "quality": 7, "cli": 8,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.
 SAME_FLOOR = {
@@ -33,6 +34,7 @@ SAME_FLOOR = {
     ("chain", "inpainting"),
     ("inpainting", "scores"),
     ("sampler", "scores"),
+    ("scores", "conditions"),
     ("chain", "trace"),
 }
 CLOSED = {
@@ -45,7 +47,7 @@ CLOSED = {
     "trace": {"engine", "schedule"},
     "energies": {"model"},
     "conditions": {"energies", "engine", "model", "ops"},
-    "scores": {"model", "engine", "ops"},
+    "scores": {"conditions", "energies", "model", "engine", "ops"},
     "inpainting": {"scores", "model", "ops", "schedule"},
     "chain": {"trace", "inpainting", "model", "schedule", "engine", "ops", "errors"},
     "sampler": {

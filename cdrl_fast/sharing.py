@@ -1,0 +1,69 @@
+"""The command ``export``: a model's folder with its card, to be kept or shared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdrl_fast.card import ModelCard
+from cdrl_fast.evaluation import classes_in_turn
+from cdrl_fast.model import CDRL
+from cdrl_fast.recipe import RECIPE, load_recipe
+from cdrl_fast.report import image_grid
+from cdrl_fast.run_folder import LOG
+from cdrl_fast.sampler import Sampler
+from cdrl_fast.words import device_of
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model with its card, a picture and a run's recipe in it, or push it to the Hub."""
+
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    out: Path | None = None
+    """A folder for the model; its README.md is the card, and is replaced."""
+    push: str | None = None
+    """A repository of the Hugging Face Hub, owner/name, made if it is not there."""
+    private: bool = False
+    """Of a repository that is made."""
+    license: str | None = None
+    """SPDX identifier of the weights' licence, such as apache-2.0."""
+    about: str = ""
+    """What the model is for, its data and that data's licence, its limits."""
+    device: str = "auto"
+
+    def run(self) -> None:
+        if self.out is None and self.push is None:
+            raise ValueError("export: expected --out FOLDER, --push OWNER/NAME or both")
+        model = CDRL.from_pretrained(self.model)
+        card = self._card(model)
+        if self.out is not None:
+            print(f"{model.save_pretrained(self.out, card=card)}: model and card")
+        if self.push is not None:
+            print(model.push_to_hub(self.push, card=card, private=self.private))
+
+    def _card(self, model: CDRL) -> ModelCard:
+        picture = None
+        if model.is_image:
+            sampler = Sampler(model, device=device_of(self.device))
+            picture = image_grid(sampler.sample(50, label=classes_in_turn(model, 50)), columns=10)
+        run = Path(self.model)
+        recipe = load_recipe(run / RECIPE).to_dict() if (run / RECIPE).is_file() else None
+        return ModelCard(self.about, self.license, last_metrics(run / LOG), recipe, picture)
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """The newest metrics of a run's log, with their iteration; empty where there are none."""
+    if not path.is_file():
+        return {}
+    for line in reversed(path.read_text(errors="replace").splitlines()):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the last line of a run that was killed while it wrote
+        if "metrics" in row:
+            return {"iteration": row["iteration"], **row["metrics"]}
+    return {}
