@@ -10,7 +10,7 @@ GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-native lint bench slow kernels install-matrix checkerboard gpu-baseline gpu gpu-tune gpu-dry-run clean
+.PHONY: demo docs test test-native lint bench slow kernels install-matrix checkerboard gpu-baseline gpu gpu-tune gpu-dry-run clean
 
 demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
@@ -22,6 +22,9 @@ test-native: ## The C++ kernels alone, under AddressSanitizer and UBSan
 	cmake -S . -B build/native -G Ninja -DCDRL_PYTHON=OFF -DCDRL_CUDA=OFF -DCDRL_TESTS=ON -DCDRL_SANITIZE=ON
 	cmake --build build/native
 	ctest --test-dir build/native --output-on-failure
+
+docs: $(VENV)/.dev ## The documentation, into build/site; links and anchors checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/.dev ## Style and types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Turns the latest benchmark results into the README's tables.
+"""Turns the latest benchmark results into tables: a few rows for the README, all for the docs.
 
     python scripts/benchmark_table.py            # prints them
     python scripts/benchmark_table.py --write    # puts them into README.md
@@ -43,6 +43,14 @@ OTHERS = {
 }
 ROOMS = ("native", "cuda", "triton")
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
+HIGHLIGHTS = (
+    "sampling digits, batch 64",
+    "energy gradient, paper's network, 32×32, batch 8",
+    "energy gradient, width 32, 28×28, batch 64",
+    "langevin network, batch 64",
+    "langevin_step 256×3×32×32",
+)
+"""The groups that the README shows."""
 
 Row = dict[str, Any]
 
@@ -88,6 +96,18 @@ def tables(found: dict[str, Row | None]) -> str:
         line = found[kind]
         parts.append(f"{title}: not measured yet." if line is None else _table(kind, title, line))
     return "\n\n".join(parts)
+
+
+def highlights(found: dict[str, Row | None]) -> dict[str, Row | None]:
+    """The same results, of the README's groups alone and in their order."""
+    return {
+        kind: line
+        and {
+            **line,
+            "rows": [row for name in HIGHLIGHTS for row in line["rows"] if row["group"] == name],
+        }
+        for kind, line in found.items()
+    }
 
 
 def _table(kind: str, title: str, line: Row) -> str:
@@ -155,10 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--write", action="store_true", help="into README.md")
     options = parser.parse_args(arguments)
-    shown = tables(latest(lines(options.results)))
-    print(shown)
+    found = latest(lines(options.results))
+    print(tables(found))
     if options.write:
-        README.write_text(inserted(README.read_text(), shown))
+        README.write_text(inserted(README.read_text(), tables(highlights(found))))
     return 0
 
 

@@ -134,10 +134,13 @@ def variant(request):
         yield request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def classifiers(tmp_path_factory):
-    """A cache in which the tests share their classifiers."""
-    return tmp_path_factory.mktemp("classifiers")
+    """One cache of classifiers for all tests of a run, on all its workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    os.environ["CDRL_FAST_CACHE"] = str(folder / "classifiers")
 
 
 @pytest.fixture

@@ -74,7 +74,6 @@ def test_sample_pictures_and_values(tmp_path, capsys):
 
 
 def test_evaluate(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("CDRL_FAST_CACHE", str(tmp_path))
     out = tmp_path / "figures.json"
     options = ["--samples", "30", "--steps", "3", "--guidance", "1", "--out", str(out)]
     assert main(["evaluate", *options]) == 0

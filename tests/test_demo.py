@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("CDRL_FAST_CACHE", str(tmp_path / "cache"))
     stale = tmp_path / "demo" / "run" / "checkpoints" / "00009999"
     stale.mkdir(parents=True)
     page = run_demo(tmp_path / "demo", iterations=200, samples=30)

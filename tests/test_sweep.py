@@ -14,11 +14,6 @@ from cdrl_fast.quality import one_plan
 from cdrl_fast.sweep import network_evaluations, sweep, sweep_figure, sweep_table
 
 
-@pytest.fixture(autouse=True)
-def cache(classifiers, monkeypatch):
-    monkeypatch.setenv("CDRL_FAST_CACHE", str(classifiers))
-
-
 @pytest.fixture(scope="module")
 def points():
     return load_data("checkerboard").subset(range(300))

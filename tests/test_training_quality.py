@@ -49,8 +49,7 @@ def test_the_references_loop_is_the_trainers(recipe, monkeypatch):
             torch.testing.assert_close(theirs.state_dict()[name], value, rtol=0, atol=1e-9)
 
 
-def test_it_reports_and_judges(recipe, tmp_path, classifiers, monkeypatch):
-    monkeypatch.setenv("CDRL_FAST_CACHE", str(classifiers))
+def test_it_reports_and_judges(recipe, tmp_path, monkeypatch):
     out = tmp_path / "report.json"
     options = ["--recipe", str(recipe), "--iterations", "2", "--every", "1", "--seeds", "2"]
     status = script.main([*options, "--samples", "20", "--out", str(out)])

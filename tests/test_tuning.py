@@ -159,8 +159,7 @@ def test_bad_arguments(point_model, points, options, message):
         tune_steps(point_model, points, **options)
 
 
-def test_command_line(tmp_path, classifiers, monkeypatch, capsys):
-    monkeypatch.setenv("CDRL_FAST_CACHE", str(classifiers))
+def test_command_line(tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "tuned")
     options = ["--budget", "7", "--samples", "10", "--minutes", "0.02"]
     assert main(["tune", "--out", out, *options]) == 0
