@@ -23,20 +23,16 @@ NOT_SOURCE = (".*", "build", "demo", "runs", "*.so", "_build.json", "*.egg-info"
 COMPILERS = ("CC", "CXX", "CUDACXX", "CUDA_PATH", "CUDA_HOME")
 
 
-def built(work: Path, **environment: str) -> Path | str:
+# How a wheel comes about: of the tree, or of the source distribution that is made of it.
+OF_TREE = ("pip", "wheel", "--no-deps", "--wheel-dir", ".", "./tree")
+OF_SDIST = ("build", "--outdir", ".", "./tree")
+
+
+def built(work: Path, how: tuple[str, ...] = OF_TREE, **environment: str) -> Path | str:
     """The wheel of a fresh copy of the tree; the build's output where there is none."""
     work.mkdir()
     shutil.copytree(ROOT, work / "tree", ignore=shutil.ignore_patterns(*NOT_SOURCE))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--wheel-dir",
-        str(work),
-        "./tree",
-    ]
+    command = [sys.executable, "-m", *how]
     done = subprocess.run(
         command, cwd=work, env=os.environ | environment, capture_output=True, text=True
     )
@@ -93,8 +89,8 @@ def samples(folder: Path, python: Path) -> None:
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        print("== everything that is found here", flush=True)
-        wheel = built(work / "full")
+        print("== everything that is found here, by way of a source distribution", flush=True)
+        wheel = built(work / "full", OF_SDIST)
         assert isinstance(wheel, Path), wheel
         python = installed(work / "full" / "env", wheel)
         about(work, python, ": native\n")
