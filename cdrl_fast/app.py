@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # The browser's enlargement must not smooth either.
 CSS = ".crisp img { image-rendering: pixelated; }"
 ANY = ("any", 0)
-BRUSH = 32
+BRUSH = 18
 QUICK = {"concurrency_limit": None, "show_progress": "hidden"}
 FONTS = ["system-ui", "sans-serif"]
 
@@ -77,12 +77,20 @@ def launch(page: gradio.Blocks, *, port: int, **options: Any) -> Any:
     """Serves a page of `build_app` on this machine; ``options`` as gradio's ``launch`` takes them.
 
     Nothing is loaded from elsewhere: fonts are the system's.
+
+    Raises:
+        OSError: the port cannot be had.
     """
     gr = optional_module("gradio", "gradio", "app")
     theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
-    return page.launch(
-        server_port=port, theme=theme, css=CSS, footer_links=[], ssr_mode=False, **options
-    )
+    try:
+        return page.launch(
+            server_port=port, theme=theme, css=CSS, footer_links=[], ssr_mode=False, **options
+        )
+    except OSError as error:
+        raise OSError(
+            f"port: gradio cannot listen on {port}, which may be taken; pass another one"
+        ) from error
 
 
 def _headline(model: CDRL) -> str:
