@@ -127,7 +127,7 @@ class _Tabs:
                 button = gr.Button("Sample", variant="primary")
             with gr.Column(scale=3, min_width=320):
                 caption = gr.Markdown("Samples will be here.")
-                picture = self._picture(height=560)
+                picture = self._picture(height=480)
                 done = gr.Slider(
                     0,
                     schedule.levels,
@@ -171,7 +171,7 @@ class _Tabs:
                 passes = gr.Slider(1, 16, 4, step=1, label="Passes")
                 button = gr.Button("Complete", variant="primary")
                 gr.Markdown("First what is known, grey where it is not; then completions:")
-                picture = self._picture(height=420)
+                picture = self._picture(height=364)
         self._on(draw.click, self._drawn, [label, seed, index], [image, index, editor])
         self._on(upload.upload, self._uploaded, [upload], [image, editor])
         inputs = [image, editor, label, number, passes, seed]
@@ -208,7 +208,7 @@ class _Tabs:
                 seed = self._seed()
                 button = gr.Button("Compose", variant="primary")
             with gr.Column(scale=3, min_width=320):
-                picture = self._picture(height=560)
+                picture = self._picture(height=480)
         self._on(kind.change, self._asked, [kind], [weight, share], quick=True)
         inputs = [first, second, kind, weight, share, correctors, number, seed]
         self._on(button.click, self._composed, inputs, [picture])
@@ -255,7 +255,7 @@ class _Tabs:
                 )
                 plot = gr.Plot(show_label=False, format="png")
                 gr.Markdown("The image as the model sees it:")
-                seen = self._picture(height=180)
+                seen = self._picture(height=130)
         self._on(button.click, self._scored, [editor], [words, plot, seen])
 
     def _scored(self, drawn: Any) -> tuple[str, Any, Any]:

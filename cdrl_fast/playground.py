@@ -23,7 +23,7 @@ from cdrl_fast.sampler import Sampler
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GRID, CELL = 560, 160
+GRID, CELL = 480, 112
 """Pixels that a grid of samples is wide at most, and one of its cells."""
 CANVAS = 256
 """Pixels that the canvas to draw on is wide at most; a model's image is enlarged to about that."""

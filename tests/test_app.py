@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from cdrl_fast.cli import main
+from cdrl_fast.playground import CELL
 
-CELL = 160
 WAIT = 60_000  # milliseconds
 
 
@@ -39,13 +39,13 @@ def test_handlers_give_the_page_its_pictures(handlers):
     assert (caption, done) == ("x_0, the samples", 6)
     caption, noise = handlers["_watched"](film, 0)
     assert caption == "x_6, noise"
-    assert noise.size == samples.size == (322, 322)
+    assert noise.size == samples.size == (2 * CELL + 2, 2 * CELL + 2)
     assert noise.tobytes() != samples.tobytes()
     image, index, canvas = handlers["_drawn"](1, 0, 3)
     assert index == 4
     paint = Image.new("RGBA", canvas.size, (224, 123, 57, 255))
     editor = {"background": canvas, "layers": [paint], "composite": paint}
-    assert handlers["_completed"](image, editor, 1, 3, 1, 0).size == (322, 322)
+    assert handlers["_completed"](image, editor, 1, 3, 1, 0).size == (2 * CELL + 2, 2 * CELL + 2)
     combined = [handlers["_composed"](1, 2, kind, 0.5, 0.5, 1, 4, 0) for kind in ("both", "either")]
     assert combined[0].tobytes() != combined[1].tobytes()
     words, figure, seen = handlers["_scored"](editor)
@@ -139,7 +139,7 @@ def address(browser):
 def page(browser, address):
     """The page, which asks for nothing from elsewhere."""
     asked = []
-    page = browser.new_page(viewport={"width": 1280, "height": 880})
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.set_default_timeout(WAIT)
     page.on("request", lambda request: asked.append(urlsplit(request.url)))
     page.goto(address)
@@ -161,7 +161,9 @@ def press(page, name):
 
 def choose(page, label, value):
     page.get_by_label(label, exact=True).locator("visible=true").click()
-    page.get_by_role("option", name=value, exact=True).click()
+    option = page.get_by_role("option", name=value, exact=True)
+    option.click()
+    option.wait_for(state="detached")  # the list fades out
 
 
 def picture(page, before=None):
@@ -186,7 +188,7 @@ def paint(page, *points):
     for index, (x, y) in enumerate(points):
         side = 256
         at = (box["x"] + box["width"] / 2 + x * side, box["y"] + box["height"] / 2 + y * side)
-        page.mouse.move(*at, steps=8)
+        page.mouse.move(*at, steps=3)
         if index == 0:
             page.mouse.down()
     page.mouse.up()
@@ -210,21 +212,21 @@ def test_draws_samples_and_shows_their_chain(page, tmp_path):
     press(page, "Sample")
     source, samples = picture(page)
     page.get_by_text("x_0, the samples").wait_for()
-    assert samples.shape == (4 * 136 + 6, 4 * 136 + 6)
+    assert samples.shape == (4 * CELL + 6, 4 * CELL + 6)
     keep(page, tmp_path)
     assert Image.open(tmp_path / "app.png").width == 1280
-    level = page.get_by_label("number input for Watch the chain: levels done")
-    level.fill("0")
+    level = page.get_by_role("slider", name="Watch the chain: levels done")
+    level.press("Home")
     page.get_by_text("x_6, noise").wait_for()
     source, noise = picture(page, before=source)
-    level.fill("6")
+    level.press("End")
     source, again = picture(page, before=source)
     np.testing.assert_array_equal(again, samples)
     # Most of a digit is black; noise of variance 1 is so where it is below -1.
     assert (samples < 20).mean() > 0.3 > (noise < 20).mean()
     page.get_by_label("number input for Samples").locator("visible=true").fill("4")
     press(page, "Sample")
-    assert picture(page, before=source)[1].shape == (322, 322)
+    assert picture(page, before=source)[1].shape == (2 * CELL + 2, 2 * CELL + 2)
 
 
 def test_completes_what_is_painted_over(page):

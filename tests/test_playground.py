@@ -7,7 +7,7 @@ from PIL import Image
 
 from cdrl_fast import CDRL, NoiseSchedule, ResNetEnergy, Sampler, given, mixture, negated, product
 from cdrl_fast.errors import DataError
-from cdrl_fast.playground import BOTH, EITHER, NOT, Playground, Verdict, grid, painted
+from cdrl_fast.playground import BOTH, CELL, EITHER, NOT, Playground, Verdict, grid, painted
 
 
 @pytest.fixture
@@ -25,12 +25,12 @@ def colours():
 def test_a_grid_enlarges_pixels_without_mixing_them():
     images = torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
     picture = np.asarray(grid(images))
-    assert picture.shape == (2 * 160 + 2, 3 * 160 + 4, 3)
-    second = picture[:160, 162:322, 0].reshape(8, 20, 8, 20)
+    assert picture.shape == (2 * CELL + 2, 3 * CELL + 4, 3)
+    second = picture[:CELL, CELL + 2 : 2 * CELL + 2, 0].reshape(8, CELL // 8, 8, CELL // 8)
     levels = ((images[1, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
     np.testing.assert_array_equal(second, np.broadcast_to(levels[:, None, :, None], second.shape))
-    assert grid(images[:1]).width == 160
-    assert max(grid(torch.zeros(64, 3, 32, 32)).size) <= 600
+    assert grid(images[:1]).width == CELL
+    assert max(grid(torch.zeros(64, 3, 32, 32)).size) <= 500
 
 
 def test_sample_keeps_the_states_of_the_same_run(playground, image_model):
