@@ -143,7 +143,12 @@ class _Tabs:
             [label, guidance, steps, number, seed],
             [film, caption, picture, done],
         )
+        self._on(label.change, self._guides, [label], [guidance], quick=True)
         self._on(done.input, self._watched, [film, done], [caption, picture], quick=True)
+
+    def _guides(self, label: int) -> Any:
+        # There is nothing to guide towards without a class.
+        return self._gr.update(visible=bool(label))
 
     def _sampled(self, *arguments: Any) -> tuple[Film, str, Any, int]:
         film = self._playground.sample(*arguments)
@@ -163,7 +168,7 @@ class _Tabs:
                 seed = self._seed()
                 with gr.Row():
                     draw = gr.Button("Draw a sample", size="sm")
-                    upload = gr.UploadButton("Upload an image", file_types=["image"], size="sm")
+                    upload = self._upload()
                 gr.Markdown("Paint over what is to be filled:")
                 editor = self._canvas("#e07b39", None)
             with gr.Column(scale=3, min_width=320):
@@ -173,7 +178,7 @@ class _Tabs:
                 gr.Markdown("First what is known, grey where it is not; then completions:")
                 picture = self._picture(height=364)
         self._on(draw.click, self._drawn, [label, seed, index], [image, index, editor])
-        self._on(upload.upload, self._uploaded, [upload], [image, editor])
+        self._on(upload.upload, self._uploaded, [upload], [image, editor], quick=True)
         inputs = [image, editor, label, number, passes, seed]
         self._on(button.click, self._completed, inputs, [picture])
 
@@ -245,8 +250,9 @@ class _Tabs:
         black = Image.new("RGB", size)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                gr.Markdown("Draw an image, or upload one:")
-                editor = self._canvas("#ffffff", black, ("upload",))
+                upload = self._upload()
+                gr.Markdown("Draw here:")
+                editor = self._canvas("#ffffff", black)
                 button = gr.Button("Score", variant="primary")
             with gr.Column(scale=3, min_width=320):
                 words = gr.Markdown(
@@ -256,7 +262,11 @@ class _Tabs:
                 plot = gr.Plot(show_label=False, format="png")
                 gr.Markdown("The image as the model sees it:")
                 seen = self._picture(height=130)
+        self._on(upload.upload, self._shown, [upload], [editor], quick=True)
         self._on(button.click, self._scored, [editor], [words, plot, seen])
+
+    def _shown(self, file: str) -> Any:
+        return self._uploaded(file)[1]
 
     def _scored(self, drawn: Any) -> tuple[str, Any, Any]:
         picture = (drawn or {}).get("composite")
@@ -265,7 +275,10 @@ class _Tabs:
         verdict = self._playground.score(picture)
         return verdict.words(), verdict.figure(), grid(verdict.image)
 
-    def _canvas(self, color: str, value: Image.Image | None, sources: tuple[str, ...] = ()) -> Any:
+    def _upload(self) -> Any:
+        return self._gr.UploadButton("Upload an image", file_types=["image"], size="sm")
+
+    def _canvas(self, color: str, value: Image.Image | None) -> Any:
         """A place to paint in one colour, over a picture or on its own."""
         gr = self._gr
         return gr.ImageEditor(
@@ -273,7 +286,7 @@ class _Tabs:
             show_label=False,
             type="pil",
             format="png",
-            sources=sources,
+            sources=(),
             transforms=(),
             layers=False,
             brush=gr.Brush(BRUSH, colors=[color], color_mode="fixed"),

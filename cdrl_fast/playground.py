@@ -137,9 +137,17 @@ class Playground:
         return [(name, i + 1) for i, name in enumerate(names)]
 
     def sample(self, label: int | None, guidance: float, steps: int, n: int, seed: int) -> Film:
-        """Draws ``n`` samples and keeps the states in between; arguments as `Sampler.sample`'s."""
+        """Draws ``n`` samples and keeps the states in between; arguments as `Sampler.sample`'s.
+
+        Guidance is of a class: any has none.
+        """
         samples, trace = self._sampler.sample(
-            n, label=label or None, guidance=guidance, steps=steps, seed=seed, trace="levels"
+            n,
+            label=label or None,
+            guidance=guidance if label else 0.0,
+            steps=steps,
+            seed=seed,
+            trace="levels",
         )
         # The last state is the same samples before they are denoised.
         return Film(torch.cat([trace.states[:-1], samples.cpu()[None]]))
@@ -152,7 +160,8 @@ class Playground:
     def fitted(self, picture: Image.Image | str | Path) -> Tensor:
         """A picture or its file as the model's kind of image, (1, C, H, W) in [-1, 1].
 
-        The centre is cut out, transparent parts are black.
+        The centre is cut out, transparent parts are black. One as large as `canvas` is reduced to
+        means of its cells, so that of `canvas` comes the image itself, in 256 shades.
 
         Raises:
             DataError: a file that is not a picture.
@@ -162,7 +171,8 @@ class Playground:
 
         def opened() -> Image.Image:
             image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-            return _opaque(image, grey=channels == 1)
+            image = _opaque(image, grey=channels == 1)
+            return image.reduce(self._enlargement) if image.size == self.canvas_size else image
 
         pixels = torch.from_numpy(decoded([(name, opened)], width))
         return (pixels.float() / 127.5 - 1.0).expand(-1, channels, -1, -1).contiguous()

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cdrl_fast import CDRL, NoiseSchedule, ResNetEnergy
 from cdrl_fast.cli import main
 from cdrl_fast.playground import CELL
 
@@ -61,13 +62,26 @@ def test_weights_are_asked_for_where_they_apply(handlers):
     assert shown("both") == [False, False]
     assert shown("either") == [False, True]
     assert shown("first, not second") == [True, False]
+    assert [handlers["_guides"](label)["visible"] for label in (0, 1)] == [False, True]
+
+
+def test_a_model_without_classes_has_a_page():
+    pytest.importorskip("gradio", reason="there is no gradio")
+    from cdrl_fast.app import build_app
+
+    energy = ResNetEnergy(3, 8, (1, 2), 1)
+    model = CDRL(energy, None, NoiseSchedule(steps=1), sample_shape=(3, 8, 8))
+    page = build_app(model)
+    handlers = {f.fn.__name__: f.fn for f in page.fns.values()}
+    assert "_composed" not in handlers
+    assert handlers["_sampled"](0, 0.0, 1, 1, 0)[2].size == (CELL, CELL)
 
 
 def test_what_is_objected_to_is_said_on_the_page(handlers, image_model, tmp_path):
     from gradio import Error
 
-    with pytest.raises(Error, match="guidance: pass the label"):
-        handlers["_sampled"](0, 1.0, 2, 4, 0)
+    with pytest.raises(Error, match="kind: expected one of"):
+        handlers["_composed"](1, 2, "neither", 0.5, 0.5, 1, 4, 0)
     with pytest.raises(Error, match="seed"):
         handlers["_sampled"](1, 1.0, 2, 4, None)
     with pytest.raises(Error, match="chain: draw samples first"):
@@ -246,6 +260,33 @@ def test_completes_what_is_painted_over(page):
         np.testing.assert_array_equal(cell[~hidden], known[~hidden])
         assert (cell[hidden] != 128).mean() > 0.5
     assert (found[0] != found[1]).any()
+
+
+def upload(page, path):
+    with page.expect_file_chooser() as chooser:
+        press(page, "Upload an image")
+    chooser.value.set_files(path)
+
+
+def test_takes_uploaded_images(page, tmp_path):
+    shades = np.arange(64, dtype=np.uint8).reshape(8, 8) * 2
+    Image.fromarray(shades).save(tmp_path / "shades.png")
+    open_tab(page, "Score")
+    page.locator("canvas:visible").first.wait_for()
+    upload(page, tmp_path / "shades.png")
+    page.wait_for_timeout(3000)  # the canvas says nowhere that it has the image
+    press(page, "Score")
+    np.testing.assert_array_equal(picture(page)[1][:: CELL // 8, :: CELL // 8], shades)
+    open_tab(page, "Complete")
+    upload(page, tmp_path / "shades.png")
+    paint(page, (-0.5, 0.25), (0.5, 0.25))
+    page.get_by_label("number input for Completions").fill("3")
+    press(page, "Complete")
+    known, *found = cells(picture(page)[1])
+    hidden = known == 128
+    assert 8 <= hidden.sum() <= 24
+    for cell in found:
+        np.testing.assert_array_equal(cell[~hidden], shades[~hidden])
 
 
 def test_composes_two_classes(page):

@@ -51,8 +51,7 @@ def test_class_0_is_any(playground, image_model, colours):
     assert playground.classes == [("zero", 1), ("one", 2), ("two", 3)]
     film = playground.sample(0, 0.0, 1, 2, 0)
     assert torch.equal(film.states[-1], Sampler(image_model).sample(2, steps=1))
-    with pytest.raises(ValueError, match="guidance: pass the label"):
-        playground.sample(0, 1.0, 1, 2, 0)
+    assert torch.equal(playground.sample(0, 1.0, 1, 2, 0).states, film.states)
     assert colours.classes == []
     assert colours.sample(0, 0.0, 1, 2, 0).states.shape == (7, 2, 3, 8, 8)
 
@@ -84,6 +83,12 @@ def test_pictures_get_the_models_size_and_channels(playground, colours, tmp_path
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(DataError, match=r"text\.png: cannot be read as an image"):
         playground.fitted(tmp_path / "text.png")
+
+
+def test_an_image_comes_back_from_the_canvas(playground, colours):
+    for of, channels in ((playground, 1), (colours, 3)):
+        shades = torch.arange(channels * 64).reshape(1, channels, 8, 8) / 127.5 - 1
+        torch.testing.assert_close(of.fitted(of.canvas(shades)), shades)
 
 
 def test_a_pixel_counts_as_painted_from_a_quarter_on():
