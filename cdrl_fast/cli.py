@@ -12,6 +12,7 @@ import torch
 import tyro
 
 from cdrl_fast import report
+from cdrl_fast.app import App
 from cdrl_fast.bench import bench
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic, write_npz
 from cdrl_fast.completions import Inpaint
@@ -242,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[Export, tyro.conf.subcommand("export")]
             | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[About, tyro.conf.subcommand("about")]
-            | Annotated[Demo, tyro.conf.subcommand("demo")],
+            | Annotated[Demo, tyro.conf.subcommand("demo")]
+            | Annotated[App, tyro.conf.subcommand("app")],
             prog="cdrl-fast",
             description="Energy-based models by cooperative diffusion recovery likelihood.",
             args=words,

@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 
@@ -132,6 +133,21 @@ def variant(request):
     """The native room with each instruction set of this machine."""
     with instruction_set(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, as playwright drives it."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="there is no playwright")
+    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
+    options = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium, args=options)
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
