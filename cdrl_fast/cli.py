@@ -22,6 +22,7 @@ from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import CDRL, checkpoints_of
+from cdrl_fast.pages import PAGE, model_page
 from cdrl_fast.processes import process_group, worker, worker_device
 from cdrl_fast.quality import Evaluate, Tune
 from cdrl_fast.recipe import RECIPE, ModelOptions, Recipe, load_recipe
@@ -44,7 +45,7 @@ class Train:
     """
 
     out: Path
-    """Folder of the run: log, previews, checkpoints."""
+    """Folder of the run: log, previews, checkpoints, and in the end report.html."""
     recipe: str = "digits"
     """A shipped recipe or a JSON file; every other option overrides one of its entries."""
     data: str = "digits"
@@ -96,6 +97,13 @@ class Train:
             print(
                 f"{self.out}: {trainer.iteration} iterations, {trainer.seconds:.0f} s of training"
             )
+            self._page(trainer)
+
+    def _page(self, trainer: Trainer) -> None:
+        try:
+            model_page(trainer.ema, title=str(self.out), run=self.out).write(self.out / PAGE)
+        except ImportError as error:
+            print(f"no {PAGE}: {error}", file=sys.stderr)
 
     def _trainer(self, recipe: Recipe, train: Dataset, device: torch.device) -> Trainer:
         stored, first = self.out / RECIPE, worker()[0] == 0

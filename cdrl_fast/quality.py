@@ -13,6 +13,7 @@ from cdrl_fast.data import Dataset
 from cdrl_fast.environment import about
 from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import CDRL
+from cdrl_fast.pages import model_page
 from cdrl_fast.schedule import Steps
 from cdrl_fast.sweep import Argument, sweep, sweep_figure, sweep_table
 from cdrl_fast.tuning import tune_steps
@@ -37,6 +38,8 @@ class Evaluate:
     """Of a sweep: figures are means over seed, seed + 1, … with their standard deviation."""
     out: Path | None = None
     """Also write the figures there, as JSON."""
+    page: Path | None = None
+    """Also write figures, samples, and a run's curves, as one HTML page."""
     picture: Path | None = None
     """Of a sweep: its curve, .png or .svg; by default beside the JSON."""
     device: str = "auto"
@@ -48,6 +51,8 @@ class Evaluate:
         )
         swept, plans, weights = _asked(self.steps, self.guidance)
         if swept is not None:
+            if self.page is not None:
+                raise ValueError("evaluate: --page does not go with a sweep; --picture does")
             self._sweep(model, train, swept, plans, weights)
             return
         if self.seeds != 1 or self.picture is not None:
@@ -66,6 +71,16 @@ class Evaluate:
             print(f"{name:24s} {value:.6g}")
         if self.out is not None:
             write_atomic(self.out, json_to_bytes(figures))
+        if self.page is not None:
+            run = Path(self.model)
+            page = model_page(
+                model,
+                title=f"{self.model} against {self.data}",
+                run=run if run.is_dir() else None,
+                metrics=figures,
+                steps=plans[0],
+            )
+            page.write(self.page)
 
     def _sweep(
         self,

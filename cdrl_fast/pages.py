@@ -1,0 +1,55 @@
+"""The page about a model, a run or an evaluation: what `cdrl_fast.report` needs, put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cdrl_fast.evaluation import classes_in_turn
+from cdrl_fast.model import CDRL
+from cdrl_fast.recipe import RECIPE, load_recipe
+from cdrl_fast.report import Report, training_report
+from cdrl_fast.run_folder import LOG
+from cdrl_fast.sampler import Sampler
+
+PAGE = "report.html"
+IMAGES, POINTS = 60, 1000
+
+
+def model_page(
+    model: CDRL,
+    *,
+    title: str,
+    run: Path | None = None,
+    metrics: dict[str, Any] | None = None,
+    steps: Any = None,
+) -> Report:
+    """Samples with their chains; of a run its curves and recipe; figures where there are any.
+
+    Args:
+        model: draws 60 images, or 1,000 points, classes in turn.
+        run: a training run's folder.
+        metrics: figures by name, as `evaluate` gives them.
+        steps: as in `Sampler.sample`.
+
+    Raises:
+        ImportError: matplotlib is not installed and there is something to plot.
+    """
+    n = IMAGES if model.is_image else POINTS
+    samples, trace = Sampler(model).sample(
+        n, label=classes_in_turn(model, n), steps=steps, trace="levels"
+    )
+    recipe = None if run is None or not (run / RECIPE).is_file() else load_recipe(run / RECIPE)
+    levels = model.schedule.levels
+    return training_report(
+        run if run is not None and (run / LOG).is_file() else None,
+        samples=samples.cpu(),
+        trace_states=[state.cpu() for state in trace.states],
+        trace_labels=["noise", *(f"level {t}" for t in range(levels, 0, -1))],
+        metrics=metrics,
+        config=None if recipe is None else recipe.to_dict(),
+        title=title,
+        subtitle="Drawn by the averaged weights, classes in turn."
+        if model.num_classes
+        else "Drawn by the averaged weights.",
+    )
