@@ -59,7 +59,7 @@ class ModelCard:
         return "\n\n".join(parts) + "\n"
 
     def files(self, model: Any, name: str) -> dict[str, bytes]:
-        """The card and its picture, by file name."""
+        """The card of ``model``, called ``name``, and its picture, by file name."""
         files = {CARD: self.text(model, name).encode()}
         if self.picture is not None:
             buffer = io.BytesIO()

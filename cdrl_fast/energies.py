@@ -42,7 +42,13 @@ class Slot:
 
 
 class Density(ABC):
-    """What `Sampler` can sample: a combination of models' densities."""
+    """What `Sampler` can sample: a combination of models' densities.
+
+    Example:
+        >>> from cdrl_fast import CDRL, Density, given
+        >>> isinstance(given(CDRL.from_pretrained("digits"), "3"), Density)
+        True
+    """
 
     @abstractmethod
     def slots(self, choose: Choice, first: int = 0) -> list[Slot]:
@@ -177,6 +183,13 @@ def product(*factors: CDRL | Density, base: CDRL | Density | None = None) -> Den
         ValueError: no factor; networks trained apart and no ``base``; densities that do not fit.
 
     Source: Du, Li, Mordatch, "Compositional Visual Generation with Energy Based Models", 2020.
+
+    Example:
+        >>> from cdrl_fast import CDRL, Sampler, given, product
+        >>> digits = CDRL.from_pretrained("digits")
+        >>> density = product(given(digits, "3"), given(digits, "8"))
+        >>> Sampler(density).sample(2, steps=1).shape
+        torch.Size([2, 1, 8, 8])
     """
     parts = [_density("product", f) for f in factors]
     if not parts:
@@ -208,6 +221,13 @@ def guided(conditional: CDRL | Density, unconditional: CDRL | Density, weight: f
 
     Raises:
         ValueError: a weight that is not finite, densities that do not fit.
+
+    Example:
+        >>> from cdrl_fast import CDRL, Sampler, given, guided
+        >>> digits = CDRL.from_pretrained("digits")
+        >>> density = guided(given(digits, "3"), digits, 1.5)
+        >>> Sampler(density).sample(2, steps=1).shape
+        torch.Size([2, 1, 8, 8])
     """
     return _away("guided", conditional, unconditional, weight)
 
@@ -221,6 +241,13 @@ def negated(base: CDRL | Density, a: CDRL | Density, weight: float) -> Density:
 
     Raises:
         ValueError: a weight that is not finite, densities that do not fit.
+
+    Example:
+        >>> from cdrl_fast import CDRL, Sampler, given, negated
+        >>> digits = CDRL.from_pretrained("digits")
+        >>> density = negated(digits, given(digits, "7"), 0.5)
+        >>> Sampler(density).sample(2, steps=1).shape
+        torch.Size([2, 1, 8, 8])
     """
     return _away("negated", base, a, weight)
 
@@ -236,6 +263,13 @@ def mixture(*components: CDRL | Density, weights: Sequence[float] | None = None)
 
     Raises:
         ValueError: no component, weights that do not fit, densities that do not fit.
+
+    Example:
+        >>> from cdrl_fast import CDRL, Sampler, given, mixture
+        >>> digits = CDRL.from_pretrained("digits")
+        >>> density = mixture(given(digits, "1"), given(digits, "7"), weights=(3, 1))
+        >>> Sampler(density).sample(2, steps=1).shape
+        torch.Size([2, 1, 8, 8])
     """
     parts = tuple(_density("mixture", c) for c in components)
     shares = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
@@ -260,6 +294,13 @@ def tempered(a: CDRL | Density, temperature: float) -> Density:
 
     Raises:
         ValueError: a temperature that is not positive.
+
+    Example:
+        >>> from cdrl_fast import CDRL, Sampler, given, tempered
+        >>> digits = CDRL.from_pretrained("digits")
+        >>> density = tempered(given(digits, "3"), 0.5)
+        >>> Sampler(density).sample(2, steps=1).shape
+        torch.Size([2, 1, 8, 8])
     """
     temperature = _number("tempered", "temperature", temperature)
     if temperature <= 0:

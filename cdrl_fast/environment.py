@@ -46,6 +46,11 @@ class About:
         devices: name of each device by its torch name.
         rooms: by device and operation, each room with the reason it cannot be used, None if it can.
         used: by device and operation, the room that backend="auto" takes.
+
+    Example:
+        >>> from cdrl_fast import about
+        >>> sorted(about().versions)
+        ['cdrl-fast', 'numpy', 'python', 'torch', 'triton']
     """
 
     versions: dict[str, str | None]

@@ -51,6 +51,13 @@ class CDRL(nn.Module):
         ValueError: networks that disagree on classes, or no way to tell the sample's shape.
 
     Source: Zhu, Xie, Wu, Gao, ICLR 2024; without an initializer Gao et al., ICLR 2021.
+
+    Example:
+        >>> from cdrl_fast import CDRL, NoiseSchedule, ResNetEnergy, UNetInitializer
+        >>> energy = ResNetEnergy(image_channels=1, width=16, multipliers=(1, 2), blocks=1)
+        >>> initializer = UNetInitializer(1, image_size=8, width=32, multipliers=(1, 1), blocks=1)
+        >>> CDRL(energy, initializer, NoiseSchedule()).sample_shape
+        (1, 8, 8)
     """
 
     def __init__(
@@ -90,6 +97,11 @@ class CDRL(nn.Module):
         Raises:
             ValueError: "tuned" where the model has no tuned plan; and as `NoiseSchedule.plan`.
             TypeError: as `NoiseSchedule.plan`.
+
+        Example:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").plan(5).counts
+            (5, 5, 5, 5, 5, 5)
         """
         if not (isinstance(steps, str) and steps == "tuned"):
             return self.schedule.plan(steps)
@@ -110,6 +122,14 @@ class CDRL(nn.Module):
 
         Returns:
             (batch,), differentiable.
+
+        Example:
+            >>> import torch
+            >>> from cdrl_fast import CDRL
+            >>> x = torch.zeros(3, 1, 8, 8, requires_grad=True)
+            >>> density = CDRL.from_pretrained("digits").log_density(x, t=1)
+            >>> torch.autograd.grad(density.sum(), x)[0].shape
+            torch.Size([3, 1, 8, 8])
         """
         level = self.schedule.level(t)
         logsnr = torch.full((1,), level.logsnr, device=x.device, dtype=x.dtype)
@@ -126,6 +146,11 @@ class CDRL(nn.Module):
         Raises:
             ValueError: an unknown class, a wrong number of labels, an unconditional model.
             TypeError: labels that are neither integers nor names.
+
+        Example:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").label_indices(["0", "9"], 2)
+            tensor([ 1, 10])
         """
         if label is None:
             return None
@@ -170,7 +195,7 @@ class CDRL(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], networks: Networks | None = None) -> CDRL:
-        """The model of `to_config`, with fresh weights; of ``networks`` where they are given."""
+        """The model that a ``config`` of `to_config` tells, with fresh weights or ``networks``."""
         initializer = config["initializer"]
         if networks is None:
             networks = (
@@ -199,6 +224,11 @@ class CDRL(nn.Module):
             folder: made if it is not there.
             card: what ``README.md`` says besides what can be read off the model.
             name: the model's name in the card; the folder's by default.
+
+        Example:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").save_pretrained("my-digits")  # doctest: +SKIP
+            PosixPath('my-digits')
         """
         files = {
             CONFIG: checkpoint.json_to_bytes(self.to_config()),
@@ -227,6 +257,11 @@ class CDRL(nn.Module):
         Raises:
             ImportError: ``huggingface_hub`` is not installed.
             huggingface_hub.errors.HfHubHTTPError: the Hub refused.
+
+        Example:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("runs/digits").push_to_hub("you/digits")  # doctest: +SKIP
+            'https://huggingface.co/you/digits/commit/…'
         """
         hub = optional_module("huggingface_hub", "huggingface_hub", "hub")
         with tempfile.TemporaryDirectory() as place:
@@ -247,6 +282,11 @@ class CDRL(nn.Module):
 
         Raises:
             CheckpointError: unknown name, missing or corrupt files.
+
+        Example:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").classes
+            ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
         """
         folder, files = newest_readable(_find(name))
         config = checkpoint.read_json(folder, files, CONFIG)

@@ -73,7 +73,7 @@ class Precision:
         return "tf32" if self.name == "tf32" else "ieee"
 
     def autocast(self, device: torch.device | str) -> AbstractContextManager[object]:
-        """A block in which any module's products are in ``network``; its weights stay as they are.
+        """A block in which modules' products on ``device`` are in ``network``, weights as they are.
 
         Nothing changes where ``network`` is ``state``.
         """
@@ -82,7 +82,7 @@ class Precision:
         return torch.autocast(torch.device(device).type, self.network)
 
     def scaler(self, device: torch.device | str) -> torch.amp.GradScaler:
-        """Scales losses, so that float16's gradients do not vanish; idle in other precisions."""
+        """Scales losses on ``device``, so that float16's gradients do not vanish; else idle."""
         return torch.amp.GradScaler(torch.device(device).type, enabled=self.name == "fp16")
 
 

@@ -88,6 +88,11 @@ def load_released_checkpoint(
         CheckpointError: the file is missing, not of this format, incomplete, fits no architecture
             or needs code to be run (none is); says what was found and what was expected.
         ValueError, TypeError: an ``image_size`` or ``schedule`` that is none.
+
+    Example:
+        >>> from cdrl_fast import Sampler, load_released_checkpoint
+        >>> model = load_released_checkpoint("checkpoint.pth.tar")  # doctest: +SKIP
+        >>> images = Sampler(model).sample(16, denoise_scale=2.0)  # doctest: +SKIP
     """
     if isinstance(image_size, bool) or not isinstance(image_size, int):
         raise TypeError(f"image_size: expected an integer, got {image_size!r}")

@@ -35,6 +35,11 @@ class StepPlan:
         counts: steps at level 1, 2, … T (in that order), each at least 1.
         multipliers: the step multiplier ``h`` of each level: the noise of a step is ``h`` times the
             noise of a training step, its drift ``h²`` times.
+
+    Example:
+        >>> from cdrl_fast import NoiseSchedule, StepPlan
+        >>> NoiseSchedule(levels=2).level(1, StepPlan((8, 4), (1.4, 1.9))).steps
+        8
     """
 
     counts: tuple[int, ...]
@@ -183,6 +188,11 @@ class NoiseSchedule:
         Raises:
             ValueError: fewer than one step, or not one entry a level.
             TypeError: anything else, "tuned" included: that plan is the model's (`CDRL.plan`).
+
+        Example:
+            >>> from cdrl_fast import NoiseSchedule
+            >>> NoiseSchedule(levels=3).plan([15, 5, 3]).counts
+            (15, 5, 3)
         """
         if isinstance(steps, StepPlan):
             plan = steps

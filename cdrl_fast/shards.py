@@ -69,6 +69,12 @@ def sample_to_folder(
         ValueError, TypeError: an argument that does not fit.
         CheckpointError: the folder holds samples of another request, or cannot be written to.
         ChainDiverged: a state left the finite numbers.
+
+    Example:
+        >>> from cdrl_fast import Sampler, sample_to_folder
+        >>> sampler = Sampler.from_pretrained("digits")
+        >>> sample_to_folder(sampler, 50_000, "samples", batch_size=500)  # doctest: +SKIP
+        PosixPath('samples/samples.npy')
     """
     where = "sample_to_folder"
     if not isinstance(sampler.source, CDRL):

@@ -30,6 +30,12 @@ class Trace:
             mean probability with which a Metropolis test accepts a step, made or not. None with
             trace="levels", and in precisions (bf16, fp16, tf32) in which energies of neighbouring
             states cannot be compared.
+
+    Example:
+        >>> from cdrl_fast import CDRL, Sampler
+        >>> _, trace = Sampler(CDRL.from_pretrained("digits")).sample(2, steps=1, trace="levels")
+        >>> len(trace.states)  # x_6 to x_0
+        7
     """
 
     states: Tensor

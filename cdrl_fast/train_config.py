@@ -42,6 +42,11 @@ class TrainConfig:
         keep: checkpoints kept, the newest ones.
         watch: who is shown the run besides its log: "none", "tensorboard" (in the run's folder) or
             "wandb"; extras of the same names.
+
+    Example:
+        >>> from cdrl_fast import TrainConfig
+        >>> TrainConfig(batch_size=64, energy_lr=1e-3, warmup=500).initializer_lr
+        1e-05
     """
 
     batch_size: int = 256

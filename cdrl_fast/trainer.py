@@ -30,6 +30,7 @@ from cdrl_fast.training_state import (
     load_optimizer,
     load_scaler,
     optimizer_tensors,
+    optimizers,
     part,
     scaler_tensors,
     training_config,
@@ -69,6 +70,16 @@ class Trainer:
         ValueError: data, or a precision, that does not fit the model.
 
     Source: Zhu, Xie, Wu, Gao, ICLR 2024, algorithm 1.
+
+    Example:
+        >>> from cdrl_fast import CDRL, MLPEnergy, NoiseSchedule, TrainConfig, Trainer
+        >>> from cdrl_fast.data import load_data
+        >>> schedule = NoiseSchedule(steps=2, kappa=1e-3, step_scale="constant")
+        >>> model = CDRL(MLPEnergy(width=16, multipliers=(1,)), None, schedule)
+        >>> trainer = Trainer(model, load_data("checkerboard"), TrainConfig(batch_size=16))
+        >>> losses = trainer.fit(2)
+        >>> trainer.iteration
+        2
     """
 
     def __init__(self, model: CDRL, data: Dataset, config: TrainConfig | None = None) -> None:
@@ -85,14 +96,7 @@ class Trainer:
             self.config.precision, model.energy, self.device, state=self.dtype
         )
         self._gradients = Iteration(model, self.config, self.precision, self._group)
-        self.energy_optimizer = torch.optim.Adam(
-            model.energy.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True
-        )
-        self.initializer_optimizer = (
-            torch.optim.AdamW(model.initializer.parameters(), lr=0.0, weight_decay=0.0, fused=True)
-            if model.initializer is not None
-            else None
-        )
+        self.energy_optimizer, self.initializer_optimizer = optimizers(model)
         self._scaler = self._gradients.scaler
         self._monitor = Monitor()
         self.rollbacks = self._refused = 0

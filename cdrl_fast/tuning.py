@@ -71,6 +71,12 @@ def tune_steps(
         ValueError: a budget below one step a level, too few samples, or a ``max_seconds`` that is
             not positive.
         DataError: images without labels and no ``extractor``.
+
+    Example:
+        >>> from cdrl_fast import CDRL, tune_steps
+        >>> from cdrl_fast.data import load_data
+        >>> model = CDRL.from_pretrained("digits")
+        >>> model.step_plan = tune_steps(model, load_data("digits"), budget=30)  # doctest: +SKIP
     """
     levels = model.schedule.levels
     if budget < levels:

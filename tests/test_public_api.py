@@ -3,12 +3,15 @@
 import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import cdrl_fast
+from cdrl_fast import data, metrics, ops, reference, report
 
 NAMES = {
     "About", "CDRL", "BackendUnavailable", "CDRLError", "ChainDiverged", "CheckpointError",
@@ -112,10 +115,54 @@ print(tuple(cdrl_fast.Sampler(model).sample(3, steps=1).shape), cdrl_fast.Traine
     assert done.stdout.strip() == "(3, 2) Trainer", done.stderr
 
 
-@pytest.mark.parametrize("name", ["cdrl_fast", "cdrl_fast.schedule", "cdrl_fast.sampler",
-                                  "cdrl_fast.dynamics", "cdrl_fast.environment",
-                                  "cdrl_fast.inpainting", "cdrl_fast.ops.normal"])  # fmt: skip
-def test_examples_in_docstrings(name):
+# Their examples stand with what makes or takes them.
+WITHOUT_EXAMPLE = {
+    "CopyingCheck", "FeatureExtractor", "evaluate_images", "mlp_chain_", "training_iteration",
+}  # fmt: skip
+
+
+def documented():
+    """Public classes, functions, methods and properties, each under one name."""
+    found = {}
+    for place in (cdrl_fast, ops, data, metrics, report, reference):
+        names = getattr(place, "__all__", ("sample", "training_iteration"))
+        for name in names:
+            value = getattr(place, name)
+            if inspect.ismodule(value):
+                continue
+            found.setdefault(value, name)
+            for part, member in vars(value).items() if inspect.isclass(value) else ():
+                member = getattr(member, "__func__", member)
+                public = inspect.isfunction(member) or isinstance(member, property)
+                if public and not part.startswith("_"):
+                    found.setdefault(member, f"{name}.{part}")
+    return [pytest.param(value, name, id=name) for value, name in found.items()]
+
+
+@pytest.mark.parametrize(("value", "name"), documented())
+def test_public_names_are_documented(value, name):
+    text = value.__doc__
+    assert text
+    if isinstance(value, property) or (inspect.isclass(value) and issubclass(value, Exception)):
+        return
+    if "." not in name and name not in WITHOUT_EXAMPLE:
+        assert ">>>" in text, "no example"
+    if getattr(value, "_is_protocol", False):
+        return
+    parameters = [p for p in inspect.signature(value).parameters if p not in ("self", "cls")]
+    assert [p for p in parameters if not re.search(rf"\b{p}\b", text)] == []
+
+
+def with_examples():
+    files = sorted(Path(cdrl_fast.__file__).parent.rglob("*.py"))
+    return [f for f in files if ">>>" in f.read_text()]
+
+
+@pytest.mark.parametrize("path", with_examples(), ids=lambda p: p.stem)
+def test_examples_in_docstrings(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parts = path.relative_to(Path(cdrl_fast.__file__).parents[1]).with_suffix("").parts
+    name = ".".join(parts).removesuffix(".__init__")
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0

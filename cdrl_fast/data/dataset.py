@@ -40,6 +40,14 @@ class Dataset:
 
     Raises:
         DataError: the data set is empty, or an array's dtype, shape or range is not the above.
+
+    Example:
+        >>> import numpy as np
+        >>> from cdrl_fast.data import Dataset
+        >>> pixels = np.zeros((10, 3, 32, 32), dtype=np.uint8)
+        >>> images, labels = Dataset("mine", pixels, labels=None, classes=()).batch(range(4))
+        >>> images.shape, float(images.max())
+        (torch.Size([4, 3, 32, 32]), -1.0)
     """
 
     name: str
@@ -121,7 +129,7 @@ class Dataset:
         return torch.from_numpy(self.values[index]), labels
 
     def scaled(self, samples: torch.Tensor) -> torch.Tensor:
-        """Samples as `stored` gives them, as float32 for a model; the same bits on any device."""
+        """``samples`` as `stored` gives them, float32 for a model; the same bits anywhere."""
         if self.maximum is None:
             return samples
         # Dividing, rather than multiplying by 2 / maximum, makes the largest value exactly 1. GPUs

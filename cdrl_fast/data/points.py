@@ -16,6 +16,11 @@ def checkerboard(n: int, seed: int = 0) -> NDArray[np.float32]:
 
     Returns:
         float32 of shape (n, 2).
+
+    Example:
+        >>> from cdrl_fast.data import checkerboard
+        >>> checkerboard(1000, seed=0).shape
+        (1000, 2)
     """
     rng = np.random.default_rng(seed)
     row, pair = np.divmod(rng.integers(0, 8, n), 2)
@@ -36,6 +41,11 @@ def in_checkerboard(points: NDArray[Any]) -> NDArray[np.int64]:
 
     Raises:
         ValueError: ``points`` does not have shape (n, 2).
+
+    Example:
+        >>> from cdrl_fast.data import checkerboard, in_checkerboard
+        >>> float(in_checkerboard(checkerboard(1000)).mean()) > 0.99
+        True
     """
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 2:

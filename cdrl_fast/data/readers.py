@@ -81,6 +81,12 @@ def load_data(spec: str, *, image_size: int | None = None, split: str = "train")
         DataError: ``spec`` or ``split`` is not known, or a file is missing, damaged or mis-shaped.
         ValueError: ``image_size`` is not positive.
         ImportError: the source needs a package that is not installed.
+
+    Example:
+        >>> from cdrl_fast.data import load_data
+        >>> train, held_out = load_data("digits").split(0.2)
+        >>> len(train), len(held_out)
+        (1438, 359)
     """
     kind, _, where = spec.partition(":")
     source = _SOURCES.get(kind)

@@ -31,6 +31,12 @@ class Classifier(nn.Module):
 
     Raises:
         ValueError: ``shape`` or ``classes`` is out of range.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.metrics import Classifier
+        >>> Classifier((1, 8, 8), 10).features(torch.zeros(2, 1, 8, 8)).shape  # untrained
+        torch.Size([2, 64])
     """
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
@@ -54,7 +60,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(64, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """The penultimate layer: float32 (n, C, H, W) to float32 (n, 64), none negative."""
+        """The penultimate layer of images: float32 (n, C, H, W) → (n, 64), none negative."""
         if images.shape[1:] != self.shape:
             raise ValueError(
                 f"images must have shape (n, {', '.join(map(str, self.shape))}), "
@@ -64,13 +70,16 @@ class Classifier(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unnormalized log-probabilities: float32 (n, C, H, W) to (n, k); column 0 is class 1."""
+        """Log-probabilities of images + constant: (n, C, H, W) → (n, k); column 0 is class 1."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
     @torch.no_grad()
     def predict(self, images: Tensor, batch_size: int = 1000) -> Tensor:
-        """The likeliest class of each image, int64 (n,) in 1 … k, on the device of ``images``."""
+        """The likeliest class of each image, int64 (n,) in 1 … k, on the device of ``images``.
+
+        They are computed ``batch_size`` at a time.
+        """
         device = self.head.weight.device
         parts = [self(x.to(device)).argmax(1) + 1 for x in torch.split(images, batch_size)]
         return torch.cat(parts).to(images.device)
@@ -120,6 +129,14 @@ def train_classifier(
     Raises:
         DataError: ``data`` holds points or has no labels.
         ValueError: ``epochs`` is not positive, or ``data`` is not something for a ``Classifier``.
+
+    Example:
+        >>> from cdrl_fast.data import load_data
+        >>> from cdrl_fast.metrics import train_classifier
+        >>> digits = load_data("digits")
+        >>> classifier = train_classifier(digits)  # doctest: +SKIP
+        >>> classifier.predict(digits.batch(range(3))[0])  # doctest: +SKIP
+        tensor([1, 2, 3])
     """
     if not data.is_images or data.labels is None:
         raise DataError(f"{data.name}: a classifier needs images with labels")

@@ -62,6 +62,13 @@ def copying_check(samples: Tensor, train: Tensor, held_out: Tensor) -> CopyingCh
 
     Raises:
         ValueError: besides the above, half of the held-out images are training images.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.metrics import copying_check
+        >>> data = torch.rand(60, 1, 4, 4)
+        >>> copying_check(data[:20], data[:40], data[40:]).share
+        1.0
     """
     check_images(samples=samples, train=train, held_out=held_out)
     own = nearest_distances(samples, train)

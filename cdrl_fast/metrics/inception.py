@@ -30,6 +30,10 @@ def inception_fid(real: Tensor, fake: Tensor, *, weights: Path | None = None) ->
     Raises:
         ImportError: torchmetrics or torch-fidelity is not installed.
         CheckpointError: the weights are missing or cannot be loaded.
+
+    Example:
+        >>> from cdrl_fast.metrics import inception_fid
+        >>> inception_fid(samples, images)  # doctest: +SKIP
     """
     check_images(2, real=real, fake=fake)
     if real.shape[1] not in (1, 3):

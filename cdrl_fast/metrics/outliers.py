@@ -19,6 +19,12 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
     Args:
         inside, outside: scores (n,) and (m,), high ones for the data.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.metrics import auroc
+        >>> float(auroc(torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0])))
+        1.0
     """
     metrics = optional_module("sklearn.metrics", "scikit-learn", "demo")
     truth = np.repeat([1, 0], [len(inside), len(outside)])
@@ -32,6 +38,13 @@ class GaussianBaseline:
     Args:
         images: (n, …), the training data.
         floor: added to the variances, so that pixels that are always black have one.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.metrics import GaussianBaseline
+        >>> images = torch.rand(100, 1, 4, 4)
+        >>> GaussianBaseline(images).log_density(images[:3]).shape
+        torch.Size([3])
     """
 
     def __init__(self, images: Tensor, floor: float = 1e-3) -> None:
@@ -42,7 +55,7 @@ class GaussianBaseline:
         self._values, self._vectors = np.linalg.eigh(covariance)
 
     def log_density(self, images: Tensor) -> Tensor:
-        """(n,), up to a constant; float64."""
+        """Of images (n, …), (n,), up to a constant; float64."""
         white = (_flat(images) - self._mean) @ self._vectors
         return torch.from_numpy(-0.5 * (white**2 / self._values).sum(axis=1))
 

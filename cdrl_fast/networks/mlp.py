@@ -54,6 +54,12 @@ class MLPEnergy(Conditional):
 
     Shapes: ``y`` (batch, dim); ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,).
     The defaults have 1,217,920 parameters. Source: Zhu et al., ICLR 2024 (2-D experiments).
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import MLPEnergy
+        >>> MLPEnergy(width=16, multipliers=(1,))(torch.zeros(5, 2), torch.zeros(1)).shape
+        torch.Size([5])
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class MLPEnergy(Conditional):
         self.head = nn.Linear(widths[-1], 1, bias=False)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """f(y, logsnr; label), (batch,); shapes as the class says."""
         label = self._checked_label(y, logsnr, label)
         _check_points(self, y)
         with unrounded(self.head.weight):
@@ -93,8 +100,21 @@ class MLPInitializer(Conditional):
 
     One residual block of the U-Net with linear maps.
 
+    Args:
+        dim: of a point.
+        width: of the block, a multiple of 64.
+        embedding: of the noise level, even.
+        classes: 0 (unconditional), the number of classes, or their names.
+
     Shapes: ``x`` (batch, dim); ``logsnr`` is λ_t, (batch,) or (1,), ``label`` likewise; returns
     (batch, dim). The defaults have 58,432 parameters.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import MLPInitializer
+        >>> x = torch.randn(5, 2)
+        >>> bool((MLPInitializer()(x, torch.zeros(1)) == x).all())  # untrained
+        True
     """
 
     def __init__(
@@ -121,6 +141,7 @@ class MLPInitializer(Conditional):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """The proposal for m_t x_{t-1} from x, logsnr and label; shapes as the class says."""
         label = self._checked_label(x, logsnr, label)
         _check_points(self, x)
         e = self.embed2(F.silu(self.embed1(level_embedding(logsnr, self.embed1.in_features))))

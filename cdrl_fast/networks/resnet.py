@@ -78,6 +78,13 @@ class ResNetEnergy(Conditional):
     ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,). The dtype is the parameters'.
 
     Source: Zhu et al., ICLR 2024, with the defaults of its CIFAR-10 model (34.8 M parameters).
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import ResNetEnergy
+        >>> energy = ResNetEnergy(1, width=16, multipliers=(1, 2), blocks=1, classes=10)
+        >>> energy(torch.zeros(4, 1, 8, 8), torch.zeros(1), torch.tensor([1, 2, 3, 0])).shape
+        torch.Size([4])
     """
 
     def __init__(
@@ -115,6 +122,7 @@ class ResNetEnergy(Conditional):
         self.head = nn.Linear(4 * width, channels, bias=False)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """f(y, logsnr; label), (batch,); shapes as the class says."""
         label = self._checked_label(y, logsnr, label)
         step = 2 ** (len(self.stages) - 1)
         if (

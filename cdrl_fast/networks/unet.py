@@ -102,6 +102,14 @@ class UNetInitializer(Conditional):
     Shapes: ``x`` (batch, image_channels, image_size, image_size); ``logsnr`` is λ_t, (batch,) or
     (1,), ``label`` likewise; returns the shape of ``x``. The defaults have 3,769,795 parameters.
     Source: Zhu et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import UNetInitializer
+        >>> initializer = UNetInitializer(1, image_size=8, width=32, multipliers=(1, 1), blocks=1)
+        >>> x = torch.randn(4, 1, 8, 8)
+        >>> bool((initializer.eval()(x, torch.zeros(1)) == x).all())  # untrained
+        True
     """
 
     def __init__(
@@ -188,6 +196,7 @@ class UNetInitializer(Conditional):
         self.ups = nn.ModuleList(ups)
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """The proposal for m_t x_{t-1} from x, logsnr and label; shapes as the class says."""
         label = self._checked_label(x, logsnr, label)
         size = self.config["image_size"]
         if x.shape[1:] != (self.stem.in_channels, size, size):

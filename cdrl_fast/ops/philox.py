@@ -157,6 +157,15 @@ def rng_state(
 
     Raises:
         ValueError: an argument out of range. TypeError: one of another type.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import ops
+        >>> rng, x = ops.rng_state(seed=1, draw=0), torch.zeros(2, 3)
+        >>> for _ in range(2):  # other noise each time
+        ...     x = ops.langevin_step(x, -x, None, drift=0.1, pull=0.0, noise_std=0.1, rng=rng)
+        >>> int(rng[1])
+        2
     """
     check_place("rng_state", seed, draw, first_sample, 0)
     return torch.tensor([signed(seed), draw, first_sample, 0], device=device)

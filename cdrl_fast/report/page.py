@@ -113,6 +113,8 @@ class Report:
         subtitle: a line under the heading.
 
     Example:
+        >>> import torch
+        >>> from cdrl_fast.report import Report, image_grid
         >>> report = Report("Digits")
         >>> report.section("Samples")
         >>> report.image(image_grid(torch.zeros(4, 1, 8, 8)), "Four grey squares")
@@ -141,7 +143,7 @@ class Report:
         self._add(f"<figure{kind}>{tag}<figcaption>{text}</figcaption></figure>")
 
     def section(self, title: str) -> None:
-        """Begins a section; what is added from here on stands in it."""
+        """Begins a section with a title; what is added from here on stands in it."""
         self._sections.append([f"<h2>{escape(title)}</h2>"])
 
     def text(self, text: str) -> None:
@@ -150,11 +152,11 @@ class Report:
             self._add(f"<p>{escape(paragraph.strip())}</p>")
 
     def image(self, image: Image.Image, caption: str, *, half: bool = False) -> None:
-        """Adds a picture as PNG, pixel for pixel: a browser that enlarges it does not blur it."""
+        """Adds an image with its caption as PNG, pixel for pixel; ``half``: of the width."""
         self._picture(_png(image), image.size, caption, half)
 
     def figure(self, figure: Figure, caption: str, *, half: bool = False) -> None:
-        """Adds a matplotlib figure as SVG.
+        """Adds a matplotlib figure with its caption as SVG; ``half``: of the width.
 
         The figures of this package take the page's colours; any other keeps its own.
         """

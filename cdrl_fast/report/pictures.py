@@ -86,6 +86,12 @@ def image_grid(
     Raises:
         TypeError: ``images`` is not a floating-point tensor.
         ValueError: a wrong shape, NaN or infinity, ``columns`` or ``scale`` below 1.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.report import image_grid
+        >>> image_grid(torch.zeros(4, 1, 8, 8), columns=2, scale=4).size
+        (66, 66)
     """
     images = checked_images(images, "images")
     count, _, height, width = images.shape
@@ -111,11 +117,18 @@ def save_image_grid(
     columns: int | None = None,
     scale: int | None = None,
 ) -> None:
-    """Writes ``image_grid`` to ``path``, whole or not at all; the suffix gives the format.
+    """Writes ``image_grid(images, columns=, scale=)`` to ``path``, whole or not at all.
+
+    The suffix gives the format.
 
     Raises:
         TypeError, ValueError: as ``image_grid``; ValueError too for an unknown suffix.
         OSError: the file cannot be written; one that was there stays as it was.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.report import save_image_grid
+        >>> save_image_grid(torch.zeros(4, 1, 8, 8), "grid.png", columns=2)  # doctest: +SKIP
     """
     path = Path(path)
     file_format = Image.registered_extensions().get(path.suffix.lower())
@@ -140,6 +153,12 @@ def completion_grid(
     Raises:
         TypeError: not floating-point tensors.
         ValueError: a wrong shape, NaN or infinity, or not k completions of each image.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.report import completion_grid
+        >>> images, known = torch.zeros(2, 1, 8, 8), torch.ones(8, 8, dtype=torch.bool)
+        >>> picture = completion_grid(images, known, torch.zeros(6, 1, 8, 8))
     """
     completions = checked_images(completions, "completions")
     # Unknown pixels may be NaN; 0 is grey.
@@ -168,6 +187,13 @@ def film_strip(
     Raises:
         TypeError: a state is not a floating-point tensor.
         ValueError: no state, unequal shapes, NaN or infinity, or not as many labels as states.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.report import film_strip
+        >>> strip = film_strip([torch.zeros(3, 1, 8, 8)] * 5, labels=["4", "3", "2", "1", "0"])
+        >>> strip.width > strip.height
+        True
     """
     checked = [checked_images(state, f"states[{i}]") for i, state in enumerate(states)]
     if len({state.shape for state in checked}) != 1:
@@ -225,11 +251,17 @@ def scatter_row(
 
 
 def scatter_figure(points: ArrayLike | torch.Tensor, title: str) -> Figure:
-    """Plots 2-D samples, shape (n, 2), on a square centred at the origin that holds them all.
+    """Plots ``points`` (n, 2) under a title, on a square around the origin that holds them all.
 
     Raises:
         ValueError: a wrong shape, NaN or infinity.
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.report import scatter_figure
+        >>> scatter_figure(torch.randn(100, 2), "a hundred points").axes[0].get_title()
+        'a hundred points'
     """
     cloud = checked_points(points, "points")
     return scatter_row([cloud], [title], 4.7, 1.06 * float(np.abs(cloud).max()) or 1.0)
@@ -248,6 +280,12 @@ def density_figure(
     Raises:
         ValueError: no map, a map that is not 2-D, or with NaN, +inf or no finite value.
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import numpy as np
+        >>> from cdrl_fast.report import density_figure
+        >>> x, y = np.meshgrid(np.linspace(-2, 2, 20), np.linspace(-2, 2, 20))
+        >>> figure = density_figure([("Gaussian", -(x**2 + y**2) / 2)], extent=(-2, 2, -2, 2))
     """
     if not grids:
         raise ValueError("grids: expected one or more (title, values), got none")
@@ -277,6 +315,12 @@ def curve_row(panels: Mapping[str, Series], *, xlabel: str) -> Figure:
     Raises:
         ValueError: as in `curve_figure`.
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> from cdrl_fast.report import curve_row
+        >>> loss, norm = {"energy": ([1, 2], [3, 2])}, {"energy": ([1, 2], [9, 5])}
+        >>> len(curve_row({"loss": loss, "norm": norm}, xlabel="iteration").axes)
+        2
     """
     if not panels:
         raise ValueError("panels: expected one or more, got none")
@@ -299,6 +343,12 @@ def curve_figure(series: Series, *, xlabel: str, ylabel: str, log_y: bool = Fals
     Raises:
         ValueError: no series, or x and y that do not pair up.
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> from cdrl_fast.report import curve_figure
+        >>> figure = curve_figure({"loss": ([1, 2], [3, 2])}, xlabel="iteration", ylabel="loss")
+        >>> len(figure.axes)
+        1
     """
     figure, (panel,) = _new_figure(4.7, 2.9)
     _draw_curves(panel, series)

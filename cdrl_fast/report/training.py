@@ -132,7 +132,10 @@ def _add_images(
 ) -> None:
     """Adds the grid of image samples, and the film strip and the animation of their chains."""
     cell = cell_scale(checked_images(samples, "samples")) * samples.shape[3] + GAP
-    columns = min(len(samples), max(1, _PAGE_WIDTH // cell))
+    most = min(len(samples), max(1, _PAGE_WIDTH // cell))
+    # Full rows, where that takes not too many.
+    full = (c for c in range(most, most // 2, -1) if len(samples) % c == 0)
+    columns = next(full, most)
     shown = samples[: 6 * columns]
     caption = f"The first {len(shown)} of {len(samples)} samples."
     report.section("Samples")
@@ -197,7 +200,13 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the library, Python, PyTorch and NumPy, the system and the device."""
+    """Versions of the library, Python, PyTorch and NumPy, the system and the device.
+
+    Example:
+        >>> from cdrl_fast.report import versions
+        >>> "PyTorch" in versions()
+        True
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "cdrl-fast": cdrl_fast.__version__,
@@ -249,6 +258,13 @@ def training_report(
         TypeError, ValueError: samples or states of a wrong shape or dtype, NaN or infinity in them.
         DataError: ``run_folder`` has no log, or one damaged before its last line.
         ImportError: a figure is needed and matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.report import training_report
+        >>> samples = torch.zeros(4, 1, 8, 8)
+        >>> report = training_report(None, samples=samples, metrics={"accuracy": 0.9})
+        >>> report.write("report.html")  # doctest: +SKIP
     """
     count = len(trace_states)
     labels = trace_labels or [f"t = {count - 1 - i}" for i in range(count)]

@@ -55,6 +55,14 @@ def langevin_step(
         BackendUnavailable: an explicit backend that cannot be had.
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import ops
+        >>> x = torch.ones(2, 3)
+        >>> ops.langevin_step(x, -x, None, drift=0.5, pull=0.0, noise_std=0.0, rng=(0, 0, 0))
+        tensor([[0.5000, 0.5000, 0.5000],
+                [0.5000, 0.5000, 0.5000]])
     """
     coefficients = (drift, pull, noise_std, rescale)
     _check(x, grad, anchor, coefficients, rng, first_bad, out)
@@ -78,7 +86,17 @@ def langevin_step(
 
 
 def langevin_step_(x: Tensor, grad: Tensor, anchor: Tensor | None, **kwargs: object) -> Tensor:
-    """`langevin_step` in place: writes ``x`` and returns it."""
+    """`langevin_step` of ``x``, ``grad`` and ``anchor`` in place: writes ``x`` and returns it.
+
+    Takes its other arguments (``kwargs``) but for ``out``.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import ops
+        >>> x = torch.ones(2, 3)
+        >>> ops.langevin_step_(x, -x, None, drift=0.5, pull=0.0, noise_std=0.0, rng=(0, 0, 0)) is x
+        True
+    """
     return langevin_step(x, grad, anchor, out=x, **kwargs)  # type: ignore[arg-type]
 
 
