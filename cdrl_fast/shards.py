@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl_fast import checkpoint
+from cdrl_fast.data.images import as_bytes
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.model import CDRL
 from cdrl_fast.ops.philox import check_integer
@@ -223,8 +224,7 @@ def _labels(model: CDRL, label: Sequence[int | str] | None, n: int) -> Tensor | 
 def _stored(samples: Tensor) -> Array:
     if samples.dim() != 4:
         return samples.float().numpy()
-    levels = ((samples.double() + 1.0) * 127.5).round().clamp(0, 255)
-    return levels.byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return as_bytes(samples).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _bytes(array: Array) -> bytes:

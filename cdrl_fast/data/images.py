@@ -1,4 +1,4 @@
-"""PIL images as arrays of one shape."""
+"""PIL images as arrays of one shape, and a model's images as bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cdrl_fast.data.dataset import Dataset, require
 from cdrl_fast.errors import DataError
@@ -16,6 +17,11 @@ if TYPE_CHECKING:  # imported on use: the library imports without Pillow
     from PIL import Image
 
 _GREY_MODES = ("1", "L", "LA", "La")
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """round(127.5 (x + 1)) of images in [-1, 1], uint8; what is outside is clamped."""
+    return ((images.double() + 1.0) * 127.5).round().clamp(0, 255).byte()
 
 
 def decoded(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdrl_fast.data.images import as_bytes
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.metrics.distances import check_images, extracted, frechet
 from cdrl_fast.optional import optional_module
@@ -69,6 +70,5 @@ class _Inception:
         self.network = network
 
     def features(self, images: Tensor) -> Tensor:
-        levels = images.add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
-        features: Tensor = self.network(levels.expand(-1, 3, -1, -1))
+        features: Tensor = self.network(as_bytes(images).cpu().expand(-1, 3, -1, -1))
         return features

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cdrl_fast.checkpoint import write_atomic
+from cdrl_fast.data.images import as_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +101,7 @@ def image_grid(
     if columns < 1 or scale < 1:
         raise ValueError(f"expected columns >= 1 and scale >= 1, got {columns} and {scale}")
     height, width, rows = height * scale, width * scale, math.ceil(count / columns)
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    levels = as_bytes(images).expand(-1, 3, -1, -1)
     pixels = levels.permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)
     shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
     canvas = np.full(shape, _GREY, dtype=np.uint8)

@@ -133,9 +133,9 @@ def _add_images(
     """Adds the grid of image samples, and the film strip and the animation of their chains."""
     cell = cell_scale(checked_images(samples, "samples")) * samples.shape[3] + GAP
     most = min(len(samples), max(1, _PAGE_WIDTH // cell))
-    # Full rows, where that takes not too many.
+    # Of few samples full rows, where there is a number that gives them.
     full = (c for c in range(most, most // 2, -1) if len(samples) % c == 0)
-    columns = next(full, most)
+    columns = most if len(samples) > 6 * most else next(full, most)
     shown = samples[: 6 * columns]
     caption = f"The first {len(shown)} of {len(samples)} samples."
     report.section("Samples")
