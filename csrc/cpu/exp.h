@@ -46,9 +46,10 @@ inline Sixteen silu(Sixteen x) {
 // Plain loops, which compilers vectorise.
 inline Sixteen exponential(Sixteen a) {
   constexpr float kRound = 12582912.0f;  // 1.5 · 2²³: added and taken away, it rounds
-  Sixteen result;
+  float numbers[16];
+  a.put(numbers);
   for (int i = 0; i < 16; ++i) {
-    float x = a.v[i] < kLowest ? kLowest : a.v[i];
+    float x = numbers[i] < kLowest ? kLowest : numbers[i];
     x = x > kHighest ? kHighest : x;
     const float shifted = x * kLog2e + kRound, n = shifted - kRound;
     const float r = (x - n * kLn2High) - n * kLn2Low;
@@ -59,22 +60,26 @@ inline Sixteen exponential(Sixteen a) {
     bits = (bits + 127u) << 23;  // the low bits of `shifted` are n
     float power;
     std::memcpy(&power, &bits, sizeof power);
-    result.v[i] = p * power;
+    numbers[i] = p * power;
   }
-  return result;
+  return Sixteen::load(numbers);
 }
 
 inline Sixteen affine(const Sixteen& x, const Sixteen& a, const Sixteen& b) {
-  Sixteen result;
-  for (int i = 0; i < 16; ++i) result.v[i] = x.v[i] * a.v[i] + b.v[i];
-  return result;
+  float numbers[3][16];
+  x.put(numbers[0]);
+  a.put(numbers[1]);
+  b.put(numbers[2]);
+  for (int i = 0; i < 16; ++i) numbers[0][i] = numbers[0][i] * numbers[1][i] + numbers[2][i];
+  return Sixteen::load(numbers[0]);
 }
 
 inline Sixteen silu(const Sixteen& x) {
-  const Sixteen e = exponential(x.times(-1.0f));
-  Sixteen result;
-  for (int i = 0; i < 16; ++i) result.v[i] = x.v[i] / (1.0f + e.v[i]);
-  return result;
+  float numbers[2][16];
+  x.put(numbers[0]);
+  exponential(x.times(-1.0f)).put(numbers[1]);
+  for (int i = 0; i < 16; ++i) numbers[0][i] /= 1.0f + numbers[1][i];
+  return Sixteen::load(numbers[0]);
 }
 
 #endif

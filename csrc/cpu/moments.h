@@ -23,8 +23,10 @@ inline void add_moments(double* to, Sixteen x) {
 #else
 
 inline void add_moments(double* to, const Sixteen& x) {
+  float numbers[16];
+  x.put(numbers);
   for (int i = 0; i < 16; ++i) {
-    const double value = double(x.v[i]);
+    const double value = double(numbers[i]);
     to[i] += value;
     to[16 + i] += value * value;
   }

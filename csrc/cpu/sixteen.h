@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -48,6 +48,60 @@ struct Sixteen {
         _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(number, nan, _mm512_set1_epi32(0x7FC0)));
 #endif
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
+  }
+};
+
+#elif defined(__AVX2__)
+
+struct Sixteen {
+  __m256 low, high;
+
+  static Sixteen load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static Sixteen load(const uint16_t* p) { return {widened(p), widened(p + 8)}; }
+  Sixteen plus(const Sixteen& a) const {
+    return {_mm256_add_ps(low, a.low), _mm256_add_ps(high, a.high)};
+  }
+  Sixteen minus(const Sixteen& a) const {
+    return {_mm256_sub_ps(low, a.low), _mm256_sub_ps(high, a.high)};
+  }
+  Sixteen times(float a) const {
+    const __m256 factor = _mm256_set1_ps(a);
+    return {_mm256_mul_ps(low, factor), _mm256_mul_ps(high, factor)};
+  }
+  uint16_t positive() const { return uint16_t(above_zero(low) | above_zero(high) << 8); }
+  Sixteen sloped(uint16_t bits) const { return {sloped(low, bits), sloped(high, bits >> 8)}; }
+  void put(float* p) const {
+    _mm256_storeu_ps(p, low);
+    _mm256_storeu_ps(p + 8, high);
+  }
+  void put(uint16_t* p) const {
+    // In each half of the register four of `low` and four of `high`; then put in order.
+    const __m256i mixed = _mm256_packus_epi32(rounded(low), rounded(high));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xD8));
+  }
+
+ private:
+  static __m256 widened(const uint16_t* p) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
+  static int above_zero(__m256 v) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ));
+  }
+  static __m256 sloped(__m256 v, int bits) {
+    const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(bits), each);
+    const __m256 kept = _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, each));
+    return _mm256_blendv_ps(_mm256_mul_ps(v, _mm256_set1_ps(kSlope)), v, kept);
+  }
+  // bfloat16 in the lower halves of words.
+  static __m256i rounded(__m256 v) {
+    const __m256i bits = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+    const __m256i up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+    const __m256i number = _mm256_srli_epi32(_mm256_add_epi32(bits, up), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(number, _mm256_set1_epi32(0x7FC0), nan);
   }
 };
 
