@@ -44,6 +44,8 @@ def test_handlers_give_the_page_its_pictures(handlers):
     assert noise.tobytes() != samples.tobytes()
     image, index, canvas = handlers["_drawn"](1, 0, 3)
     assert index == 4
+    assert handlers["_restored"](image).tobytes() == canvas.tobytes()
+    assert handlers["_restored"](None) is None
     paint = Image.new("RGBA", canvas.size, (224, 123, 57, 255))
     editor = {"background": canvas, "layers": [paint], "composite": paint}
     assert handlers["_completed"](image, editor, 1, 3, 1, 0).size == (2 * CELL + 2, 2 * CELL + 2)
