@@ -177,8 +177,11 @@ class _Tabs:
                 button = gr.Button("Complete", variant="primary")
                 gr.Markdown("First what is known, grey where it is not; then completions:")
                 picture = self._picture(height=364)
-        self._on(draw.click, self._drawn, [label, seed, index], [image, index, editor])
+        # A progress display over a canvas with paint on it stays there for good.
+        inputs = [label, seed, index]
+        self._on(draw.click, self._drawn, inputs, [image, index, editor], show_progress="hidden")
         self._on(upload.upload, self._uploaded, [upload], [image, editor], quick=True)
+        self._on(editor.clear, self._restored, [image], [editor], quick=True)
         inputs = [image, editor, label, number, passes, seed]
         self._on(button.click, self._completed, inputs, [picture])
 
@@ -189,6 +192,10 @@ class _Tabs:
     def _uploaded(self, file: str) -> tuple[Tensor, Any]:
         image = self._playground.fitted(file)
         return image, self._playground.canvas(image)
+
+    def _restored(self, image: Tensor | None) -> Any:
+        # The canvas has been cleared of its picture, too.
+        return None if image is None else self._playground.canvas(image)
 
     def _completed(self, image: Tensor | None, paint: Any, *arguments: Any) -> Any:
         known, found = self._playground.complete(image, (paint or {}).get("layers", ()), *arguments)
@@ -263,6 +270,8 @@ class _Tabs:
                 gr.Markdown("The image as the model sees it:")
                 seen = self._picture(height=130)
         self._on(upload.upload, self._shown, [upload], [editor], quick=True)
+        # Without a picture the canvas is transparent, and white on white is hard to see.
+        self._on(editor.clear, lambda: black, [], [editor], quick=True)
         self._on(button.click, self._scored, [editor], [words, plot, seen])
 
     def _shown(self, file: str) -> Any:
@@ -326,6 +335,7 @@ class _Tabs:
         outputs: list[Any],
         *,
         quick: bool = False,
+        **options: Any,
     ) -> None:
         """Calls a handler on an event; what it objects to is shown, not thrown."""
 
@@ -338,4 +348,4 @@ class _Tabs:
 
         # One at a time: a model's buffers serve one run. What needs no model does not queue for it.
         alone = {"concurrency_id": "model", "concurrency_limit": 1}
-        event(told, inputs, outputs, **(QUICK if quick else alone))
+        event(told, inputs, outputs, **(QUICK if quick else alone), **options)

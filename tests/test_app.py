@@ -44,6 +44,8 @@ def test_handlers_give_the_page_its_pictures(handlers):
     assert noise.tobytes() != samples.tobytes()
     image, index, canvas = handlers["_drawn"](1, 0, 3)
     assert index == 4
+    assert handlers["_restored"](image).tobytes() == canvas.tobytes()
+    assert handlers["_restored"](None) is None
     paint = Image.new("RGBA", canvas.size, (224, 123, 57, 255))
     editor = {"background": canvas, "layers": [paint], "composite": paint}
     assert handlers["_completed"](image, editor, 1, 3, 1, 0).size == (2 * CELL + 2, 2 * CELL + 2)
@@ -193,11 +195,16 @@ def picture(page, before=None):
     raise AssertionError(f"still {before}")
 
 
+def arrival(page):
+    """Waits for a picture on its way to a canvas."""
+    return page.expect_response(lambda response: "/file=" in response.url)
+
+
 def paint(page, *points):
     """Draws a line through points, told as shares of the canvas from its middle."""
     canvas = page.locator("canvas:visible").first
     canvas.wait_for()
-    page.wait_for_timeout(1000)  # the picture under it arrives later, and says so nowhere
+    page.wait_for_timeout(1500)  # that it shows its picture it says nowhere
     box = canvas.bounding_box()
     for index, (x, y) in enumerate(points):
         side = 256
@@ -247,7 +254,11 @@ def test_completes_what_is_painted_over(page):
     open_tab(page, "Complete")
     press(page, "Complete")
     page.get_by_text("image: draw a sample or upload an image first").wait_for()
-    press(page, "Draw a sample")
+    with arrival(page):
+        press(page, "Draw a sample")
+    paint(page, (0.0, -0.4), (0.0, 0.4))
+    with arrival(page):
+        press(page, "Draw a sample")  # and the paint is gone
     paint(page, (-0.5, 0.25), (0.5, 0.25), (0.5, 0.4), (-0.5, 0.4))
     page.get_by_label("number input for Completions").fill("3")
     page.get_by_label("number input for Passes").fill("1")
@@ -265,7 +276,13 @@ def test_completes_what_is_painted_over(page):
 def upload(page, path):
     with page.expect_file_chooser() as chooser:
         press(page, "Upload an image")
-    chooser.value.set_files(path)
+    with arrival(page):
+        chooser.value.set_files(path)
+
+
+def clear(page):
+    page.get_by_role("button", name="Clear canvas").locator("visible=true").click()
+    page.wait_for_timeout(3000)
 
 
 def test_takes_uploaded_images(page, tmp_path):
@@ -274,17 +291,20 @@ def test_takes_uploaded_images(page, tmp_path):
     open_tab(page, "Score")
     page.locator("canvas:visible").first.wait_for()
     upload(page, tmp_path / "shades.png")
-    page.wait_for_timeout(3000)  # the canvas says nowhere that it has the image
+    page.wait_for_timeout(1000)
     press(page, "Score")
     np.testing.assert_array_equal(picture(page)[1][:: CELL // 8, :: CELL // 8], shades)
     open_tab(page, "Complete")
     upload(page, tmp_path / "shades.png")
+    paint(page, (0.0, -0.4), (0.0, 0.4))
+    clear(page)  # the paint alone
     paint(page, (-0.5, 0.25), (0.5, 0.25))
     page.get_by_label("number input for Completions").fill("3")
     press(page, "Complete")
     known, *found = cells(picture(page)[1])
     hidden = known == 128
     assert 8 <= hidden.sum() <= 24
+    assert not hidden[:4].any()
     for cell in found:
         np.testing.assert_array_equal(cell[~hidden], shades[~hidden])
 
@@ -312,8 +332,12 @@ def test_scores_what_is_drawn(page):
     words = page.get_by_text("Percentile")
     words.wait_for()
     assert "of 200 samples that the model drew itself" in words.inner_text()
-    seen = picture(page)[1][:: CELL // 8, :: CELL // 8]
+    source, seen = picture(page)
+    seen = seen[:: CELL // 8, :: CELL // 8]
     assert seen[1:3, 2:6].max() > 200
     assert seen[:, [0, 7]].max() < 60
     plot = page.get_by_role("tabpanel").locator("visible=true").locator("img").first
     assert plot.is_visible()
+    clear(page)  # to black
+    press(page, "Score")
+    assert not picture(page, before=source)[1].any()
