@@ -102,7 +102,8 @@ class Train:
     def _page(self, trainer: Trainer) -> None:
         try:
             model_page(trainer.ema, title=str(self.out), run=self.out).write(self.out / PAGE)
-        except ImportError as error:
+        except (ImportError, CDRLError, OSError) as error:
+            # The run itself is safe by now.
             print(f"no {PAGE}: {error}", file=sys.stderr)
 
     def _trainer(self, recipe: Recipe, train: Dataset, device: torch.device) -> Trainer:

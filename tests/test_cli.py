@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cdrl_fast import CDRL, Sampler
+from cdrl_fast import CDRL, ChainDiverged, Sampler
 from cdrl_fast.cli import main
 from cdrl_fast.model import checkpoints_of
 
@@ -162,3 +162,13 @@ def test_inpaint_a_folder_with_a_mask_picture(tmp_path, capsys):
 def test_inpaint_refuses_other_masks(mask, message, tmp_path, capsys):
     assert main(["inpaint", "--mask", mask, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_whose_page_cannot_be_made_is_still_a_run(tmp_path, capsys, monkeypatch):
+    def diverged(*arguments, **options):
+        raise ChainDiverged("level 3", level=3, step=1, sample=0)
+
+    monkeypatch.setattr("cdrl_fast.cli.model_page", diverged)
+    assert main([*SMALL, "--iterations", "1", "--out", str(tmp_path / "run")]) == 0
+    assert "no report.html: " in capsys.readouterr().err
+    assert weights(tmp_path / "run")
