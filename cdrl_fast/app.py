@@ -46,7 +46,10 @@ class App:
             raise ValueError(f"port: expected 1 to 65535, got {self.port}")
         optional_module("gradio", "gradio", "app")
         page = build_app(CDRL.from_pretrained(self.model).to(device_of(self.device)))
-        launch(page, port=self.port, share=self.share, inbrowser=self.open)
+        try:
+            launch(page, port=self.port, share=self.share, inbrowser=self.open)
+        finally:
+            page.close(verbose=False)  # after Ctrl-C too; gradio's own end leaves its queue running
 
 
 def build_app(model: CDRL) -> gradio.Blocks:

@@ -146,9 +146,11 @@ def address(browser):
         yield url
     finally:
         served.send_signal(signal.SIGINT)
-        output = served.communicate(timeout=60)[0]
+        output = served.communicate(timeout=120)[0]
     assert served.returncode == 0, output
-    assert "Traceback" not in output
+    # The server has its own where the browser gives up a download.
+    assert "/cdrl_fast/app.py" not in output
+    assert "/cdrl_fast/playground.py" not in output
 
 
 @pytest.fixture
@@ -291,9 +293,14 @@ def test_takes_uploaded_images(page, tmp_path):
     open_tab(page, "Score")
     page.locator("canvas:visible").first.wait_for()
     upload(page, tmp_path / "shades.png")
-    page.wait_for_timeout(1000)
-    press(page, "Score")
-    np.testing.assert_array_equal(picture(page)[1][:: CELL // 8, :: CELL // 8], shades)
+    seen = None
+    for _ in range(10):  # the canvas does not say when it has the upload
+        page.wait_for_timeout(1000)
+        press(page, "Score")
+        seen = picture(page)[1][:: CELL // 8, :: CELL // 8]
+        if (seen == shades).all():
+            break
+    np.testing.assert_array_equal(seen, shades)
     open_tab(page, "Complete")
     upload(page, tmp_path / "shades.png")
     paint(page, (0.0, -0.4), (0.0, 0.4))

@@ -60,5 +60,5 @@ def test_only_what_stands_between_the_markers_is_replaced():
 def test_the_readme_shows_measured_results():
     """Of the latest run, or of an earlier one where somebody has measured since."""
     readme, results = script.README.read_text(), script.lines(script.RESULTS)
-    shown = [script.tables(script.latest(results[:n])) for n in range(1, len(results) + 1)]
-    assert any(script.inserted(readme, tables) == readme for tables in shown)
+    found = [script.highlights(script.latest(results[:n])) for n in range(1, len(results) + 1)]
+    assert any(script.inserted(readme, script.tables(rows)) == readme for rows in found)
