@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdrl_fast import reference
 from cdrl_fast._native import load
+from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks.layers import SpectralConv2d, SpectralLinear, fix_weights
 from cdrl_fast.sampler import Sampler
@@ -91,7 +92,7 @@ def bench(
     if batch < 1 or rounds < 1:
         raise ValueError(f"bench: batch and rounds must be at least 1, got {batch} and {rounds}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    label = torch.arange(batch) % model.num_classes + 1 if model.num_classes else None
+    label = classes_in_turn(model, batch)
     options: dict[str, Any] = {"steps": steps, "label": label}
     plain = _without_norms(model)
     by_hand = afternoon(model, compiled=compiled)

@@ -16,6 +16,7 @@ from cdrl_fast.app import App
 from cdrl_fast.bench import bench
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic, write_npz
 from cdrl_fast.completions import Inpaint
+from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.data import Dataset
 from cdrl_fast.demo import run_demo
 from cdrl_fast.environment import about
@@ -272,8 +273,8 @@ def preview(trainer: Trainer, path: Path) -> None:
     """Writes a picture of 50 samples of the averaged model (1,000 points in 2-D)."""
     model = trainer.ema
     n = 50 if model.is_image else 1000
-    label = torch.arange(n) % model.num_classes + 1 if model.num_classes else None
-    _write_samples(Sampler(model).sample(n, label=label).cpu(), path.with_suffix(".png"))
+    samples = Sampler(model).sample(n, label=classes_in_turn(model, n))
+    _write_samples(samples.cpu(), path.with_suffix(".png"))
 
 
 def _recipe_of(words: list[str]) -> str:

@@ -75,3 +75,8 @@ def _terms(slots: list[Slot], device: torch.device) -> Terms:
         tuple(labels),
         tuple(placed(slot.share) for slot in slots),
     )
+
+
+def classes_in_turn(model: CDRL, n: int) -> Tensor | None:
+    """Labels 1, 2, … repeated for ``n`` samples; None where the model has no classes."""
+    return torch.arange(n) % model.num_classes + 1 if model.num_classes else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cdrl_fast import metrics
+from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.data import Dataset
 from cdrl_fast.metrics.distances import extracted, frechet
 from cdrl_fast.model import CDRL
@@ -69,11 +69,6 @@ class Judge:
         if label is not None and self.classifier is not None:
             recognised["accuracy"] = metrics.label_accuracy(samples, label, self.classifier)
         return {**recognised, "frechet": self.distance(samples)}
-
-
-def classes_in_turn(model: CDRL, n: int) -> Tensor | None:
-    """Labels 1, 2, … repeated for ``n`` samples; None where the model has no classes."""
-    return torch.arange(n) % model.num_classes + 1 if model.num_classes else None
 
 
 def measure(

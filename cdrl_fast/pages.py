@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cdrl_fast.evaluation import classes_in_turn
+from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.model import CDRL
-from cdrl_fast.recipe import RECIPE, load_recipe
+from cdrl_fast.recipe import recipe_of_run
 from cdrl_fast.report import Report, training_report
 from cdrl_fast.run_folder import LOG
 from cdrl_fast.sampler import Sampler
@@ -39,7 +39,6 @@ def model_page(
     samples, trace = Sampler(model).sample(
         n, label=classes_in_turn(model, n), steps=steps, trace="levels"
     )
-    recipe = None if run is None or not (run / RECIPE).is_file() else load_recipe(run / RECIPE)
     levels = model.schedule.levels
     return training_report(
         run if run is not None and (run / LOG).is_file() else None,
@@ -47,7 +46,7 @@ def model_page(
         trace_states=[state.cpu() for state in trace.states],
         trace_labels=["noise", *(f"level {t}" for t in range(levels, 0, -1))],
         metrics=metrics,
-        config=None if recipe is None else recipe.to_dict(),
+        config=None if run is None else recipe_of_run(run),
         title=title,
         subtitle="Drawn by the averaged weights, classes in turn."
         if model.num_classes

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.data.images import decoded
 from cdrl_fast.energies import Density, given, mixture, negated, product
 from cdrl_fast.model import CDRL
@@ -273,8 +274,7 @@ class Playground:
     @cached_property
     def reference(self) -> NDArray[np.float64]:
         """Log-densities of samples of the model, classes in turn, ascending."""
-        classes = self.model.num_classes
-        label = torch.arange(self.references) % classes + 1 if classes else None
+        label = classes_in_turn(self.model, self.references)
         samples = self._sampler.sample(self.references, label=label)
         return self._sampler.log_density(samples).double().sort().values.cpu().numpy()
 

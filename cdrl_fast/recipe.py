@@ -133,6 +133,12 @@ def load_recipe(name: str | Path) -> Recipe:
     return _made(Recipe, {**values, "model": model, "training": training}, str(path))
 
 
+def recipe_of_run(folder: Path) -> dict[str, Any] | None:
+    """A run's recipe as JSON-ready values; None where the folder has none."""
+    path = folder / RECIPE
+    return load_recipe(path).to_dict() if path.is_file() else None
+
+
 def _made(kind: type[Any], values: dict[str, Any], where: str) -> Any:
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(values) - known)

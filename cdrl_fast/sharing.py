@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cdrl_fast.card import ModelCard
-from cdrl_fast.evaluation import classes_in_turn
+from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.model import CDRL
-from cdrl_fast.recipe import RECIPE, load_recipe
+from cdrl_fast.recipe import recipe_of_run
 from cdrl_fast.report import image_grid
+from cdrl_fast.report.training import read_log
 from cdrl_fast.run_folder import LOG
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.words import device_of
@@ -51,19 +51,17 @@ class Export:
             sampler = Sampler(model, device=device_of(self.device))
             picture = image_grid(sampler.sample(50, label=classes_in_turn(model, 50)), columns=10)
         run = Path(self.model)
-        recipe = load_recipe(run / RECIPE).to_dict() if (run / RECIPE).is_file() else None
-        return ModelCard(self.about, self.license, last_metrics(run / LOG), recipe, picture)
+        return ModelCard(
+            self.about, self.license, last_metrics(run / LOG), recipe_of_run(run), picture
+        )
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
-    """The newest metrics of a run's log, with their iteration; empty where there are none."""
-    if not path.is_file():
-        return {}
-    for line in reversed(path.read_text(errors="replace").splitlines()):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed while it wrote
-        if "metrics" in row:
-            return {"iteration": row["iteration"], **row["metrics"]}
-    return {}
+    """The newest metrics of a run's log, with their iteration; empty where there are none.
+
+    Raises:
+        DataError: a log damaged before its last line.
+    """
+    rows = read_log(path) if path.is_file() else []
+    measured = [row for row in rows if "metrics" in row]
+    return {"iteration": measured[-1]["iteration"], **measured[-1]["metrics"]} if measured else {}

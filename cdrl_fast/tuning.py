@@ -9,8 +9,9 @@ from functools import partial
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
+from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.errors import ChainDiverged
-from cdrl_fast.evaluation import BATCH, Judge, classes_in_turn
+from cdrl_fast.evaluation import BATCH, Judge
 from cdrl_fast.model import CDRL
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import StepPlan

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast import CDRL, Sampler, Trace
-from cdrl_fast.evaluation import classes_in_turn
+from cdrl_fast.conditions import classes_in_turn
 
 
 def chains(sampler: Sampler, n: int, steps: int, metropolis: bool = False) -> Trace:

@@ -129,8 +129,20 @@ def _table(kind: str, title: str, line: Row) -> str:
     )
 
 
+def is_ours(contender: str) -> bool:
+    """Whether a contender is a room of this library's."""
+    return contender.startswith("ours") or contender in ROOMS
+
+
+def ratios(row: Row) -> list[str]:
+    """How much faster one of ours is than eager, and than the fastest of all others."""
+    found = row["ratios"]
+    known = [found[n] for names in OTHERS.values() for n in names if n in found]
+    return [f"{found['eager']:.2f}", f"{min(known):.2f}"]
+
+
 def _cells(name: str, group: dict[str, Row], others: list[str]) -> list[str]:
-    ours = [n for n in group if n.startswith("ours") or n in ROOMS]
+    ours = [n for n in group if is_ours(n)]
     best = min(ours, key=lambda n: group[n]["median"])
     row = group[best]
     unit = next(u for u in UNITS if u in row)
@@ -138,13 +150,11 @@ def _cells(name: str, group: dict[str, Row], others: list[str]) -> list[str]:
         min((row["others"][n] for n in OTHERS[title] if n in row["others"]), default=None)
         for title in others
     ]
-    known = [n for names in OTHERS.values() for n in names if n in row["ratios"]]
-    ratios = [row["ratios"]["eager"], min(row["ratios"][n] for n in known)]
     title = name if best in ROOMS else name + best[len("ours") :]
     return [
         f"{title}; {unit}",
         *(_rate(row[unit], seconds) for seconds in (*fastest, row["median"])),
-        *(f"{ratio:.2f}" for ratio in ratios),
+        *ratios(row),
     ]
 
 

@@ -20,9 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from install_matrix import NOT_SOURCE
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "index.md"
-NOT_SOURCE = (".*", "build", "demo", "runs", "*.so", "_build.json", "*.egg-info", "__pycache__")
 # By the page the last run is one's own and takes as long as one likes.
 SHORT = {"--data folder:photos": " --iterations 20 --batch-size 16"}
 PHOTOS = """

@@ -44,7 +44,6 @@ def environment(place: Path, pins: list[str]) -> Path:
     if not python.exists():
         venv.create(place, with_pip=True)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, *pins], check=True)
     subprocess.run([*pip, f"{ROOT}[demo]", *pins, *TOOLS], check=True)
     return python
 

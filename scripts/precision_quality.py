@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cdrl_fast import CDRL, Sampler, about
+from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.data import load_data
 from cdrl_fast.metrics import train_classifier
 from cdrl_fast.metrics.distances import extracted
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     classifier = train_classifier(train)
     real = train.batch(np.arange(len(train)))[0]
     other = held_out.batch(np.arange(min(len(held_out), options.samples)))[0]
-    label = torch.arange(options.samples) % model.num_classes + 1 if model.num_classes else None
+    label = classes_in_turn(model, options.samples)
     drawn = {
         precision: Sampler(model, precision=precision).sample(
             options.samples, label=label, batch_size=250, progress=True

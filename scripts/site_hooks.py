@@ -39,11 +39,9 @@ def history() -> str:
     for line in reversed(results):
         made = [(line["commit"] or "unknown")[:7], line["date"][:10], line["processor"]]
         for row in line["rows"]:
-            ratios = row.get("ratios", {})
-            if row["contender"].split(",")[0] in ("ours", *table.ROOMS) and "eager" in ratios:
-                known = [ratios[n] for names in table.OTHERS.values() for n in names if n in ratios]
+            if table.is_ours(row["contender"]) and "eager" in row.get("ratios", {}):
                 name = f"{row['group']}, {row['contender']}"
-                rows.append([*made, name, f"{ratios['eager']:.2f}", f"{min(known):.2f}"])
+                rows.append([*made, name, *table.ratios(row)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 

@@ -49,7 +49,7 @@ _FIELDS = {
 }
 
 
-def _read_log(path: Path) -> Rows:
+def read_log(path: Path) -> Rows:
     """The lines of a training log that carry an iteration; of repeated ones the later count."""
     if not path.is_file():
         raise DataError(f"{path}: no training log; give run_folder=None for a page without curves")
@@ -277,7 +277,7 @@ def training_report(
     add = _add_points if np.ndim(samples) == 2 else _add_images
     add(report, samples, trace_states, labels)
     if run_folder is not None:
-        _add_log(report, _read_log(Path(run_folder) / "log.jsonl"))
+        _add_log(report, read_log(Path(run_folder) / "log.jsonl"))
     if isinstance(timings, Mapping):
         numbers = {name: value for name, value in timings.items() if isinstance(value, Real)}
         timings = {**timings, **{name: _duration(float(x)) for name, x in numbers.items()}}
