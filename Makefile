@@ -10,7 +10,7 @@ GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo docs test test-native lint bench slow kernels install-matrix checkerboard gpu-baseline gpu gpu-tune gpu-dry-run clean
+.PHONY: demo docs test test-native lint bench slow kernels kernels-oldest install-matrix checkerboard gpu-baseline gpu gpu-tune gpu-dry-run clean
 
 demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
@@ -35,15 +35,17 @@ bench: $(VENV)/.dev ## The benchmarks, about eight minutes on two cores; the REA
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 	$(BIN)/python scripts/benchmark_table.py --write
 
-kernels: $(VENV)/.dev ## Every GPU kernel compiled and read, by the newest triton and the oldest
+kernels: $(VENV)/.dev ## Every GPU kernel compiled and read
 	$(BIN)/python scripts/compile_kernels.py
+
+kernels-oldest: $(VENV)/.dev ## The same by the oldest triton that may be installed
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton-oldest triton==3.6.0
 	PYTHONPATH=build/triton-oldest $(BIN)/python scripts/compile_kernels.py
 
 install-matrix: $(VENV)/.dev ## Wheels with and without compiler, CUDA and triton, used outside the tree
 	env -u CDRL_CUDA $(BIN)/python scripts/install_matrix.py
 
-slow: $(VENV)/.dev ## Slow tests and long campaigns, hours; results go to benchmarks/results/
+slow: $(VENV)/.dev kernels-oldest ## Slow tests and long campaigns, hours; results go to benchmarks/results/
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python scripts/training_kills.py --out benchmarks/results/training-kills.json
 	$(BIN)/python scripts/training_quality.py --out benchmarks/results/training-quality.json

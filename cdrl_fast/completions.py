@@ -45,6 +45,9 @@ class Inpaint:
     """Of the known pixels: one noise a completion, or a fresh one a level."""
     passes: int = 1
     """How often each level is gone through; more follow the known pixels more closely."""
+    candidates: int = 1
+    """Completions drawn for each one kept: as many as classes, or a multiple, where no label is
+    given."""
     correctors: int = 0
     """Extra Langevin steps a level."""
     seed: int = 0
@@ -65,6 +68,7 @@ class Inpaint:
             batch_size=self.batch_size,
             noise=self.noise,
             passes=self.passes,
+            candidates=self.candidates,
             correctors=self.correctors,
             progress=True,
         )

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdrl_fast.candidates import Choice
+from cdrl_fast.conditions import conditions
+from cdrl_fast.energies import Density
+from cdrl_fast.engine import FrozenModel
 from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops import normal
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
@@ -126,9 +130,11 @@ class Inpainting(ABC):
     """The part of `Sampler` that completes samples of which some entries are known."""
 
     model: CDRL
+    source: CDRL | Density
     device: torch.device
     dtype: torch.dtype
     backend: str
+    _frozen: FrozenModel
 
     @abstractmethod
     def _run(self, *args: Any, **options: Any) -> tuple[Tensor, list[Any]]: ...
@@ -147,6 +153,7 @@ class Inpainting(ABC):
         batch_size: int | None = None,
         noise: ObservationNoise = "shared",
         passes: int = 1,
+        candidates: int = 1,
         denoise_scale: float = 1.0,
         correctors: int = 0,
         progress: bool = False,
@@ -158,6 +165,7 @@ class Inpainting(ABC):
         x_{t-1} is drawn given x_t and its own known entries, but not given those of the cleaner
         levels to come: with one pass the samples follow p(unknown | known) only roughly. More
         passes come closer, to that distribution itself in the limit of many passes and steps.
+        Candidates find the right one of far-apart modes, which passes hardly move between.
 
         Args:
             images: (n, C, H, W) in [-1, 1], or points (n, dim). Unknown entries are not used and
@@ -174,6 +182,10 @@ class Inpainting(ABC):
                 "fresh", one a level.
             passes: how often each level is gone through. Before each further time x_{t-1} is noised
                 to x_t again. Costs as many times the steps.
+            candidates: completions drawn for each one returned, which is kept in proportion to
+                exp(-Σ_t ‖k_0 - k̂_0(x_t)‖² / (2 v_t)): how well the model tells the known entries
+                k_0 from noised ones. Without a label they are of a model's classes in turn, if
+                there are as many as classes; a multiple of them counts all classes alike.
 
         Returns:
             (n·k, …): rows i·k … i·k + k - 1 complete image i. In known entries they equal
@@ -184,7 +196,9 @@ class Inpainting(ABC):
             ValueError, TypeError: an argument that does not fit.
             ChainDiverged: a state left the finite numbers; its step counts through all passes.
 
-        Source: the passes are those of Lugmayr et al., "RePaint", CVPR 2022.
+        Source: the passes are those of Lugmayr et al., "RePaint", CVPR 2022; the candidates'
+        weights approximate those of Trippe et al., "Diffusion probabilistic modeling of protein
+        backbones in 3D for the motif-scaffolding problem", ICLR 2023.
 
         Example:
             >>> import torch
@@ -201,33 +215,47 @@ class Inpainting(ABC):
         self._check_draws(self.model.plan(steps), passes, correctors)
         if noise not in ("shared", "fresh"):
             raise ValueError(f'noise: expected "shared" or "fresh", got {noise!r}')
+        check_integer(where, "candidates", candidates, 1, 2**31)
         indices = self.model.label_indices(label, len(values))
+        copies = samples * candidates
         if indices is not None:
-            indices = indices.expand(len(values)).repeat_interleave(samples)
+            indices = indices.expand(len(values)).repeat_interleave(copies)
+        elif isinstance(self.source, CDRL) and candidates >= self.model.num_classes > 0:
+            in_turn = torch.arange(candidates) % self.model.num_classes + 1
+            indices = in_turn.repeat(len(values) * samples) if candidates > 1 else None
         held = Observation(
             values,
             mask,
             self.model.schedule,
-            samples,
+            copies,
             noise,
             passes,
             seed,
-            first_sample,
+            first_sample * candidates,
             self.backend,
         )
-        return self._run(
-            len(values) * samples,
+        found = self._run(
+            len(values) * copies,
             seed=seed,
             steps=steps,
             label=indices,
             guidance=guidance,
-            first_sample=first_sample,
+            first_sample=first_sample * candidates,
             batch_size=batch_size,
             denoise_scale=denoise_scale,
             correctors=correctors,
             progress=progress,
             held=held,
         )[0]
+        if candidates == 1:
+            return found
+        rng = (seed, first_sample * candidates)
+        terms = conditions(self.source, rng, len(found), indices, guidance, self.device)
+        choice = Choice(
+            self.model.schedule, self._frozen, candidates, seed, first_sample, self.backend
+        )
+        known = mask.repeat_interleave(copies, 0)
+        return found[choice.kept(found, known, terms, 1024 if batch_size is None else batch_size)]
 
     def _check_draws(self, plan: StepPlan, passes: int, correctors: int) -> None:
         draws = passes * max(max(plan.counts) + 1, correctors)

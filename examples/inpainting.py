@@ -35,6 +35,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"noise": "fresh", "passes": 4},
     {"noise": "shared", "passes": 16},
     {"noise": "shared", "correctors": 60},
+    {"candidates": 10, "passes": 2, "steps": 5},
+    {"candidates": 40, "passes": 2, "steps": 5},
     {"noise": "shared", "label": True},
     {"noise": "fresh", "label": True},
 )

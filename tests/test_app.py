@@ -135,7 +135,14 @@ def address(browser):
     pytest.importorskip("gradio", reason="there is no gradio")
     port = free_port()
     command = [sys.executable, "-m", "cdrl_fast.cli", "app", "--port", str(port)]
-    served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    served = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would what the tests start in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     url = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(300):
@@ -287,6 +294,7 @@ def clear(page):
     page.wait_for_timeout(3000)
 
 
+@pytest.mark.slow
 def test_takes_uploaded_images(page, tmp_path):
     shades = np.arange(64, dtype=np.uint8).reshape(8, 8) * 2
     Image.fromarray(shades).save(tmp_path / "shades.png")
@@ -316,6 +324,7 @@ def test_takes_uploaded_images(page, tmp_path):
         np.testing.assert_array_equal(cell[~hidden], shades[~hidden])
 
 
+@pytest.mark.slow
 def test_composes_two_classes(page):
     open_tab(page, "Compose")
     choose(page, "First class", "1")
@@ -332,6 +341,7 @@ def test_composes_two_classes(page):
     assert (both != negated).any()
 
 
+@pytest.mark.slow
 def test_scores_what_is_drawn(page):
     open_tab(page, "Score")
     paint(page, (-0.15, -0.25), (0.15, -0.25), (0.0, 0.3))

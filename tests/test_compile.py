@@ -79,6 +79,7 @@ def test_a_network_that_is_compiled_already(model):
     assert graphs() == before + 2
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_half_precision_is_autocast_inside(model):
     samples = [Sampler(model, precision="bf16", compile=c).sample(64) for c in (False, True)]
@@ -120,6 +121,7 @@ def test_langevin_compiles_once():
     assert net.weight.requires_grad
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_many_energies_compile_each():
     """Though torch.compile compiles one piece of code a limited number of times."""

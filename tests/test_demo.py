@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import own_networks
+import pytest
 from PIL import Image
 
 from cdrl_fast import CDRL
@@ -43,6 +44,7 @@ def test_readme_example():
     assert (names["same"] - tail).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_checkerboard_example(tmp_path):
     script = [sys.executable, str(ROOT / "examples" / "checkerboard.py")]
     options = ["--recipe", "checkerboard-small", "--iterations", "20", "--samples", "200"]

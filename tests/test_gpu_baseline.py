@@ -70,6 +70,7 @@ def check_results(data):
                 assert key not in figure or 0 < figure[key] < math.inf, (name, figure)
 
 
+@pytest.mark.slow
 def test_quick_run_measures_everything(tmp_path):
     out = tmp_path / "results" / "out.json"
     done = subprocess.run(

@@ -17,6 +17,7 @@ FLOORS = {
     "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
     "masks": 3,
     "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "inpainting": 4, "sampler": 4,
+    "candidates": 4,
     "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
     "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5, "words": 5, "shards": 5,
     "sweep": 6, "tuning": 6, "demo": 6, "completions": 6, "scoring": 6, "sharing": 6,
@@ -33,6 +34,8 @@ SAME_FLOOR = {
     ("sampler", "inpainting"),
     ("chain", "inpainting"),
     ("inpainting", "scores"),
+    ("inpainting", "candidates"),
+    ("inpainting", "conditions"),
     ("sampler", "scores"),
     ("scores", "conditions"),
     ("chain", "trace"),
@@ -48,7 +51,10 @@ CLOSED = {
     "energies": {"model"},
     "conditions": {"energies", "engine", "model", "ops"},
     "scores": {"conditions", "energies", "model", "engine", "ops"},
-    "inpainting": {"scores", "model", "ops", "schedule"},
+    "candidates": {"engine", "ops", "schedule"},
+    "inpainting": {
+        "candidates", "conditions", "energies", "scores", "engine", "model", "ops", "schedule",
+    },
     "chain": {"trace", "inpainting", "model", "schedule", "engine", "ops", "errors"},
     "sampler": {
         "trace", "chain", "scores", "conditions", "energies", "inpainting", "progress", "model",

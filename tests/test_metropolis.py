@@ -143,7 +143,7 @@ def test_what_is_refused():
 def test_corrected_levels_are_exact_where_plain_ones_are_not():
     """Correctors at a step of 1.4 standard deviations, from the cleanest level's density."""
     model = model_of(GaussianMixture([[1.0, -2.0]], [0.5]))
-    n = 4000
+    n = 1000
     level = model.schedule.level(1)
     v = model.schedule.alpha_bar[0] * 0.25 + model.schedule.noise_variance[0]
     wide = 1.4 * level.scale * v**0.5 / level.noise_std

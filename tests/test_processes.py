@@ -55,7 +55,7 @@ def same(folder, alone):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_run_is_that_of_one_process(processes, alone, tmp_path):
     status, output = run(processes, tmp_path)
     assert status == 0, output
@@ -75,6 +75,7 @@ def test_sharded_parts_stopped_and_resumed_otherwise(alone, tmp_path):
     same(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_a_fault_of_one_process_is_everyones(tmp_path):
     """All skip what one cannot trust, and go back together."""
     status, output = run(2, tmp_path, 12, {"patience": 1}, broken=[7, 8])
@@ -85,6 +86,7 @@ def test_a_fault_of_one_process_is_everyones(tmp_path):
     assert Trainer.resume(tmp_path, images()).iteration == 12
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     sizes = ["--energy-width", "8", "--energy-blocks", "1", "--initializer-width", "8"]
     out = tmp_path / "run"

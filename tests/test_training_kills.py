@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 import training_kills as script
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_others(tmp_path, monkeypatch):
     monkeypatch.setitem(script.SIZES, "energy-width", 8)
     monkeypatch.setitem(script.SIZES, "checkpoint-every", 2)

@@ -28,6 +28,7 @@ def tuning(tmp_path, interpreter):
     return script.Tuning(options(tmp_path), CPU)
 
 
+@pytest.mark.slow
 def test_a_dry_run_does_all_but_timing(tmp_path, interpreter, monkeypatch):
     monkeypatch.setattr(script, "TINY", script.TINY[-1:])
     before = winners.COMMITTED.read_text()

@@ -73,7 +73,7 @@ def test_is_the_module(name, precision):
     close(got, exact, TOLERANCE[precision])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_triton_is_the_module(interpreter, precision):
     got, exact = run(*made(SMALL), precision, backend="triton")
     close(got, exact, TOLERANCE[precision])

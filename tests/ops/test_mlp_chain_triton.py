@@ -92,12 +92,12 @@ def test_activations(device, activation):
 @pytest.mark.parametrize(
     ("dim", "batch", "precision"),
     [
-        (1, 33, "fp32"),
-        (2, 1, "fp32"),
-        (5, 33, "fp32"),
+        pytest.param(1, 33, "fp32", marks=pytest.mark.slow),
+        pytest.param(2, 1, "fp32", marks=pytest.mark.slow),
+        pytest.param(5, 33, "fp32", marks=pytest.mark.slow),
         (33, 2, "fp32"),
         (2, 33, "fp16"),
-        (5, 1, "fp16"),
+        pytest.param(5, 1, "fp16", marks=pytest.mark.slow),
         pytest.param(5, 33, "bf16", marks=pytest.mark.gpu),
     ],
 )
@@ -154,11 +154,20 @@ def test_half_precision_rounds_products_and_not_the_state(device, precision):
 
 
 @pytest.mark.usefixtures("rows_alike")
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "per_sample"),
+    [
+        ("fp32", False),
+        ("fp16", True),
+        pytest.param("fp32", True, marks=pytest.mark.slow),
+        pytest.param("fp16", False, marks=pytest.mark.slow),
+        pytest.param("bf16", False, marks=pytest.mark.gpu),
+        pytest.param("bf16", True, marks=pytest.mark.gpu),
+    ],
+)
 def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample):
     """Also where there are more blocks than programs, and whatever the memory held before."""
-    program, n = moved(residual(3, 40, 33), device), 65
+    program, n = moved(residual(3, 20, 17), device), 65
     y, anchor = points(n, 3).to(device), points(n, 3, seed=8).to(device)
     rows = rows_of(program, n if per_sample else 1).to(device)
     scale = torch.linspace(0.5, 1.5, n, device=device) if per_sample else torch.ones(n)

@@ -91,11 +91,11 @@ def test_rooms_agree_with_the_reference(room, shape, first_sample):
 def test_large_radii_agree(room):
     """Radii up to the largest are met in 10⁷ draws, and agree too. That all agree means that the
     integers are the same: the generator spreads a wrong bit over all of its words."""
-    shape = (3 if room["device"].type == "cpu" and room["backend"] == "triton" else 100, 100_000)
+    shape = (1 if room["device"].type == "cpu" and room["backend"] == "triton" else 100, 100_000)
     place = {"seed": 2, "draw": 1}
     fast = cdrl_fast.normal(shape, **place, **room).cpu()
     reference = cdrl_fast.normal(shape, **place, backend="reference")
-    assert fast.abs().max() > 4.3
+    assert fast.abs().max() > 4.2
     assert (fast - reference).abs().max() < 2e-6
 
 

@@ -42,6 +42,7 @@ def test_normal(backend):
     torch.library.opcheck(OPS.normal_.default, arguments, test_utils=CHECKS)
 
 
+@pytest.mark.slow
 def test_a_chain_compiles_as_one_graph():
     """Five steps with values, per-sample values and a state on the device, out of place and in."""
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
