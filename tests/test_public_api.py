@@ -46,7 +46,7 @@ SIGNATURES = {
     "sample_to_folder": "(sampler, n, folder, *, seed, steps, label, guidance, batch_size, "
     "denoise_scale, worker, workers, progress)",
     "Sampler.inpaint": "(self, images, known, *, seed, steps, label, guidance, samples, "
-    "first_sample, batch_size, noise, passes, denoise_scale, correctors, progress)",
+    "first_sample, batch_size, noise, passes, candidates, denoise_scale, correctors, progress)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
     "given": "(model, label)",
     "product": "(factors, *, base)",
