@@ -275,8 +275,9 @@ class CDRL(nn.Module):
         """Loads a model in eval mode, on the CPU, every byte verified.
 
         Args:
-            name: a shipped model ("digits"); else a folder written by `save_pretrained` or by a
-                training run (its newest checkpoint, with EMA weights); else a Hugging Face Hub id.
+            name: a shipped model, "digits", "fashion-mnist" or "checkerboard"; else a folder
+                written by `save_pretrained` or by a training run (its newest checkpoint, with EMA
+                weights); else a Hugging Face Hub id.
             networks: energy and initializer (or None) that take the weights, where they are modules
                 of your own.
 

@@ -1,11 +1,12 @@
-"""Two models of digits, one that knows classes and one that knows stroke weights, combined.
+"""Two models of digits, one that knows classes and one that knows an attribute, combined.
 
-    python examples/attributes.py --out DIR
+    python examples/attributes.py --attribute stroke --out DIR
 
-The second model is trained here on the same images, labelled by the third of their class that their
-ink falls into: light, medium, heavy. Then p(x|class) p(x|stroke) / p(x): what share of the samples
-has the class asked for, and what share the stroke, by two classifiers that were trained on real
-images; next to each model alone.
+The second model is trained here, on images labelled by what the data says of them: with ``stroke``
+the third of their class that their ink falls into, light, medium, heavy; with ``flip`` whether they
+are mirrored, and then the model of classes is trained on both ways, too. Then
+p(x|class) p(x|attribute) / p(x): what share of the samples has the class asked for, and what share
+the attribute, by two classifiers that were trained on real images; next to each model alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from cdrl_fast.model import checkpoints_of
 from cdrl_fast.recipe import load_recipe
 
 STROKES = ("light", "medium", "heavy")
+WAYS = ("as written", "mirrored")
+TELLING = ("2", "3", "4", "5", "6", "7", "9")  # mirrored, the others look as they did
 Source = Callable[[str, str], Density]
-"""From digit and stroke to a density."""
+"""From digit and attribute to a density."""
 
 
 def by_stroke(data: Dataset, like: Dataset) -> Dataset:
@@ -46,6 +49,63 @@ def by_stroke(data: Dataset, like: Dataset) -> Dataset:
     return Dataset("strokes", data.values, labels, STROKES, data.maximum)
 
 
+def both_ways(data: Dataset) -> Dataset:
+    """The images, then their mirror images, with the digit as label."""
+    assert data.labels is not None
+    values = np.concatenate([data.values, data.values[..., ::-1]])
+    return Dataset("both ways", values, np.tile(data.labels, 2), data.classes, data.maximum)
+
+
+def by_way(data: Dataset) -> Dataset:
+    """The same with the way as label."""
+    values, n = both_ways(data).values, len(data)
+    return Dataset("ways", values, np.repeat([1, 2], n), WAYS, data.maximum)
+
+
+def only(data: Dataset, digits: tuple[str, ...]) -> Dataset:
+    """The images of these digits."""
+    assert data.labels is not None
+    wanted = [data.classes.index(digit) + 1 for digit in digits]
+    return data.subset(np.flatnonzero(np.isin(data.labels, wanted)))
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """What the second model knows, and what tells it in real images.
+
+    Attributes:
+        digits: which have it.
+        names: its values; ends: those that are asked for, by their label.
+        of_class: images with the digit as label, whose model is ``classes``' own where None.
+        training: images with the attribute as label, for the model.
+        clear: those with one of ``ends``, for the classifier; held_out: the same, to test it.
+    """
+
+    digits: tuple[str, ...]
+    names: tuple[str, ...]
+    ends: tuple[int, int]
+    of_class: Dataset | None
+    training: Dataset
+    clear: Dataset
+    held_out: Dataset
+
+    @classmethod
+    def stroke(cls, train: Dataset, held: Dataset) -> Attribute:
+        """Light against heavy: between the two is a matter of taste."""
+
+        def clear(data: Dataset) -> Dataset:
+            labelled = by_stroke(data, train)
+            return labelled.subset(np.flatnonzero(labelled.labels != 2))
+
+        training = by_stroke(train, train)
+        return cls(train.classes, STROKES, (1, 3), None, training, clear(train), clear(held))
+
+    @classmethod
+    def flip(cls, train: Dataset, held: Dataset) -> Attribute:
+        parts = [by_way(only(data, TELLING)) for data in (train, held)]
+        return cls(TELLING, WAYS, (1, 2), both_ways(train), by_way(train), *parts)
+
+
 def trained(data: Dataset, out: Path, iterations: int) -> CDRL:
     """The model of strokes; a run that is there goes on."""
     recipe = load_recipe("digits")
@@ -58,67 +118,69 @@ def trained(data: Dataset, out: Path, iterations: int) -> CDRL:
     return trainer.ema
 
 
-def combined(digits: CDRL, strokes: CDRL, weight: float, digit: str, stroke: str) -> Density:
-    """p(x|digit) p(x|stroke)^(1+w) / p(x)^(1+w), the base being the second model's p(x)."""
-    return product(
-        given(digits, digit), guided(given(strokes, stroke), strokes, weight), base=strokes
-    )
+def combined(digits: CDRL, second: CDRL, weight: float, digit: str, value: str) -> Density:
+    """p(x|digit) p(x|value)^(1+w) / p(x)^(1+w), the base being the second model's p(x)."""
+    return product(given(digits, digit), guided(given(second, value), second, weight), base=second)
 
 
-def drawn(digits: CDRL, source: Source, n: int, correctors: int) -> tuple[Tensor, Tensor, Tensor]:
-    """n images of each digit in light and in heavy strokes, and the labels asked for."""
-    parts, classes, ends = [], [], []
-    assert not isinstance(digits.classes, int)
-    for i, digit in enumerate(digits.classes):
-        for j, stroke in ((1, "light"), (3, "heavy")):
-            sampler = Sampler(source(digit, stroke))
-            first = (2 * i + j // 3) * n
+def drawn(
+    attribute: Attribute, source: Source, n: int, correctors: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """n images of each digit and each end of the attribute, and the labels asked for."""
+    parts, classes, values = [], [], []
+    for i, digit in enumerate(attribute.digits):
+        for j, value in enumerate(attribute.ends):
+            sampler = Sampler(source(digit, attribute.names[value - 1]))
+            first = (2 * i + j) * n
             parts.append(sampler.sample(n, first_sample=first, correctors=correctors))
-            classes += [i + 1] * n
-            ends += [j] * n
-    return torch.cat(parts), torch.tensor(classes), torch.tensor(ends)
+            classes += [int(digit) + 1] * n
+            values += [value] * n
+    return torch.cat(parts), torch.tensor(classes), torch.tensor(values)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--attribute", choices=["stroke", "flip"], default="stroke")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--iterations", type=int, default=6000)
-    parser.add_argument("--samples", type=int, default=20, help="of each class and stroke")
+    parser.add_argument("--iterations", type=int, default=6000, help="of each model trained here")
+    parser.add_argument("--samples", type=int, default=20, help="of each digit and attribute")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 1.0, 2.0])
     parser.add_argument("--correctors", type=int, default=15)
     options = parser.parse_args()
     train, held = load_data("digits").split(0.2)
-    digits = CDRL.from_pretrained("digits")
-    strokes = trained(by_stroke(train, train), options.out / "run", options.iterations)
-    of_class = train_classifier(train)
-    # Light against heavy: between the two is a matter of taste.
-    ends = by_stroke(train, train)
-    ends = ends.subset(np.flatnonzero(ends.labels != 2))
-    of_stroke = train_classifier(ends, seed=1)
-    real, asked = by_stroke(held, train).batch(range(len(held)))
-    clear = asked != 2
-    everything = held.batch(range(len(held)))
+    attribute = getattr(Attribute, options.attribute)(train, held)
+    if attribute.of_class is None:
+        digits, seen, shown = CDRL.from_pretrained("digits"), train, held
+    else:
+        digits = trained(attribute.of_class, options.out / "classes", options.iterations)
+        seen, shown = attribute.of_class, both_ways(only(held, attribute.digits))
+    second = trained(attribute.training, options.out / "run", options.iterations)
+    of_class = train_classifier(seen)
+    of_value = train_classifier(attribute.clear, seed=1)
     rows = {
         "held-out images": [
-            label_accuracy(*everything, of_class),
-            label_accuracy(real[clear], asked[clear], of_stroke),
+            label_accuracy(*shown.batch(range(len(shown))), of_class),
+            label_accuracy(*attribute.held_out.batch(range(len(attribute.held_out))), of_value),
         ]
     }
     sources: dict[str, Source] = {
-        "class alone": lambda digit, stroke: given(digits, digit),
-        "stroke alone": lambda digit, stroke: given(strokes, stroke),
+        "class alone": lambda digit, value: given(digits, digit),
+        f"{options.attribute} alone": lambda digit, value: given(second, value),
     }
     for weight in options.weights:
-        sources[f"both, w = {weight:g}"] = partial(combined, digits, strokes, weight)
+        sources[f"both, w = {weight:g}"] = partial(combined, digits, second, weight)
     for name, source in sources.items():
-        images, classes, ends = drawn(digits, source, options.samples, options.correctors)
-        right = of_class.predict(images) == classes, of_stroke.predict(images) == ends
+        images, classes, values = drawn(attribute, source, options.samples, options.correctors)
+        right = of_class.predict(images) == classes, of_value.predict(images) == values
         rows[name] = [float(r.double().mean()) for r in (*right, right[0] & right[1])]
-    print("| | class | stroke | both |")
-    for name, values in rows.items():
-        print(f"| {name} |", " | ".join(f"{100 * v:.1f} %" for v in values), "|")
+    print(f"| | class | {options.attribute} | both |\n| --- | --- | --- | --- |")
+    for name, shares in rows.items():
+        cells = [f"{100 * share:.1f} %" for share in shares]
+        print(f"| {name} |", " | ".join(cells + [""] * (3 - len(cells))), "|")
     made = {"iterations": options.iterations, "correctors": options.correctors, "rows": rows}
-    (options.out / "attributes-digits.json").write_text(json.dumps(made, indent=2) + "\n")
+    (options.out / f"attributes-{options.attribute}.json").write_text(
+        json.dumps(made, indent=2) + "\n"
+    )
     report.save_image_grid(images, options.out / "attributes.png", columns=2 * options.samples)
 
 

@@ -11,6 +11,7 @@ import torch
 from cdrl_fast import CDRL, MLPEnergy, ResNetEnergy, Sampler
 from cdrl_fast.cli import main
 from cdrl_fast.data import Dataset, load_data
+from cdrl_fast.evaluation import evaluate
 from cdrl_fast.model import checkpoints_of
 from cdrl_fast.recipe import SHIPPED, ModelOptions, load_recipe
 from cdrl_fast.train_config import TrainConfig
@@ -148,3 +149,13 @@ def test_shipped_models_are_of_their_recipes(name, recipe):
     samples = Sampler(model).sample(2, label=1, steps=1)
     assert samples.shape == (2, *model.sample_shape)
     assert samples.std() > 0.1
+
+
+def test_the_shipped_checkerboard_is_one():
+    """Of its recipe, and its points are inside the eight squares, all of which they fill alike."""
+    model, recipe = CDRL.from_pretrained("checkerboard"), load_recipe("checkerboard")
+    assert model.energy.config["width"] == recipe.model.energy_width
+    assert tuple(model.energy.config["multipliers"]) == recipe.model.energy_multipliers
+    figures = evaluate(model, load_data("checkerboard"), None, samples=2000)
+    assert figures["inside"] > 0.85
+    assert 0.7 < figures["smallest_share"] < figures["largest_share"] < 1.3
