@@ -32,13 +32,14 @@ class RunFolder:
             killed one left of an unfinished checkpoint, is removed.
         config: its intervals, and how many checkpoints are kept.
         iteration: at which the run begins or goes on.
+        floor: least seconds a sample, see `sample_seconds`.
 
     Raises:
         CheckpointError: the folder cannot be written to.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, iteration: int) -> None:
-        self.path, self._config = path, config
+    def __init__(self, path: Path, config: TrainConfig, iteration: int, floor: float) -> None:
+        self.path, self._config, self._floor = path, config, floor
         self._unsaved = False
         self._saved_at = time.monotonic()
         self._logged: tuple[int, float] | None = None
@@ -64,7 +65,8 @@ class RunFolder:
             )
 
     def losses(self, iteration: int, seconds: float, values: dict[str, float]) -> None:
-        """Logs an iteration's figures, with the ``images_per_second`` of training since the last.
+        """Logs an iteration's figures, with the ``images_per_second`` of training since the last,
+        and which ``share_of_floor`` that is: the least time it could have taken over what it took.
 
         Args:
             seconds: of training so far.
@@ -73,6 +75,7 @@ class RunFolder:
         if before is not None and iteration > before[0] and seconds > before[1]:
             rate = (iteration - before[0]) * self._config.batch_size / (seconds - before[1])
             values = {**values, "images_per_second": round(rate, 3)}
+            values["share_of_floor"] = round(rate * self._floor, 4)
         self.log(iteration, seconds, {**values, **device_numbers()})
 
     def log(self, iteration: int, seconds: float, entry: dict[str, Any]) -> None:

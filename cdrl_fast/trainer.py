@@ -17,6 +17,7 @@ from cdrl_fast.batches import Batches, check_fit
 from cdrl_fast.data import Dataset
 from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
+from cdrl_fast.floor import sample_seconds
 from cdrl_fast.iteration import INITIALIZER, Iteration, moved
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, Networks, newest_readable
 from cdrl_fast.ops.langevin_step import NEVER
@@ -233,7 +234,8 @@ class Trainer:
         if folder is not None:
             size = sum(t.nbytes for t in (*self._state().values(), *self.ema.buffers()))
             if first:
-                run = RunFolder(Path(folder), self.config, self.iteration)
+                floor = sample_seconds(self.ema, self.precision) / self._group.size
+                run = RunFolder(Path(folder), self.config, self.iteration, floor)
                 run.check_room(size)
         log: dict[str, float] = {}
         shown = training_bar(progress and first, self.iteration, iterations)
@@ -268,9 +270,8 @@ class Trainer:
             return
         back = self._group.told(None if run is None else run.newest())
         if back is None or self.rollbacks >= self.config.rollbacks:
-            why = f"went back {self.rollbacks} times before"
-            if back is None:
-                why = "there is no checkpoint to go back to"
+            often = f"went back {self.rollbacks} times before"
+            why = "there is no checkpoint to go back to" if back is None else often
             raise TrainingDiverged(
                 f"{self._refused} iterations in a row were not to be trusted, and {why}; the last: "
                 f"{error}"

@@ -75,7 +75,7 @@ def main() -> None:
     for name, row in table.items():
         print(f"| {name} |", " | ".join(f"{value:.3f}" for value in row.values()), "|")
     made = {"model": options.model, "data": options.data, "other": options.other, "auroc": table}
-    (options.out / f"outliers-{options.data.split(':')[0]}.json").write_text(
+    (options.out / f"outliers-{Path(options.model).name}.json").write_text(
         json.dumps(made, indent=2) + "\n"
     )
     draw(densities, options.out / "outliers.png")

@@ -15,7 +15,7 @@ FLOORS = {
     "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
-    "masks": 3,
+    "masks": 3, "floor": 3,
     "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "inpainting": 4, "sampler": 4,
     "candidates": 4,
     "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
