@@ -106,7 +106,7 @@ class _Recipe:
 
 
 def train_classifier(
-    data: Dataset, *, seed: int = 0, epochs: int = 20, cache: Path | None = None
+    data: Dataset, *, seed: int = 0, epochs: int | None = None, cache: Path | None = None
 ) -> Classifier:
     """Trains a classifier on labelled images, or takes it from the cache.
 
@@ -118,7 +118,8 @@ def train_classifier(
     Args:
         data: images with labels of at least 2 classes.
         seed: of the initial weights, the order of the images and their changes.
-        epochs: how often each image is seen.
+        epochs: how often each image is seen; None: 20 times, less often where that would be more
+            than 240,000 images, but at least twice.
         cache: the folder for trained weights, one safetensors file per data, recipe and seed.
             None means ``$CDRL_FAST_CACHE``, or else ``~/.cache/cdrl_fast``. A damaged file there
             is replaced, with a warning; a folder that cannot be written is warned about.
@@ -140,6 +141,8 @@ def train_classifier(
     """
     if not data.is_images or data.labels is None:
         raise DataError(f"{data.name}: a classifier needs images with labels")
+    if epochs is None:
+        epochs = max(2, min(20, 240_000 // len(data)))
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     recipe = _Recipe(epochs)

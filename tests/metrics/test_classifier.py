@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -158,3 +159,18 @@ def test_classifiers_are_checked(small: Dataset, tmp_path: Path, classifier: Cla
     ):
         with pytest.raises(DataError, match="needs images with labels"):
             train_classifier(data, cache=tmp_path)
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(1000, 20), (60_000, 4), (500_000, 2)])
+def test_large_data_are_seen_less_often(
+    images: int, epochs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "cdrl_fast.metrics.classifier._fit",
+        lambda model, data, recipe: seen.append(recipe.epochs),
+    )
+    values = np.broadcast_to(np.uint8(0), (images, 1, 8, 8))
+    labels = np.arange(images, dtype=np.int64) % 2 + 1
+    train_classifier(Dataset("many", values, labels, ("a", "b")), cache=tmp_path)
+    assert seen == [epochs]
