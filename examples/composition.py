@@ -1,10 +1,12 @@
 """Combinations of densities against the truth, in two dimensions.
 
     python examples/composition.py --out DIR
+    python examples/composition.py --train 1000 --out DIR
 
 Guidance, a product, a negation and a mixture of mixtures of Gaussians: a histogram of samples
 against the combined density on a grid, in total variation distance, next to the distance of as many
-exact samples. With each number of corrector steps a level.
+exact samples. With each number of corrector steps a level. With ``--train`` the densities that are
+combined are models trained here, for so many iterations each, on samples of the mixtures.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdrl_fast import Density, Sampler, guided, mixture, negated, product
+from cdrl_fast import CDRL, Density, Sampler, Trainer, guided, mixture, negated, product
+from cdrl_fast.data import Dataset
+from cdrl_fast.recipe import load_recipe
 
 from gaussians import GaussianMixture, model_of  # isort: skip
 
@@ -37,26 +42,37 @@ CORNER = GaussianMixture([[2, 2], [0, 0]], [0.9, 2.5], [0.6, 0.4])
 WEIGHTS = (0.6, 0.4)
 
 Log = Callable[[Tensor], Tensor]
-CASES: dict[str, tuple[Callable[[], Density], Log]] = {
+Made = Callable[[Callable[[GaussianMixture], CDRL]], Density]
+"""From what makes a model of each mixture to the combination."""
+CASES: dict[str, tuple[Made, Log]] = {
     "guidance, w = 0.5": (
-        lambda: guided(model_of(PART), model_of(ALL), 0.5),
+        lambda model: guided(model(PART), model(ALL), 0.5),
         lambda x: 1.5 * PART.log_density(x) - 0.5 * ALL.log_density(x),
     ),
     "product": (
-        lambda: product(model_of(ROW), model_of(COLUMN), base=model_of(ALL)),
+        lambda model: product(model(ROW), model(COLUMN), base=model(ALL)),
         lambda x: ROW.log_density(x) + COLUMN.log_density(x) - ALL.log_density(x),
     ),
     "negation, w = 0.5": (
-        lambda: negated(model_of(CORNERS), model_of(CORNER), 0.5),
+        lambda model: negated(model(CORNERS), model(CORNER), 0.5),
         lambda x: 1.5 * CORNERS.log_density(x) - 0.5 * CORNER.log_density(x),
     ),
     "mixture, 3 : 2": (
-        lambda: mixture(model_of(ROW), model_of(COLUMN), weights=WEIGHTS),
+        lambda model: mixture(model(ROW), model(COLUMN), weights=WEIGHTS),
         lambda x: torch.logaddexp(
             ROW.log_density(x) + np.log(WEIGHTS[0]), COLUMN.log_density(x) + np.log(WEIGHTS[1])
         ),
     ),
 }
+
+
+def trained(energy: GaussianMixture, iterations: int) -> CDRL:
+    """A model of the checkerboard-small recipe, trained on 50,000 samples of a mixture."""
+    recipe = load_recipe("checkerboard-small")
+    data = Dataset("mixture", energy.sample(50_000).numpy(), None, (), None)
+    trainer = Trainer(recipe.model.build(data, seed=0), data, recipe.training)
+    trainer.fit(iterations, progress=True)
+    return trainer.ema
 
 
 def truth(log_density: Log) -> NDArray[np.float64]:
@@ -94,7 +110,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--correctors", type=int, nargs="+", default=[0, 15, 60])
+    parser.add_argument("--train", type=int, default=0, help="iterations; 0: exact densities")
     options = parser.parse_args()
+
+    @cache
+    def model(energy: GaussianMixture) -> CDRL:
+        return trained(energy, options.train) if options.train else model_of(energy)
+
     options.out.mkdir(parents=True, exist_ok=True)
     rows, pictures = [], {}
     print("| combination | floor |", " | ".join(f"{c} correctors" for c in options.correctors), "|")
@@ -103,17 +125,20 @@ def main() -> None:
         row = {"combination": name, "floor": floor(wanted, options.samples)}
         for correctors in options.correctors:
             begun = time.perf_counter()
-            points = Sampler(made()).sample(
+            points = Sampler(made(model)).sample(
                 options.samples, steps=options.steps, correctors=correctors
             )
             row[f"{correctors} correctors"] = distance(histogram(points), wanted)
             row[f"{correctors} correctors, seconds"] = time.perf_counter() - begun
         rows.append(row)
         pictures[name] = (wanted, histogram(points))
-        figures = (row[f"{c} correctors"] for c in options.correctors)
-        print(f"| {name} | {row['floor']:.3f} |", " | ".join(f"{f:.3f}" for f in figures), "|")
-    made = {"samples": options.samples, "steps": options.steps, "rows": rows}
-    (options.out / "composition-exact.json").write_text(json.dumps(made, indent=2) + "\n")
+        shown = (row[f"{c} correctors"] for c in options.correctors)
+        print(f"| {name} | {row['floor']:.3f} |", " | ".join(f"{f:.3f}" for f in shown), "|")
+    figures = {"samples": options.samples, "steps": options.steps, "rows": rows}
+    kind = "exact"
+    if options.train:
+        kind, figures["iterations"] = "trained", options.train
+    (options.out / f"composition-{kind}.json").write_text(json.dumps(figures, indent=2) + "\n")
     draw(pictures, options.out / "composition.png")
 
 

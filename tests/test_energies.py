@@ -144,10 +144,10 @@ def test_samples_against_the_truth(name):
     made, log_density = composition.CASES[name]
     n, wanted = 3000, composition.truth(log_density)
     floor = composition.floor(wanted, n)
-    points = Sampler(made()).sample(n, correctors=60)
+    points = Sampler(made(model_of)).sample(n, correctors=60)
     assert composition.distance(composition.histogram(points), wanted) <= floor + 0.1
     # And it would not do to forget the combination.
-    (first, *_) = made().models
+    (first, *_) = made(model_of).models
     alone = Sampler(first).sample(n)
     assert composition.distance(composition.histogram(alone), wanted) > floor + 0.1
 

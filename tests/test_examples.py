@@ -4,6 +4,7 @@ import json
 import sys
 
 import attributes
+import composition
 import inpainting
 import levels
 import numpy as np
@@ -63,3 +64,14 @@ def test_inpainting(run):
     rows = json.loads((out / "figures.json").read_text())["rows"]
     assert rows
     assert Image.open(out / "inpainting.png").width > 100
+
+
+def test_composition_of_trained_models(run, capsys):
+    options = ["--train", "1", "--samples", "50", "--steps", "1", "--correctors", "0"]
+    out = run(composition, *options)
+    made = json.loads((out / "composition-trained.json").read_text())
+    assert made["iterations"] == 1
+    assert [row["combination"] for row in made["rows"]] == list(composition.CASES)
+    assert all(0 < row["0 correctors"] <= 1 for row in made["rows"])
+    assert "| mixture, 3 : 2 |" in capsys.readouterr().out
+    assert Image.open(out / "composition.png").width > 400
