@@ -206,7 +206,8 @@ class Playground:
         Args:
             image: (1, C, H, W) in [-1, 1].
             layers: what was painted, each as large as `canvas`: opaque is to be filled.
-            label, passes, seed: as in `Sampler.inpaint`.
+            label, passes, seed: as in `Sampler.inpaint`. Without a label each completion is the
+                best of one of each class, where there are at most 16 classes.
             n: number of completions.
 
         Returns:
@@ -222,8 +223,15 @@ class Playground:
         known = ~painted(layers, (height, width))
         if known.all():
             raise ValueError("mask: paint over the part of the image that is to be filled")
+        classes = self.model.num_classes
         found = self._sampler.inpaint(
-            image, known, label=label or None, samples=n, passes=passes, seed=seed
+            image,
+            known,
+            label=label or None,
+            samples=n,
+            passes=passes,
+            candidates=classes if not label and 0 < classes <= 16 else 1,
+            seed=seed,
         )
         return image.masked_fill(~known, 0.0), found.float().cpu()
 

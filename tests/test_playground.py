@@ -103,6 +103,17 @@ def test_a_pixel_counts_as_painted_from_a_quarter_on():
     assert not painted([], (8, 8)).any()
 
 
+def test_complete_without_a_class_tries_each(playground, image_model):
+    layer = Image.new("RGBA", (256, 256))
+    layer.paste((224, 123, 57, 255), (0, 128, 256, 256))
+    image = torch.zeros(1, 1, 8, 8)
+    _, found = playground.complete(image, [layer], 0, 2, 1, 4)
+    known = torch.arange(8)[:, None] < 4
+    options = {"samples": 2, "seed": 4}
+    expected = Sampler(image_model).inpaint(image, known, candidates=3, **options)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_complete_fills_what_is_painted_and_nothing_else(playground, image_model):
     image = playground.draw(1, 0, 0)
     assert playground.canvas(image).size == playground.canvas_size == (256, 256)
