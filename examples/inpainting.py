@@ -35,8 +35,6 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"noise": "fresh", "passes": 4},
     {"noise": "shared", "passes": 16},
     {"noise": "shared", "correctors": 60},
-    {"candidates": 10, "passes": 2, "steps": 5},
-    {"candidates": 40, "passes": 2, "steps": 5},
     {"noise": "shared", "label": True},
     {"noise": "fresh", "label": True},
 )
@@ -121,6 +119,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=None, help="so many of the held-out ones")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most-passes", type=int, default=16)
+    parser.add_argument("--candidates", type=int, nargs="*", default=[10], help="of 2 passes")
     parser.add_argument("--device", default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/inpainting"))
     options = parser.parse_args()
@@ -128,6 +127,7 @@ def main() -> None:
     sampler = Sampler(CDRL.from_pretrained(options.model), device=options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     settings = [s for s in SETTINGS if s.get("passes", 1) <= options.most_passes]
+    settings += [{"candidates": n, "passes": 2, "steps": 5} for n in options.candidates]
     picture(sampler, held_out, options.out / "inpainting.png", options.most_passes)
     if options.images is not None:
         held_out = held_out.subset(np.arange(min(options.images, len(held_out))))
