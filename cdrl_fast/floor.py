@@ -6,7 +6,6 @@ import time
 from functools import lru_cache
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cdrl_fast.model import CDRL
 from cdrl_fast.precision import Precision
@@ -32,6 +31,8 @@ def sample_flop(model: CDRL) -> int:
     the initializer's 3 I. What is computed again to save memory does not count, nor do convolutions
     that need fewer products than their definition has.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, where it is installed
+
     like = next(model.parameters())
     x = torch.zeros(1, *model.sample_shape, device=like.device, dtype=like.dtype)
     logsnr = torch.zeros(1, device=like.device, dtype=like.dtype)

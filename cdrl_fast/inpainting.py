@@ -220,9 +220,9 @@ class Inpainting(ABC):
         copies = samples * candidates
         if indices is not None:
             indices = indices.expand(len(values)).repeat_interleave(copies)
-        elif isinstance(self.source, CDRL) and candidates >= self.model.num_classes > 0:
+        elif isinstance(self.source, CDRL) and 0 < self.model.num_classes <= candidates != 1:
             in_turn = torch.arange(candidates) % self.model.num_classes + 1
-            indices = in_turn.repeat(len(values) * samples) if candidates > 1 else None
+            indices = in_turn.repeat(len(values) * samples)
         held = Observation(
             values,
             mask,

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def test_demo(tmp_path, monkeypatch, capsys):
     stale = tmp_path / "demo" / "run" / "checkpoints" / "00009999"
     stale.mkdir(parents=True)
-    page = run_demo(tmp_path / "demo", iterations=60, samples=30)
+    page = run_demo(tmp_path / "demo", iterations=200, samples=30)
     assert not stale.exists()
     html = page.read_text()
     for title in ("Digits: the shipped model", "From noise to sample", "Quality during training",

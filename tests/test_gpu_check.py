@@ -105,6 +105,7 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_finds_what_would_run(tmp_path):
     out = tmp_path / "out"
     # The script counts from its own start, which here is that of the tests.

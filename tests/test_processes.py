@@ -69,7 +69,7 @@ def test_sharded_parts_stopped_and_resumed_otherwise(alone, tmp_path):
     assert status != 0
     assert "exitcode  : 143" in output
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir())[-1] == "00000013"
-    status, output = run(2, tmp_path, iterations=30, config=sharded, resume=True)
+    status, output = run(2, tmp_path, iterations=18, config=sharded, resume=True)
     assert status == 0, output
     Trainer.resume(tmp_path, images()).fit(ITERATIONS, folder=tmp_path)
     same(tmp_path, alone)
