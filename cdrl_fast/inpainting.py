@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.candidates import Choice
-from cdrl_fast.conditions import conditions
+from cdrl_fast.conditions import classes_in_turn, conditions
 from cdrl_fast.energies import Density
 from cdrl_fast.engine import FrozenModel
 from cdrl_fast.model import CDRL, Label
@@ -221,8 +221,8 @@ class Inpainting(ABC):
         if indices is not None:
             indices = indices.expand(len(values)).repeat_interleave(copies)
         elif isinstance(self.source, CDRL) and 0 < self.model.num_classes <= candidates != 1:
-            in_turn = torch.arange(candidates) % self.model.num_classes + 1
-            indices = in_turn.repeat(len(values) * samples)
+            in_turn = classes_in_turn(self.model, candidates)
+            indices = None if in_turn is None else in_turn.repeat(len(values) * samples)
         held = Observation(
             values,
             mask,

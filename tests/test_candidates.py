@@ -9,14 +9,10 @@ from cdrl_fast.ops.philox import uniform
 from tests.test_inpainting import GAUSSIAN, KNOWN, MASKS, OBSERVED, conditional, pictures
 
 
-def two_heaps(share):
-    """Gaussians of standard deviation 0.3 about -1 and 1 in each of four coordinates."""
-    return model_of(GaussianMixture([[-1.0] * 4, [1.0] * 4], [0.3, 0.3], [1 - share, share]))
-
-
 def test_candidates_find_the_heap_that_the_known_entry_tells():
     """A heap of a tenth of the points, told by one coordinate in four beyond all doubt."""
-    sampler = Sampler(two_heaps(0.1))
+    heaps = GaussianMixture([[-1.0] * 4, [1.0] * 4], [0.3, 0.3], [0.9, 0.1])
+    sampler = Sampler(model_of(heaps))
     images, known = torch.ones(1, 4), torch.arange(4) == 0
 
     def right(**options):
@@ -89,11 +85,8 @@ def test_a_candidate_is_kept_by_its_weight(point_model):
 @pytest.mark.skipif(_native.load() is None, reason="library operations depend on the batch")
 def test_candidates_of_each_class_in_any_batch(image_model):
     """Without a label the classes in turn, the same in any batch and from any place."""
-    sampler, images, known = (
-        Sampler(image_model, precision="fp32"),
-        pictures(),
-        MASKS["each its own"],
-    )
+    sampler = Sampler(image_model, precision="fp32")
+    images, known = pictures(), MASKS["each its own"]
     options = {"samples": 2, "steps": 2, "candidates": 6}
     whole = sampler.inpaint(images, known, **options)
     assert torch.equal(sampler.inpaint(images, known, batch_size=7, **options), whole)
