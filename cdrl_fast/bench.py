@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cdrl_fast import reference
 from cdrl_fast._native import load
 from cdrl_fast.conditions import classes_in_turn
+from cdrl_fast.floor import flop_of
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks.layers import SpectralConv2d, SpectralLinear, fix_weights
 from cdrl_fast.sampler import Sampler
@@ -224,16 +224,12 @@ def operations(model: CDRL, steps: int | None = None) -> float:
     """Floating-point operations of one sample's convolutions and matrix products."""
     plan = model.schedule.plan(steps)
     gradients = sum(plan.counts) + int(model.is_image)
-    plain, count = _without_norms(model), FlopCounterMode(display=False)
-    with count:
-        _gradient(plain, 1)
-    total = float(count.get_total_flops()) * gradients
+    total = float(flop_of(partial(_gradient, _without_norms(model), 1))) * gradients
     if model.initializer is not None:
         x = torch.randn(1, *model.sample_shape, device=_device(model))
-        count = FlopCounterMode(display=False)
-        with torch.no_grad(), count:
-            model.initializer(x, x.new_zeros(1), None)
-        total += float(count.get_total_flops()) * model.schedule.levels
+        with torch.no_grad():
+            flop = flop_of(partial(model.initializer, x, x.new_zeros(1), None))
+        total += float(flop) * model.schedule.levels
     return total
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 
@@ -31,20 +32,24 @@ def sample_flop(model: CDRL) -> int:
     the initializer's 3 I. What is computed again to save memory does not count, nor do convolutions
     that need fewer products than their definition has.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton, where it is installed
-
     like = next(model.parameters())
     x = torch.zeros(1, *model.sample_shape, device=like.device, dtype=like.dtype)
     logsnr = torch.zeros(1, device=like.device, dtype=like.dtype)
     label = torch.zeros(1, device=like.device, dtype=torch.int64) if model.num_classes else None
-    counts = []
-    for network in (model.energy, model.initializer):
-        counter = FlopCounterMode(display=False)
-        with counter:
-            if network is not None:
-                network(x, logsnr, label)
-        counts.append(counter.get_total_flops())
-    return (2 * model.schedule.steps + 6) * counts[0] + 3 * counts[1]
+    energy = flop_of(partial(model.energy, x, logsnr, label))
+    flop = (2 * model.schedule.steps + 6) * energy
+    if model.initializer is not None:
+        flop += 3 * flop_of(partial(model.initializer, x, logsnr, label))
+    return flop
+
+
+def flop_of(call: Callable[[], object]) -> int:
+    """FLOP of the convolutions and matrix products that a call of modules takes."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, where it is installed
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
 
 
 @lru_cache
