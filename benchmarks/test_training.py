@@ -43,6 +43,7 @@ NAMES = (
     "eager",
     "afternoon",
     *dict.fromkeys(f"ours, {p}" for ps in PRECISIONS.values() for p in ps),
+    *(f"ours, {p}, no graph" for p in PRECISIONS["cuda"]),
 )
 
 
@@ -67,6 +68,10 @@ def race(name, device):
         if precision == "fp32":
             check(trainer, copy.deepcopy(model), recipe)
         found[f"ours, {precision}"] = trainer.step
+        if device.type == "cuda":
+            without = replace(config, graph="off")
+            plain = Trainer(copy.deepcopy(model), data, without)
+            found[f"ours, {precision}, no graph"] = plain.step
     return Race(f"training, {name}", device, {"iterations": 1}, found)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdrl_fast.draws import TrainingDraws
 from cdrl_fast.engine import LevelEnergy, Terms, energy_plan
-from cdrl_fast.levels import LevelTable, noised_pair, per_sample
+from cdrl_fast.engine.plan import PassesPlan
+from cdrl_fast.levels import LevelTable, NoiseTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL
-from cdrl_fast.networks import MLPEnergy, ResNetEnergy
+from cdrl_fast.networks import MLPEnergy, ResNetEnergy, UNetInitializer
 from cdrl_fast.networks.layers import dropout_from, power_iterations, set_recompute
-from cdrl_fast.ops import normal, philox
 from cdrl_fast.ops.langevin_step import NEVER
-from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.precision import Precision
 from cdrl_fast.processes import Group, SharedNetwork, whole
 from cdrl_fast.train_config import TrainConfig
@@ -58,21 +57,38 @@ class Iteration:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.scaler = precision.scaler(self.device)
         self._levels = LevelTable.of(model, self.device, self.dtype)
+        self._noising = NoiseTable.of(model.schedule, self.device, self.dtype)
         self._chain = energy_plan(model.energy, device=self.device, precision=precision)
         # Ours run their power iterations apart, so that both phases are the same function.
         self._ours = type(model.energy) in (ResNetEnergy, MLPEnergy)
+        self._alone = group.size == 1
         set_recompute(model, config.recompute)
         self._energy = SharedNetwork(model.energy, group, shard=config.shard)
         self._initializer = None
         if model.initializer is not None:
             self._initializer = SharedNetwork(model.initializer, group, shard=config.shard)
 
-    def __call__(self, x0: Tensor, label: Tensor | None, first: int) -> dict[str, Tensor]:
+    @property
+    def capturable(self) -> bool:
+        """Whether it may run as a CUDA graph: launches alone, which wait for no other process."""
+        return (
+            self.config.graph == "auto"
+            and self.device.type == "cuda"
+            and self._alone
+            and isinstance(self._chain, PassesPlan)
+            and type(self.model.initializer) in (UNetInitializer, type(None))
+        )
+
+    def draws(self, first: int | Tensor) -> TrainingDraws:
+        """The noise of a batch whose first sample has this index in the noise stream."""
+        return TrainingDraws(self.config.seed, first, self.device, self.dtype)
+
+    def __call__(self, x0: Tensor, label: Tensor | None, first: int | Tensor) -> dict[str, Tensor]:
         """Gradients of a batch.
 
         Args:
             x0, label: this process's share of the data (batch, …), and its labels (batch,) or None.
-            first: the noise stream's index of the first sample.
+            first: the noise stream's index of the first sample, see `TrainingDraws`.
 
         Returns:
             0-d tensors: ``energy_loss``, ``energy_gap`` (the mean of f⁺ - f⁻), with an initializer
@@ -81,7 +97,7 @@ class Iteration:
         """
         self.model.zero_grad(set_to_none=True)
         parts = self.config.accumulate
-        size = len(x0) // parts
+        size, draws = len(x0) // parts, self.draws(first)
         found: list[dict[str, Tensor]] = []
         with whole(self.model.energy):
             if self._ours:
@@ -90,28 +106,29 @@ class Iteration:
             for i in range(parts):
                 some = slice(i * size, (i + 1) * size)
                 labels = None if label is None else label[some]
-                found.append(self._part(x0[some], labels, first + i * size, last=i == parts - 1))
+                part = draws.after(i * size)
+                found.append(self._part(x0[some], labels, part, last=i == parts - 1))
                 found[-1]["first_bad"] = moved(found[-1]["first_bad"], i * size)
         means = {k: torch.stack([part[k] for part in found]) for k in found[0]}
         first_bad = means.pop("first_bad").min()
         return {**{k: v.mean() for k, v in means.items()}, "first_bad": first_bad}
 
     def _part(
-        self, x0: Tensor, label: Tensor | None, first: int, *, last: bool
+        self, x0: Tensor, label: Tensor | None, draws: TrainingDraws, *, last: bool
     ) -> dict[str, Tensor]:
         """Adds the gradients of a part of the batch; after the last one they are complete."""
         energy = self.model.energy
-        level, x_noisy, x_clean = self.noised(x0, first)
+        level, x_noisy, x_clean = self.noised(x0, draws)
         energy.train(not self._ours)
         y = per_sample(level.scale, x_clean) * x_clean
         with self._energy.summing(last=False):
             positive = self._phase(y, level, label, -1.0)
         found: dict[str, Tensor] = {}
-        with self._dropout(first), self._summing_initializer(last):
-            proposal = self._propose(x_noisy, level, label, first)
+        with self._dropout(draws), self._summing_initializer(last):
+            proposal = self._propose(x_noisy, level, label, draws)
             energy.eval()
             revised, found["first_bad"] = self.revise(
-                proposal.detach(), x_noisy, level, label, first
+                proposal.detach(), x_noisy, level, label, draws
             )
             if self._initializer is not None:
                 loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
@@ -138,38 +155,24 @@ class Iteration:
     def _backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
 
-    def _rng(self, index: int, first: int) -> dict[str, Any]:
-        return {
-            "seed": self.config.seed,
-            "draw": Purpose.TRAINING.draw(index),
-            "first_sample": first,
-            "device": self.device,
-        }
-
-    def _noise(self, like: Tensor, index: int, first: int) -> Tensor:
-        return normal(tuple(like.shape), dtype=self.dtype, **self._rng(index, first))
-
-    def noised(self, x0: Tensor, first: int) -> tuple[LevelTable, Tensor, Tensor]:
+    def noised(self, x0: Tensor, draws: TrainingDraws) -> tuple[LevelTable, Tensor, Tensor]:
         """The samples' levels, x_t and x_{t-1}."""
-        schedule = self.model.schedule
-        t = philox.randint(len(x0), schedule.levels, **self._rng(LEVEL, first)) + 1
+        t = draws.randint(len(x0), self.model.schedule.levels, LEVEL) + 1
         reduced = self.config.variance_reduction
-        posterior = None if reduced else self._noise(x0, POSTERIOR, first)
-        pair = noised_pair(schedule, x0, t, self._noise(x0, NOISE, first), posterior)
+        posterior = None if reduced else draws.normal(x0, POSTERIOR)
+        pair = noised_pair(self._noising, x0, t, draws.normal(x0, NOISE), posterior)
         return self._levels.at(t), *pair
 
-    def _dropout(self, first: int) -> AbstractContextManager[None]:
+    def _dropout(self, draws: TrainingDraws) -> AbstractContextManager[None]:
         """Masks from the noise stream; until the gradient, for which they may be drawn again."""
         if self.model.initializer is None:
             return nullcontext()
-
-        def uniform(shape: torch.Size, j: int) -> Tensor:
-            return philox.uniform(shape, **self._rng(DROPOUT + j, first))
-
-        return dropout_from(self.model.initializer, uniform)
+        return dropout_from(
+            self.model.initializer, lambda shape, j: draws.uniform(shape, DROPOUT + j)
+        )
 
     def _propose(
-        self, x_noisy: Tensor, level: LevelTable, label: Tensor | None, first: int
+        self, x_noisy: Tensor, level: LevelTable, label: Tensor | None, draws: TrainingDraws
     ) -> Tensor:
         """y_0: the initializer's mean with its noise; x_t itself without an initializer."""
         if self._initializer is None:
@@ -178,10 +181,15 @@ class Iteration:
         with self.precision.autocast(self.device):
             mean = self._initializer(x_noisy, level.logsnr_noisy, label)
         mean = mean.to(self.dtype)
-        return mean + per_sample(level.init_std, mean) * self._noise(mean, INITIALIZER, first)
+        return mean + per_sample(level.init_std, mean) * draws.normal(mean, INITIALIZER)
 
     def revise(
-        self, y: Tensor, anchor: Tensor, level: LevelTable, label: Tensor | None, first: int
+        self,
+        y: Tensor,
+        anchor: Tensor,
+        level: LevelTable,
+        label: Tensor | None,
+        draws: TrainingDraws,
     ) -> tuple[Tensor, Tensor]:
         """y_K: K Langevin steps from y_0, without gradients to parameters; and ``first_bad``."""
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
@@ -193,7 +201,7 @@ class Iteration:
             drift=0.5,
             pull=level.pull,
             noise_std=level.noise_std,
-            rng=(self.config.seed, Purpose.TRAINING.draw(INITIALIZER + 1), first),
+            rng=draws.state(INITIALIZER + 1),
             first_bad=first_bad,
         )
         return y, first_bad

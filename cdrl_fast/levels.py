@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,12 +39,43 @@ class LevelTable:
         return LevelTable(**{k: getattr(self, k)[t - 1] for k in self.__dataclass_fields__})
 
 
+@dataclass(frozen=True)
+class NoiseTable:
+    """What noises data, as tensors: at noise index t, or, from ``past`` on, of t → t - 1.
+
+    Attributes:
+        signal, spread: √ᾱ_t and √(1 - ᾱ_t), (T + 1,).
+        past, clean, posterior: factors of x_t, x_0 and the noise in q(x_{t-1} | x_t, x_0), (T,).
+    """
+
+    signal: Tensor
+    spread: Tensor
+    past: Tensor
+    clean: Tensor
+    posterior: Tensor
+
+    @classmethod
+    def of(cls, schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> NoiseTable:
+        signal, variance = np.sqrt(schedule.alpha_bar), schedule.noise_variance
+        r = np.exp(np.diff(schedule.logsnr))  # exp(λ_t - λ_{t-1})
+        grown = schedule.alpha_bar[:-1] / schedule.alpha_bar[1:]
+        tables = (
+            signal,
+            np.sqrt(variance),
+            r * np.sqrt(grown),
+            (1 - r) * signal[:-1],
+            np.sqrt(variance[:-1] / variance[1:] * (1.0 - 1.0 / grown)),
+        )
+        return cls(*(torch.tensor(table, device=device, dtype=dtype) for table in tables))
+
+
 def noised_pair(
-    schedule: NoiseSchedule, x0: Tensor, t: Tensor, noise: Tensor, posterior: Tensor | None = None
+    table: NoiseTable, x0: Tensor, t: Tensor, noise: Tensor, posterior: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """x_t and x_{t-1} of each sample.
 
     Args:
+        table: in x0's dtype, on its device.
         x0: data (batch, …).
         t: levels, int64 (batch,).
         noise: standard normal, of x0's shape; x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) noise.
@@ -56,19 +86,14 @@ def noised_pair(
         Two tensors of x0's shape and dtype.
     """
 
-    def at(values: Any, index: Tensor) -> Tensor:
-        return per_sample(torch.as_tensor(np.array(values)).to(x0)[index], x0)
+    def at(values: Tensor, index: Tensor) -> Tensor:
+        return per_sample(values[index], x0)
 
-    signal, variance = np.sqrt(schedule.alpha_bar), schedule.noise_variance
-    x_noisy = at(signal, t) * x0 + at(np.sqrt(variance), t) * noise
+    x_noisy = at(table.signal, t) * x0 + at(table.spread, t) * noise
     if posterior is None:
-        return x_noisy, at(signal, t - 1) * x0 + at(np.sqrt(variance), t - 1) * noise
-    # Entry t - 1 of these tables belongs to the transition t → t - 1; r = exp(λ_t - λ_{t-1}).
-    r = np.exp(np.diff(schedule.logsnr))
-    grown = schedule.alpha_bar[:-1] / schedule.alpha_bar[1:]
-    spread = variance[:-1] / variance[1:] * (1.0 - 1.0 / grown)
-    mean = at(r * np.sqrt(grown), t - 1) * x_noisy + at((1 - r) * signal[:-1], t - 1) * x0
-    return x_noisy, mean + at(np.sqrt(spread), t - 1) * posterior
+        return x_noisy, at(table.signal, t - 1) * x0 + at(table.spread, t - 1) * noise
+    mean = at(table.past, t - 1) * x_noisy + at(table.clean, t - 1) * x0
+    return x_noisy, mean + at(table.posterior, t - 1) * posterior
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

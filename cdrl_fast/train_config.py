@@ -32,6 +32,8 @@ class TrainConfig:
         recompute: what the library's networks compute again for their gradients instead of
             keeping it: "nothing"; the initializer's "activations", which cost little; or whole
             "blocks", for a fifth of the memory and a third more arithmetic.
+        graph: "auto": on one GPU, for the library's own energies of images, all of an iteration up
+            to its gradients is captured once as a CUDA graph and replayed; "off": it is not.
         patience: iterations in a row that may leave the finite numbers, or explode, and are
             skipped; one more, and training goes back to the last good checkpoint.
         rollbacks: how often it does; each time the learning rates are halved.
@@ -64,6 +66,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = "auto"
     recompute: Literal["nothing", "activations", "blocks"] = "activations"
+    graph: Literal["auto", "off"] = "auto"
     patience: int = 3
     rollbacks: int = 3
     log_every: int = 10
@@ -90,6 +93,8 @@ class TrainConfig:
                 'TrainConfig: expected recompute "nothing", "activations" or "blocks", got '
                 f"{self.recompute!r}"
             )
+        if self.graph not in ("auto", "off"):
+            raise ValueError(f'TrainConfig: expected graph "auto" or "off", got {self.graph!r}')
         if self.watch not in ("none", "tensorboard", "wandb"):
             raise ValueError(
                 f'TrainConfig: expected watch "none", "tensorboard" or "wandb", got {self.watch!r}'

@@ -19,6 +19,7 @@ from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
 from cdrl_fast.floor import sample_seconds
 from cdrl_fast.iteration import INITIALIZER, Iteration, moved
+from cdrl_fast.iteration_graph import IterationGraph
 from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, Networks, newest_readable
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import Purpose
@@ -97,6 +98,8 @@ class Trainer:
             self.config.precision, model.energy, self.device, state=self.dtype
         )
         self._gradients = Iteration(model, self.config, self.precision, self._group)
+        capturable = self._gradients.capturable
+        self._compute = IterationGraph(self._gradients) if capturable else self._gradients
         self.energy_optimizer, self.initializer_optimizer = optimizers(model)
         self._scaler = self._gradients.scaler
         self._monitor = Monitor()
@@ -118,7 +121,7 @@ class Trainer:
                 thousand times the usual one; the weights are as before.
         """
         x0, label = self.batches.at(self.iteration)
-        found = self._gradients(x0, label, self._first_sample + self.batches.start)
+        found = self._compute(x0, label, self._first_sample + self.batches.start)
         first_bad = found.pop("first_bad")
         for name, network, optimizer in self._networks():
             self._scaler.unscale_(optimizer)

@@ -156,8 +156,9 @@ def test_training_chain_of_mixed_levels():
     t = torch.arange(6 * N // 4) % 6 + 1
     anchor = torch.full((len(t), 2), 0.7)
     start = 0.4 + 0.9 * normal((len(t), 2), seed=9, draw=0)
-    level_table = trainer._gradients._levels.at(t)
-    revised = trainer._gradients.revise(start, anchor, level_table, None, 0)[0]
+    gradients = trainer._gradients
+    level_table = gradients._levels.at(t)
+    revised = gradients.revise(start, anchor, level_table, None, gradients.draws(0))[0]
     for level_index in range(1, 7):
         level = schedule.level(level_index)
         mean, variance = after_level(level, 0.4, 0.81, 0.0, 0.7, 0.0, 0.1)

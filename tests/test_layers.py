@@ -17,9 +17,9 @@ FLOORS = {
     "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
     "masks": 3, "floor": 3,
     "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "inpainting": 4, "sampler": 4,
-    "candidates": 4,
+    "candidates": 4, "draws": 3,
     "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
-    "iteration": 4, "evaluation": 5, "trainer": 5, "bench": 5, "words": 5, "shards": 5,
+    "iteration": 4, "iteration_graph": 4, "evaluation": 5, "trainer": 5, "bench": 5, "words": 5, "shards": 5,
     "sweep": 6, "tuning": 6, "demo": 6, "completions": 6, "scoring": 6, "sharing": 6,
     "playground": 6, "pages": 6, "quality": 7, "app": 7, "cli": 8,
 }  # fmt: skip
@@ -39,6 +39,7 @@ SAME_FLOOR = {
     ("sampler", "scores"),
     ("scores", "conditions"),
     ("chain", "trace"),
+    ("iteration_graph", "iteration"),
 }
 CLOSED = {
     "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": set(),

@@ -12,7 +12,7 @@ import torch
 
 from cdrl_fast import CDRL, ChainDiverged, CheckpointError, _native, checkpoint, reference
 from cdrl_fast.data import Dataset
-from cdrl_fast.levels import noised_pair
+from cdrl_fast.levels import NoiseTable, noised_pair
 from cdrl_fast.precision import fast_bfloat16
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
@@ -64,13 +64,14 @@ def test_iteration_is_the_reference_iteration(image_model, images, variance_redu
 @pytest.mark.parametrize("variance_reduction", [True, False])
 def test_noised_pairs_have_the_right_moments(variance_reduction, image_model):
     schedule, n = image_model.schedule, 200_000
+    table = NoiseTable.of(schedule, torch.device("cpu"), torch.float64)
     for t in (1, 3, 6):
         generator = torch.Generator().manual_seed(t)
         noise = torch.randn(2, n, 1, generator=generator, dtype=torch.float64)
         x0 = torch.full((n, 1), 0.7, dtype=torch.float64)
         posterior = None if variance_reduction else noise[1]
         level = torch.full((n,), t)
-        x_t, x_before = noised_pair(schedule, x0, level, noise[0], posterior)
+        x_t, x_before = noised_pair(table, x0, level, noise[0], posterior)
         for x, index in ((x_t, t), (x_before, t - 1)):
             variance = schedule.noise_variance[index]
             mean = 0.7 * np.sqrt(schedule.alpha_bar[index])
@@ -155,8 +156,9 @@ def test_precision_is_of_the_chain(image_model, images):
     for precision in ("fp32", "bf16"):
         trainer = Trainer(image_model, images, replace(CONFIG, precision=precision))
         assert trainer.precision.name == precision
-        level, x, _ = trainer._gradients.noised(trainer.batches.at(0)[0], 0)
-        revised.append(trainer._gradients.revise(x, x, level, None, 0)[0])
+        draws = trainer._gradients.draws(0)
+        level, x, _ = trainer._gradients.noised(trainer.batches.at(0)[0], draws)
+        revised.append(trainer._gradients.revise(x, x, level, None, draws)[0])
         assert revised[-1].dtype == torch.float32
     difference = (revised[0] - revised[1]).abs()
     assert 0 < difference.median() < 0.01

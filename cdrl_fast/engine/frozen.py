@@ -72,7 +72,7 @@ class LevelEnergy:
         drift: Coefficient,
         pull: Coefficient,
         noise_std: Coefficient,
-        rng: tuple[int, int, int],
+        rng: tuple[int, int, int] | Tensor,
         first_bad: Tensor,
         rescale: float = 1.0,
         backend: str = "auto",
@@ -82,20 +82,21 @@ class LevelEnergy:
         """Langevin steps of y in place; ``rescale`` follows the last. Arguments of `langevin_step`.
 
         Args:
-            rng: (seed, draw, first_sample) of the first step; each later one draws one further.
+            rng: (seed, draw, first_sample) of the first step; each later one draws one further. Or
+                an `rng_state`, which is moved on.
             each: called after each step k = 1 … steps; after all of them where one call does all.
             observed: whether y must be up to date whenever ``each`` is called.
         """
-        seed, draw, first_sample = rng
         numbers = {"drift": drift, "pull": pull, "noise_std": noise_std, "first_bad": first_bad}
         if isinstance(self.of, PlannedPoints) and not observed:
-            place = {"seed": seed, "draw": draw, "first_sample": first_sample}
+            names = ("seed", "draw", "first_sample")
+            place = {"rng": rng} if isinstance(rng, Tensor) else dict(zip(names, rng, strict=True))
             self.of.chain(y, anchor, steps=steps, rescale=rescale, **place, **numbers)
             for step in range(1, steps + 1):
                 each(step)
             return
         for step in range(1, steps + 1):
-            at = (seed, draw + step - 1, first_sample)
+            at = rng if isinstance(rng, Tensor) else (rng[0], rng[1] + step - 1, rng[2])
             last = rescale if step == steps else 1.0
             self.step_(y, anchor, rng=at, rescale=last, backend=backend, **numbers)
             each(step)

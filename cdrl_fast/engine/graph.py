@@ -46,7 +46,8 @@ def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None
         work()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Of this thread alone: others, which read batches ahead, may wait for the device meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay
 

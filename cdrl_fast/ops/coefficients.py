@@ -29,5 +29,6 @@ def coefficient_table(coefficients: tuple[Coefficient, ...], x: Tensor) -> Tenso
     """(4, batch) in x's dtype where any coefficient is a tensor."""
     if not any(isinstance(c, Tensor) for c in coefficients):
         return None
-    rows = [torch.as_tensor(c, dtype=x.dtype, device=x.device) for c in coefficients]
+    # Numbers are filled in on the device: a captured graph cannot wait for the host's.
+    rows = [c.to(x) if isinstance(c, Tensor) else x.new_full((), c) for c in coefficients]
     return torch.stack([row.expand(x.shape[0]) for row in rows])

@@ -66,7 +66,7 @@ def words(
     *,
     seed: int,
     draw: int,
-    first_sample: int = 0,
+    first_sample: int | Tensor = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """The stream's 32-bit words: int64 (samples, ceil(elements / 4), 4)."""
@@ -176,7 +176,7 @@ def uniform(
     *,
     seed: int,
     draw: int,
-    first_sample: int = 0,
+    first_sample: int | Tensor = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Uniform float32 numbers in (0, 1] of ``shape``, shape[0] being the samples."""
@@ -191,7 +191,7 @@ def randint(
     *,
     seed: int,
     draw: int,
-    first_sample: int = 0,
+    first_sample: int | Tensor = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """One integer in [0, high) a sample: floor(word · high / 2³²), int64 (samples,)."""
