@@ -120,6 +120,19 @@ class Batches:
         return order[1]
 
 
+def check_names(model: CDRL, data: Dataset) -> None:
+    """Raises ValueError where a name of the model's classes is another class of the data."""
+    if isinstance(model.classes, int) or not model.num_classes:
+        return
+    for index, name in enumerate(data.classes):
+        if name in model.classes and model.classes.index(name) != index:
+            raise ValueError(
+                f"class {name!r} is number {index + 1} of {data.name!r} and "
+                f"{model.classes.index(name) + 1} of the model: order the data's classes as "
+                f"{', '.join(model.classes)}"
+            )
+
+
 def check_fit(model: CDRL, data: Dataset, config: TrainConfig, processes: int) -> None:
     """Raises ValueError where a model cannot be trained so on this data, by so many processes."""
     if data.sample_shape != model.sample_shape:
@@ -132,6 +145,7 @@ def check_fit(model: CDRL, data: Dataset, config: TrainConfig, processes: int) -
         raise ValueError(
             f"Trainer: the model has {model.num_classes} classes, {data.name!r} has {have}"
         )
+    check_names(model, data)
     if config.flip and not model.is_image:
         raise ValueError("TrainConfig: flip is for images")
     parts = processes * config.accumulate

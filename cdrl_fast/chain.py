@@ -18,7 +18,7 @@ from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.inpainting import FREE, Free
 from cdrl_fast.model import CDRL
 from cdrl_fast.ops import normal
-from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.langevin_step import NEVER, place_of
 from cdrl_fast.ops.philox import Purpose, level_draw
 from cdrl_fast.schedule import Level, StepPlan
 from cdrl_fast.trace import Recorder
@@ -210,7 +210,8 @@ class Chain:
         code = int(first_bad)
         if code == NEVER:
             return
-        draw, sample = code >> 31, first_sample + (code & (2**31 - 1))
+        draw, position = place_of(code)
+        sample = first_sample + position
         level, step = self.model.schedule.levels + 1 - (draw >> 16), draw & 0xFFFF
         what = "step" if step < CORRECTOR else "corrector"
         step = step if step < CORRECTOR else step - CORRECTOR + 1

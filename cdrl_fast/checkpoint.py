@@ -53,7 +53,11 @@ def write_npz(path: Path, **arrays: Tensor) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file that is either the old one or the new one: temp file, fsync, rename."""
+    """Writes a file that is either the old one or the new one: temp file, fsync, rename.
+
+    Its folder is made if it is not there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
         temporary = Path(f.name)
         try:

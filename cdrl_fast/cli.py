@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,14 +22,15 @@ from cdrl_fast.data import Dataset
 from cdrl_fast.demo import run_demo
 from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError, CheckpointError
-from cdrl_fast.evaluation import evaluate
-from cdrl_fast.model import CDRL, checkpoints_of
+from cdrl_fast.evaluation import Judge, evaluate
+from cdrl_fast.model import CDRL
 from cdrl_fast.pages import PAGE, model_page
 from cdrl_fast.processes import process_group, worker, worker_device
 from cdrl_fast.quality import Evaluate, Tune
 from cdrl_fast.recipe import RECIPE, ModelOptions, Recipe, load_recipe
 from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.sampler import Sampler
+from cdrl_fast.saved import checkpoints_of
 from cdrl_fast.schedule import NoiseSchedule
 from cdrl_fast.scoring import Score
 from cdrl_fast.shards import sample_to_folder
@@ -36,6 +38,9 @@ from cdrl_fast.sharing import Export
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.trainer import Trainer
 from cdrl_fast.words import device_of, labels_of, load_split, one_plan
+
+PICTURES = (".png", ".jpg", ".npz")
+"""What samples can be written to, values in the last one."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,23 @@ class Train:
             self.data, self.image_size, self.held_out, self.iterations, self.model, self.training
         )
         train, held_out = load_split(self.data, self.image_size, self.held_out)
+        compared = held_out is not None and train.labels is not None
+        if train.is_images and self.training.metrics_every and not compared:
+            raise ValueError(
+                "metrics_every: images are compared with held-out ones, in the features of a "
+                "classifier; pass --held-out, and data with labels"
+            )
         trainer = self._trainer(recipe, train, device)
         checked = held_out if train.is_images else train
+        judge = cache(lambda: Judge(train))
         trainer.fit(
             self.iterations,
             folder=self.out,
             progress=True,
             preview=preview,
-            evaluate=lambda t: evaluate(t.ema, train, checked, samples=500, guidance=(0.0,)),
+            evaluate=lambda t: evaluate(
+                t.ema, train, checked, samples=500, guidance=(0.0,), judge=judge()
+            ),
         )
         if worker()[0] == 0:
             print(
@@ -119,11 +133,11 @@ class Train:
                 raise CheckpointError(
                     f"{self.out}: the run has other data or networks; see {stored}"
                 )
+            trainer = Trainer.resume(self.out, train, config=self.training, device=device)
             if first:
                 write_atomic(stored, json_to_bytes(recipe.to_dict()))
-            return Trainer.resume(self.out, train, config=self.training, device=device)
+            return trainer
         if first:
-            self.out.mkdir(parents=True, exist_ok=True)
             write_atomic(stored, json_to_bytes(recipe.to_dict()))
         model = self.model.build(train, self.training.seed).to(device)
         return Trainer(model, train, self.training)
@@ -161,6 +175,7 @@ class Sample:
         }
         label = labels_of(self.label, model)
         if self.out.suffix:
+            _check_picture(self.out)
             options |= {"label": label, "batch_size": self.batch_size}
             _write_samples(Sampler(model).sample(self.n, **options).cpu(), self.out)
             print(f"{self.out}: {self.n} samples")
@@ -285,6 +300,16 @@ def _recipe_of(words: list[str]) -> str:
         if word.startswith("--recipe="):
             return word.removeprefix("--recipe=")
     return "digits"
+
+
+def _check_picture(path: Path) -> None:
+    """Raises ValueError before samples are drawn that could not be written there."""
+    if path.suffix not in PICTURES:
+        raise ValueError(
+            f"out: expected {', '.join(PICTURES)}, or a folder's name without a suffix, got {path}"
+        )
+    if worker()[1] > 1:
+        raise ValueError(f"out: several workers share a folder of shards, not {path}")
 
 
 def _write_samples(samples: torch.Tensor, path: Path) -> None:

@@ -15,7 +15,7 @@ from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.metropolis import adjusted_walk_
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged
-from cdrl_fast.ops.langevin_step import NEVER, bound_step
+from cdrl_fast.ops.langevin_step import NEVER, bound_step, place_of
 from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value
 from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.ops.rooms import WITHOUT_CUDA, automatic
@@ -185,6 +185,7 @@ def langevin(
                 noise=lambda k: (seed, begun + k, first_sample),
                 # The step's draw, of samples that no chain has.
                 acceptance=lambda k: (seed, begun + k, first_sample + _ELSEWHERE),
+                first_bad=first_bad,
                 backend=backend,
                 each=keep,
             )
@@ -300,7 +301,8 @@ def _check_differentiable(value: Tensor) -> None:
 def _raise_if_diverged(code: int, first_sample: int) -> None:
     if code == NEVER:
         return
-    step, sample = (code >> 31) - FIRST_DRAW, first_sample + (code & (2**31 - 1))
+    draw, position = place_of(code)
+    step, sample = draw - FIRST_DRAW, first_sample + position
     raise ChainDiverged(
         f"chain {sample} left the finite numbers at step {step}; use a smaller step_size, or check "
         "the energy's gradient",

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from cdrl_fast import metrics
+from cdrl_fast.batches import check_names
 from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.data import Dataset
 from cdrl_fast.metrics.distances import extracted, frechet
@@ -107,6 +108,7 @@ def evaluate(
     steps: Steps = None,
     seed: int = 0,
     progress: bool = False,
+    judge: Judge | None = None,
 ) -> dict[str, float]:
     """Measures samples of a model.
 
@@ -122,21 +124,27 @@ def evaluate(
         samples: how many samples each figure rests on.
         guidance: classifier-free weights at which accuracy is measured.
         steps, seed: as in `Sampler.sample`.
+        judge: of ``train``; made here where there is none.
 
     Returns:
         Figures by name, "seconds" being the time spent in sampling.
+
+    Raises:
+        ValueError: images without held-out data, or classes in another order than the model's.
+        DataError: images without labels.
     """
-    sampler = Sampler(model)
-    if not model.is_image:
-        return measure(sampler, Judge(train), samples, steps=steps, seed=seed, progress=progress)
-    if held_out is None:
+    if model.is_image and held_out is None:
         raise ValueError("evaluate: images need held-out data to compare with")
+    check_names(model, train)
+    judge = judge or Judge(train)
+    sampler = Sampler(model)
+    if held_out is None or not model.is_image:
+        return measure(sampler, judge, samples, steps=steps, seed=seed, progress=progress)
     start = time.perf_counter()
     drawn = sampler.sample(
         samples, batch_size=BATCH, steps=steps, seed=seed, progress=progress
     ).cpu()
     seconds = time.perf_counter() - start
-    judge = Judge(train)
     assert judge.classifier is not None
     everything, real_labels = held_out.batch(np.arange(len(held_out)))
     figures: dict[str, float] = {}

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 import torch
 
 from cdrl_fast.model import CDRL
+from cdrl_fast.ops.products import products
 from cdrl_fast.precision import Precision
 
 
@@ -20,7 +21,7 @@ def sample_seconds(model: CDRL, precision: Precision) -> float:
         precision: of the products.
     """
     device = next(model.parameters()).device
-    return sample_flop(model) / product_rate(device, precision.network)
+    return sample_flop(model) / product_rate(device, precision.network, precision.products)
 
 
 @torch.no_grad()
@@ -53,13 +54,18 @@ def flop_of(call: Callable[[], object]) -> int:
 
 
 @lru_cache
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second of a large square matrix product, the best of a few; measured once."""
+def product_rate(device: torch.device, dtype: torch.dtype, name: str) -> float:
+    """FLOP a second of a large square matrix product, the best of a few; measured once.
+
+    Args:
+        name: how float32 is taken, see `products`.
+    """
     size = 8192 if device.type == "cuda" else 768
     a = torch.ones(size, size, device=device, dtype=dtype)
     times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        times.append(time.perf_counter() - start)
+    with products(name, matrices=True):
+        for _ in range(6):
+            start = time.perf_counter()
+            (a @ a)[0, 0].item()
+            times.append(time.perf_counter() - start)
     return float(2 * size**3 / min(times))

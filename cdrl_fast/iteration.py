@@ -15,6 +15,7 @@ from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy, UNetInitializer
 from cdrl_fast.networks.layers import dropout_from, power_iterations, set_recompute
 from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.products import products
 from cdrl_fast.precision import Precision
 from cdrl_fast.processes import Group, SharedNetwork, whole
 from cdrl_fast.train_config import TrainConfig
@@ -99,7 +100,7 @@ class Iteration:
         parts = self.config.accumulate
         size, draws = len(x0) // parts, self.draws(first)
         found: list[dict[str, Tensor]] = []
-        with whole(self.model.energy):
+        with whole(self.model.energy), products(self.precision.products):
             if self._ours:
                 power_iterations(self.model.energy)
             self._chain.refresh()

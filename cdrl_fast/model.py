@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from cdrl_fast.card import ModelCard
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.optional import optional_module
+from cdrl_fast.saved import CONFIG, WEIGHTS, checkpoints_of, find_saved, newest_readable
 from cdrl_fast.schedule import NoiseSchedule, StepPlan, Steps
 
 Networks = tuple[nn.Module, nn.Module | None]
@@ -25,8 +25,6 @@ NETWORKS: dict[str, type[nn.Module]] = {
     network.__name__: network
     for network in (ResNetEnergy, UNetInitializer, MLPEnergy, MLPInitializer)
 }
-SHIPPED = Path(__file__).parent / "pretrained"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class CDRL(nn.Module):
@@ -225,11 +223,22 @@ class CDRL(nn.Module):
             card: what ``README.md`` says besides what can be read off the model.
             name: the model's name in the card; the folder's by default.
 
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: a training run's folder, or a file in its place. OSError: no room.
+
         Example:
             >>> from cdrl_fast import CDRL
             >>> CDRL.from_pretrained("digits").save_pretrained("my-digits")  # doctest: +SKIP
             PosixPath('my-digits')
         """
+        if checkpoints_of(Path(folder)):
+            raise CheckpointError(
+                f"{folder}: a training run, whose checkpoints are what is read from there; save "
+                "the model into another folder"
+            )
         files = {
             CONFIG: checkpoint.json_to_bytes(self.to_config()),
             WEIGHTS: checkpoint.tensors_to_bytes(self.state_dict()),
@@ -289,7 +298,7 @@ class CDRL(nn.Module):
             >>> CDRL.from_pretrained("digits").classes
             ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
         """
-        folder, files = newest_readable(_find(name))
+        folder, files = newest_readable(find_saved(name))
         config = checkpoint.read_json(folder, files, CONFIG)
         if config.get("library") != "cdrl_fast" or config.get("format") != 1:
             raise CheckpointError(
@@ -305,60 +314,6 @@ class CDRL(nn.Module):
                 f"{folder}: the weights do not fit config.json: {error}"
             ) from None
         return model.eval()
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoint folders of a training run, the newest one last."""
-    folders = (run / "checkpoints").glob("[0-9]*")
-    return sorted((f for f in folders if f.is_dir()), key=lambda f: int(f.name))
-
-
-def newest_readable(folder: Path) -> tuple[Path, dict[str, bytes]]:
-    """A run's newest checkpoint that is whole, or the folder itself, with its verified files.
-
-    Raises:
-        CheckpointError: nothing there is whole.
-    """
-    checkpoints = checkpoints_of(folder)
-    for index, candidate in enumerate(reversed(checkpoints)):
-        try:
-            return candidate, checkpoint.read_folder(candidate)
-        except CheckpointError as error:
-            if index + 1 == len(checkpoints):
-                raise
-            warnings.warn(f"{error}; going on with the one before", stacklevel=3)
-    return folder, checkpoint.read_folder(folder)
-
-
-def _find(name: str | Path) -> Path:
-    shipped = sorted(f.name for f in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
-    if str(name) in shipped:
-        return SHIPPED / str(name)
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _download(name)
-    raise CheckpointError(
-        f"{name}: no such model; expected a shipped name ({', '.join(shipped) or 'none'}), a "
-        "folder or a Hub id (owner/name)"
-    )
-
-
-def _download(repository: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise CheckpointError(
-            f"{repository}: no such folder; to read it as a Hub id, pip install 'cdrl-fast[hub]'"
-        ) from None
-    try:
-        patterns = [CONFIG, WEIGHTS, checkpoint.SUMS]
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except Exception as error:
-        raise CheckpointError(
-            f"{repository}: no such folder, and the Hub did not give it: {error}"
-        ) from error
 
 
 def _sample_shape(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cdrl_fast.data import Dataset
+from cdrl_fast.field_types import check_field_types
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.schedule import NoiseSchedule
@@ -46,6 +47,9 @@ class ModelOptions:
     conditional: bool = True
     levels: int = 6
     steps: int = 15
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
 
     def build(self, data: Dataset, seed: int = 0) -> CDRL:
         """A fresh model for ``data``; the same seed gives the same weights."""
@@ -105,6 +109,9 @@ class Recipe:
     model: ModelOptions = field(default_factory=ModelOptions)
     training: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        check_field_types(self)
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON-ready values."""
         return asdict(self)
@@ -114,7 +121,8 @@ def load_recipe(name: str | Path) -> Recipe:
     """Reads a recipe: a shipped name ("digits"), or a JSON file.
 
     Raises:
-        ValueError: no such recipe, broken JSON, or a field that recipes do not have.
+        ValueError: no such recipe, broken JSON, a field that recipes do not have, or one of another
+            type.
     """
     shipped = sorted(f.stem for f in SHIPPED.glob("*.json"))
     path = SHIPPED / f"{name}.json" if str(name) in shipped else Path(name)
@@ -139,7 +147,9 @@ def recipe_of_run(folder: Path) -> dict[str, Any] | None:
     return load_recipe(path).to_dict() if path.is_file() else None
 
 
-def _made(kind: type[Any], values: dict[str, Any], where: str) -> Any:
+def _made(kind: type[Any], values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {values!r}")
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -147,4 +157,7 @@ def _made(kind: type[Any], values: dict[str, Any], where: str) -> Any:
             f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
         )
     lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return kind(**lists)
+    try:
+        return kind(**lists)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

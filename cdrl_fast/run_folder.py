@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cdrl_fast import checkpoint
-from cdrl_fast.errors import CheckpointError
-from cdrl_fast.model import checkpoints_of
+from cdrl_fast.errors import CDRLError, CheckpointError
+from cdrl_fast.saved import checkpoints_of
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.watch import device_numbers, watch
 
@@ -27,6 +27,8 @@ logger = logging.getLogger("cdrl_fast")
 class RunFolder:
     """Writes what a run leaves behind, and survives what cannot be written.
 
+    To be closed in the end.
+
     Args:
         path: made if it is not there. What a stopped run logged after ``iteration``, and what a
             killed one left of an unfinished checkpoint, is removed.
@@ -35,7 +37,7 @@ class RunFolder:
         floor: least seconds a sample, see `sample_seconds`.
 
     Raises:
-        CheckpointError: the folder cannot be written to.
+        CheckpointError: the folder cannot be written to, or holds a run that is further on.
     """
 
     def __init__(self, path: Path, config: TrainConfig, iteration: int, floor: float) -> None:
@@ -46,8 +48,14 @@ class RunFolder:
         try:
             for part in ("previews", "checkpoints"):
                 (path / part).mkdir(parents=True, exist_ok=True)
-            for left in (path / "checkpoints").glob(".*"):
+            for left in (path / "checkpoints").glob(".[0-9]*"):
                 shutil.rmtree(left)
+            for later in reversed(checkpoints_of(path)):
+                if int(later.name) > iteration and _is_whole(later):
+                    raise CheckpointError(
+                        f"{path}: holds a run that is at iteration {int(later.name)}, this one is "
+                        f"at {iteration}; resume that one, or use another folder"
+                    )
             with tempfile.TemporaryFile(dir=path / "checkpoints"):
                 pass
             self._cut_log(iteration)
@@ -106,13 +114,20 @@ class RunFolder:
             self._watch.picture(iteration, path.with_suffix(".png"))
 
     def attempt(self, write: Callable[[], None]) -> bool:
-        """Whether something could be written; training is worth more than what could not."""
+        """Whether something could be made and written; training is worth more than what could not.
+
+        The averaged model's samples may leave the finite numbers early in a run.
+        """
         try:
             write()
-        except OSError as error:
+        except (OSError, CDRLError) as error:
             logger.warning("%s: not written: %s", self.path, error)
             return False
         return True
+
+    def close(self) -> None:
+        """After the last line."""
+        self._watch.close()
 
     def checkpoint_due(self, *, retry: bool) -> bool:
         """By the clock, or because the last one failed and it is time for another try."""
@@ -121,16 +136,28 @@ class RunFolder:
             minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
         )
 
+    def has(self, iteration: int) -> bool:
+        """Whether there is a whole checkpoint of an iteration, as after a roll-back to it."""
+        found = _is_whole(self._place(iteration))
+        if found:
+            self._saved_at = time.monotonic()
+        return found
+
+    def _place(self, iteration: int) -> Path:
+        return self.path / "checkpoints" / f"{iteration:08d}"
+
     def checkpoint(self, iteration: int, save: Callable[[Path], object], *, last: bool) -> None:
         """Writes one and drops the oldest; where that fails, only the last one raises.
 
         Raises:
             CheckpointError: the last one could not be written; those before it are whole.
         """
-        folder = self.path / "checkpoints" / f"{iteration:08d}"
+        folder = self._place(iteration)
         try:
             save(folder)
-            for old in checkpoints_of(self.path)[: -self._config.keep]:
+            # Later ones are broken, or the run would not have begun here.
+            mine = [f for f in checkpoints_of(self.path) if int(f.name) <= iteration]
+            for old in mine[: -self._config.keep]:
                 shutil.rmtree(old)
         except OSError as error:
             self._unsaved = True
@@ -165,6 +192,15 @@ class RunFolder:
             if entry.get("iteration", 0) <= iteration:
                 kept.append(line + "\n")
         checkpoint.write_atomic(path, "".join(kept).encode())
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether there is a checkpoint that can be read."""
+    try:
+        checkpoint.read_folder(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 class Interrupt:

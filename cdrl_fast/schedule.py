@@ -140,8 +140,8 @@ class NoiseSchedule:
     step_scale: StepScale = "cumulative"
 
     def __post_init__(self) -> None:
-        _count(self.levels, "levels")
-        _count(self.steps, "steps")
+        object.__setattr__(self, "levels", _count(self.levels, "levels"))
+        object.__setattr__(self, "steps", _count(self.steps, "steps"))
         if self.levels > MOST_LEVELS or self.steps > MOST_STEPS:
             raise ValueError(
                 f"NoiseSchedule: expected at most {MOST_LEVELS} levels of {MOST_STEPS} steps, got "
@@ -151,6 +151,11 @@ class NoiseSchedule:
             raise ValueError(
                 f"NoiseSchedule: expected logsnr_max > logsnr_min, got {self.logsnr_max} and "
                 f"{self.logsnr_min}"
+            )
+        if not (np.isfinite(self.logsnr).all() and self.noise_variance[0] > 0):
+            raise ValueError(
+                f"NoiseSchedule: logsnr from {self.logsnr_min} to {self.logsnr_max} is beyond what "
+                "float64 tells apart; the paper's is from -5.1 to 9.8"
             )
         if not (np.isfinite(self.kappa) and self.kappa > 0):
             raise ValueError(f"NoiseSchedule: expected kappa > 0, got {self.kappa}")
@@ -166,7 +171,8 @@ class NoiseSchedule:
         low = np.arctan(np.exp(-0.5 * self.logsnr_max))
         high = np.arctan(np.exp(-0.5 * self.logsnr_min))
         u = np.arange(self.levels + 1, dtype=np.float64) / self.levels
-        return _frozen(-2.0 * np.log(np.tan((high - low) * u + low)))
+        with np.errstate(divide="ignore"):
+            return _frozen(-2.0 * np.log(np.tan((high - low) * u + low)))
 
     @cached_property
     def alpha_bar(self) -> NDArray[np.float64]:

@@ -195,6 +195,8 @@ class Scoring:
     ) -> Tensor:
         """Log-densities (levels, n)."""
         images = checked_samples("log_density", images, self.model.sample_shape)
+        if not bool(images.isfinite().all()):
+            raise ValueError("log_density: expected finite numbers, got NaN or infinity")
         if not levels:
             raise ValueError("log_density: expected at least one level")
         for t in levels:

@@ -57,15 +57,15 @@ class Score:
             print(f"{name}: {len(values)} samples, median {float(values.median()):.6g}")
             for index in values.argsort()[:5].tolist():
                 print(f"  {files[index] if files else index}: {float(values[index]):.6g}")
-        if self.against is not None:
-            area = metrics.auroc(scores[self.data], scores[self.against])
-            print(f"AUROC of {self.data} against {self.against}: {area:.4f}")
         if self.out is not None:
             found = {
                 name: {"files": data[name].files, "scores": values.tolist()}
                 for name, values in scores.items()
             }
             write_atomic(self.out, json_to_bytes(found))
+        if self.against is not None:
+            area = metrics.auroc(scores[self.data], scores[self.against])
+            print(f"AUROC of {self.data} against {self.against}: {area:.4f}")
 
 
 def _all(data: Dataset) -> torch.Tensor:

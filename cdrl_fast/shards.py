@@ -188,8 +188,8 @@ class _Request:
             return False
 
     def _sums(self) -> bytes:
-        names = [SAMPLES, REQUEST] if self.labels is None else [LABELS, SAMPLES, REQUEST]
-        return checkpoint.sums_of(self.folder, names)
+        names = [REQUEST, SAMPLES] if self.labels is None else [LABELS, REQUEST, SAMPLES]
+        return checkpoint.sums_of(self.folder, sorted(names))
 
     def _merge(self) -> Path:
         """All shards in one file; whoever does it writes the same bytes."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cdrl_fast.field_types import check_field_types
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained; the defaults are the paper's CIFAR-10 run.
+    """How a model is trained. The defaults are those of the paper's CIFAR-10 run; on the command
+    line, the recipe's.
 
     Attributes:
         batch_size: samples an iteration, of all processes together.
@@ -45,6 +48,9 @@ class TrainConfig:
         watch: who is shown the run besides its log: "none", "tensorboard" (in the run's folder) or
             "wandb"; extras of the same names.
 
+    Raises:
+        ValueError: a value of another type, or out of range.
+
     Example:
         >>> from cdrl_fast import TrainConfig
         >>> TrainConfig(batch_size=64, energy_lr=1e-3, warmup=500).initializer_lr
@@ -78,27 +84,19 @@ class TrainConfig:
     watch: Literal["none", "tensorboard", "wandb"] = "none"
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         for name in ("batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: expected {name} >= 1, got {getattr(self, name)}")
         intervals = ("preview_every", "metrics_every", "checkpoint_every", "checkpoint_minutes")
-        for name in ("warmup", "patience", "rollbacks", *intervals):
+        for name in ("warmup", "initializer_warmup_offset", "patience", "rollbacks", *intervals):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"TrainConfig: expected {name} >= 0, got {getattr(self, name)}")
         for name in ("energy_lr", "initializer_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"TrainConfig: expected {name} > 0, got {getattr(self, name)}")
-        if self.recompute not in ("nothing", "activations", "blocks"):
-            raise ValueError(
-                'TrainConfig: expected recompute "nothing", "activations" or "blocks", got '
-                f"{self.recompute!r}"
-            )
-        if self.graph not in ("auto", "off"):
-            raise ValueError(f'TrainConfig: expected graph "auto" or "off", got {self.graph!r}')
-        if self.watch not in ("none", "tensorboard", "wandb"):
-            raise ValueError(
-                f'TrainConfig: expected watch "none", "tensorboard" or "wandb", got {self.watch!r}'
-            )
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"TrainConfig: expected a seed of 64 bits, got {self.seed}")
         for name in ("label_drop", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,23 +21,25 @@ from cdrl_fast.errors import ChainDiverged, TrainingDiverged
 from cdrl_fast.floor import sample_seconds
 from cdrl_fast.iteration import INITIALIZER, Iteration, moved
 from cdrl_fast.iteration_graph import IterationGraph
-from cdrl_fast.model import CDRL, CONFIG, WEIGHTS, Networks, newest_readable
-from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.model import CDRL, Networks
+from cdrl_fast.ops.langevin_step import NEVER, place_of
 from cdrl_fast.ops.philox import Purpose
-from cdrl_fast.processes import Group, gathered, whole
+from cdrl_fast.processes import Group, gathered
 from cdrl_fast.run_folder import Interrupt, RunFolder, training_bar
+from cdrl_fast.saved import CONFIG, WEIGHTS, newest_readable
 from cdrl_fast.stability import Monitor
 from cdrl_fast.train_config import TrainConfig
 from cdrl_fast.training_state import (
+    checkpoint_size,
     load_model,
     load_optimizer,
     load_scaler,
     optimizer_tensors,
-    optimizers,
     part,
     scaler_tensors,
     training_config,
 )
+from cdrl_fast.updates import average_, learning_rates, optimizers
 
 STATE = "training.safetensors"
 
@@ -114,7 +117,12 @@ class Trainer:
         )
 
     def step(self) -> dict[str, float]:
-        """One training iteration; returns losses, energy gap and gradient norms.
+        """One training iteration.
+
+        Returns:
+            "energy_loss", "energy_gap", "energy_grad_norm", and with an initializer
+            "initializer_loss" and "initializer_grad_norm"; nothing where float16 overflowed, which
+            halves the losses' scale and updates nothing.
 
         Raises:
             ChainDiverged: a chain, a loss or a gradient left the finite numbers, or a gradient is a
@@ -139,15 +147,14 @@ class Trainer:
         complaint = self._monitor.complaint(log)
         norms = {k: v for k, v in log.items() if k.endswith("grad_norm")}
         if overflown and complaint is not None and not all(map(math.isfinite, norms.values())):
-            # Too large for float16; the scale has been halved.
             self.iteration += 1
-            return log
+            return {}
         if complaint is not None:
             raise self._diverged(complaint)
         self._monitor.note(log)
         self._update()
         self.iteration += 1
-        self._average()
+        average_(self.ema, self.model, self.iteration, self.config.ema_decay)
         return log
 
     @property
@@ -156,8 +163,8 @@ class Trainer:
         return self.iteration * self.config.batch_size + (self.rollbacks << 48)
 
     def _raise_chain(self, code: int) -> None:
-        step = (code >> 31) - Purpose.TRAINING.draw(INITIALIZER)
-        sample = code & (2**31 - 1)
+        draw, sample = place_of(code)
+        step = draw - Purpose.TRAINING.draw(INITIALIZER)
         what = (
             f"step {step}: a training chain left the finite numbers (sample {sample} of the batch)"
         )
@@ -178,29 +185,11 @@ class Trainer:
             yield "initializer", self.model.initializer, self.initializer_optimizer
 
     def _update(self) -> None:
-        config = self.config
-        rates = {"energy": config.energy_lr, "initializer": config.initializer_lr}
-        offsets = {"energy": 0, "initializer": config.initializer_warmup_offset}
+        rates = learning_rates(self.config, self.iteration, self.rollbacks)
         for name, _, optimizer in self._networks():
             for group in optimizer.param_groups:
-                group["lr"] = rates[name] * self._warmup(offsets[name]) * 0.5**self.rollbacks
+                group["lr"] = rates[name]
             optimizer.step()
-
-    def _warmup(self, offset: int) -> float:
-        if self.config.warmup == 0:
-            return 1.0
-        return min(1.0, (self.iteration + offset) / self.config.warmup)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        n = self.iteration
-        decay = min(self.config.ema_decay, (1 + n) / (10 + n))
-        with whole(self.model.energy, self.model.initializer):
-            torch._foreach_lerp_(
-                list(self.ema.parameters()), list(self.model.parameters()), 1.0 - decay
-            )
-        for mine, theirs in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            mine.copy_(theirs)
 
     def fit(
         self,
@@ -234,20 +223,22 @@ class Trainer:
             CheckpointError: a folder that cannot be written to, or has no room for a checkpoint.
         """
         run, first = None, self._group.rank == 0
-        if folder is not None:
-            size = sum(t.nbytes for t in (*self._state().values(), *self.ema.buffers()))
-            if first:
-                floor = sample_seconds(self.ema, self.precision) / self._group.size
-                run = RunFolder(Path(folder), self.config, self.iteration, floor)
-                run.check_room(size)
+        if folder is not None and first:
+            floor = sample_seconds(self.ema, self.precision) / self._group.size
+            run = RunFolder(Path(folder), self.config, self.iteration, floor)
+            run.check_room(checkpoint_size(self.ema))
         log: dict[str, float] = {}
+        good = log
         shown = training_bar(progress and first, self.iteration, iterations)
-        with Interrupt() as interrupt, shown as bar:
+        closed = nullcontext() if run is None else closing(run)
+        with closed, Interrupt() as interrupt, shown as bar:
             while self.iteration < iterations:
                 start = time.perf_counter()
                 try:
                     log, self._refused = self.step(), 0
+                    good = log or good
                 except ChainDiverged as error:
+                    log = {}
                     self._refuse(error, run)
                 self.seconds += time.perf_counter() - start
                 bar(self.iteration, log)
@@ -261,7 +252,7 @@ class Trainer:
                     self._checkpoint(run, last=done)
                 if wanted:
                     interrupt.raise_anyway()
-        return log
+        return good
 
     def _refuse(self, error: ChainDiverged, run: RunFolder | None) -> None:
         """After a bad iteration: on to the next one, or back to the last good checkpoint."""
@@ -300,7 +291,7 @@ class Trainer:
         if preview is not None and self._due(config.preview_every):
             run.preview(n, lambda path: preview(self, path))
         if evaluate is not None and self._due(config.metrics_every):
-            run.log(n, self.seconds, {"metrics": evaluate(self)})
+            run.attempt(lambda: run.log(n, self.seconds, {"metrics": evaluate(self)}))
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.iteration % every == 0
@@ -310,7 +301,7 @@ class Trainer:
         return self._due(self.config.checkpoint_every) or run.checkpoint_due(retry=retry)
 
     def _checkpoint(self, run: RunFolder | None, *, last: bool) -> None:
-        if run is None:
+        if run is None or run.has(self.iteration):
             self._state()  # the parts of a sharded run come from all processes
         else:
             run.checkpoint(self.iteration, self.save, last=last)
@@ -319,6 +310,9 @@ class Trainer:
         """Writes a checkpoint folder, which `CDRL.from_pretrained` reads as the averaged model.
 
         With ``shard`` all processes call it, each with a path of its own.
+
+        Raises:
+            CheckpointError: a file in its place. OSError: no room, or a folder that is read-only.
         """
         config = {
             **self.ema.to_config(),

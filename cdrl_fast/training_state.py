@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from cdrl_fast import checkpoint
 from cdrl_fast.data import Dataset
 from cdrl_fast.errors import CheckpointError
-from cdrl_fast.model import CDRL, CONFIG
+from cdrl_fast.model import CDRL
 from cdrl_fast.processes import like
+from cdrl_fast.saved import CONFIG
 
 
 def training_config(folder: Path, files: Mapping[str, bytes], data: Dataset) -> Any:
@@ -30,13 +31,10 @@ def training_config(folder: Path, files: Mapping[str, bytes], data: Dataset) -> 
     return stored
 
 
-def optimizers(model: CDRL) -> tuple[torch.optim.Adam, torch.optim.AdamW | None]:
-    """The energy's Adam and the initializer's AdamW without decay, at rate 0 until told."""
-    energy = torch.optim.Adam(model.energy.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True)
-    if model.initializer is None:
-        return energy, None
-    weights = model.initializer.parameters()
-    return energy, torch.optim.AdamW(weights, lr=0.0, weight_decay=0.0, fused=True)
+def checkpoint_size(model: CDRL) -> int:
+    """Bytes of a checkpoint: weights, their averages, and two moments of each."""
+    parameters = sum(t.nbytes for t in model.parameters())
+    return 4 * parameters + 2 * sum(t.nbytes for t in model.buffers())
 
 
 def part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -38,6 +38,10 @@ class Watch:
         if path.exists():
             self._attempt(lambda: self._picture(iteration, path))
 
+    def close(self) -> None:
+        """After the last of these; what was shown is kept."""
+        self._attempt(self._close)
+
     def _attempt(self, show: Callable[[], None]) -> None:
         if self._broken:
             return
@@ -52,6 +56,8 @@ class Watch:
     def _text(self, iteration: int, name: str, text: str) -> None: ...
 
     def _picture(self, iteration: int, path: Path) -> None: ...
+
+    def _close(self) -> None: ...
 
 
 class TensorBoard(Watch):
@@ -83,6 +89,9 @@ class TensorBoard(Watch):
         pixels = np.asarray(Image.open(path).convert("RGB"))
         self._writer.add_image("samples", pixels, iteration, dataformats="HWC")
 
+    def _close(self) -> None:
+        self._writer.close()
+
 
 class WeightsAndBiases(Watch):
     """A run of the project "cdrl-fast", taken up again with its folder.
@@ -110,6 +119,9 @@ class WeightsAndBiases(Watch):
     def _picture(self, iteration: int, path: Path) -> None:
         self._run.log({"samples": self._wandb.Image(str(path))}, step=iteration)
 
+    def _close(self) -> None:
+        self._run.finish()
+
 
 def watch(kind: str, folder: Path, iteration: int) -> Watch:
     """What shows a run in ``folder`` that begins or goes on at ``iteration``; see `TrainConfig`."""
@@ -125,6 +137,6 @@ def device_numbers() -> dict[str, float]:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     found = {"gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
-    with suppress(ImportError, RuntimeError):
+    with suppress(Exception):  # a GPU that does not tell; NVML has errors of its own
         found["gpu_power_w"] = torch.cuda.power_draw() / 1e3
     return found

@@ -35,15 +35,26 @@ def load_split(
 
 
 def device_of(name: str) -> torch.device:
-    """A device by its name; auto: a GPU where there is one."""
+    """A device by its name; auto: a GPU where there is one.
+
+    Raises:
+        ValueError: no device has this name, or there is none of this kind here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {name!r}: there are {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def labels_of(labels: tuple[str, ...], model: CDRL) -> Any:
     """Names where the model's classes have names, numbers otherwise."""
     if not labels:
         return None
-    named = [label if not isinstance(model.classes, int) else int(label) for label in labels]
+    numbered = isinstance(model.classes, int)
+    named = [int(word) if numbered and word.isdecimal() else word for word in labels]
     return named[0] if len(named) == 1 else named

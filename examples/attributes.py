@@ -25,8 +25,8 @@ from torch import Tensor
 from cdrl_fast import CDRL, Density, Sampler, Trainer, given, guided, product, report
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.metrics import label_accuracy, train_classifier
-from cdrl_fast.model import checkpoints_of
 from cdrl_fast.recipe import load_recipe
+from cdrl_fast.saved import checkpoints_of
 
 STROKES = ("light", "medium", "heavy")
 WAYS = ("as written", "mirrored")

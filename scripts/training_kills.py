@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cdrl_fast.environment import about
-from cdrl_fast.model import checkpoints_of
+from cdrl_fast.saved import checkpoints_of
 
 SIZES: dict[str, str | int | list[int]] = {
     "energy-width": 16, "energy-multipliers": [1, 2], "energy-blocks": 1, "initializer-width": 16,

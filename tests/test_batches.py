@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cdrl_fast.batches import Ahead, Batches
+from cdrl_fast import Trainer
+from cdrl_fast.batches import Ahead, Batches, check_names
 from cdrl_fast.data import Dataset, checkerboard
+from cdrl_fast.evaluation import evaluate
 from cdrl_fast.train_config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -43,6 +45,21 @@ def test_points_stay_as_they_are():
     x0, label = found.at(1)
     assert label is None
     assert np.array_equal(x0.numpy(), data.values[found.indices(1)])
+
+
+def test_classes_are_those_of_the_model(image_model):
+    """Named alike, in the same order; other names are the user's affair."""
+    labels = np.ones(8, dtype=np.int64)
+    values = np.zeros((8, 1, 8, 8), dtype=np.uint8)
+    for names in (("zero", "one", "two"), ("zero", "one"), ("a", "b", "c")):
+        check_names(image_model, Dataset("ours", values, labels, names))
+    swapped = Dataset("theirs", values, labels, ("one", "zero", "two"))
+    with pytest.raises(ValueError, match="class 'one' is number 1 of 'theirs' and 2 of the model"):
+        check_names(image_model, swapped)
+    with pytest.raises(ValueError, match="class 'one' is number 1"):
+        Trainer(image_model, swapped, TrainConfig(batch_size=4))
+    with pytest.raises(ValueError, match="class 'one' is number 1"):
+        evaluate(image_model, swapped, swapped)
 
 
 def test_going_ahead_gives_the_same_batches():

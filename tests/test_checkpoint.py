@@ -143,6 +143,24 @@ def test_unknown_names(tmp_path):
         checkpoint.write_folder(tmp_path / "file", {"config.json": b"{}"})
 
 
+def test_a_shipped_name_is_told_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    with pytest.warns(UserWarning, match=r"the shipped model, not the folder \./digits"):
+        assert CDRL.from_pretrained("digits").num_classes == 10
+
+
+def test_a_model_is_not_saved_where_checkpoints_are_read(point_model, tmp_path):
+    (tmp_path / "checkpoints" / "00000001").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="a training run, whose checkpoints are what is read"):
+        point_model.save_pretrained(tmp_path)
+
+
+def test_a_file_brings_its_folder(tmp_path):
+    checkpoint.write_atomic(tmp_path / "a" / "b.json", b"{}")
+    assert (tmp_path / "a" / "b.json").read_bytes() == b"{}"
+
+
 def test_hub_ids(saved, monkeypatch):
     """A Hub id is fetched by huggingface_hub and then verified like any folder."""
     import sys

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cdrl_fast import CDRL, ChainDiverged, Sampler
 from cdrl_fast.cli import main
-from cdrl_fast.model import checkpoints_of
+from cdrl_fast.saved import checkpoints_of
 
 SMALL = [
     "train", "--energy-width", "8", "--initializer-width", "8", "--energy-blocks", "1",
@@ -49,6 +49,10 @@ def test_train_refuses_a_folder_in_use_and_other_networks(tmp_path, capsys):
     assert "holds a run; pass --resume auto" in capsys.readouterr().err
     assert main([*SMALL, *out, "--resume", "auto", "--levels", "3"]) == 2
     assert "the run has other data or networks" in capsys.readouterr().err
+    before = (tmp_path / "run" / "recipe.json").read_bytes()
+    (checkpoints_of(tmp_path / "run")[-1] / "config.json").unlink()
+    assert main([*SMALL, *out, "--resume", "auto", "--batch-size", "4"]) == 2
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == before
 
 
 def test_train_drl_and_points(tmp_path):
@@ -97,6 +101,11 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
             "neither a shipped recipe (cdrl-large, checkerboard",
         ),
         (["train", "--data", "cats", "--out", "{}/x"], "cats"),
+        (["train", "--metrics-every", "5", "--held-out", "0", "--out", "{}/x"], "pass --held-out"),
+        (["sample", "--out", "{}/v1.0"], "expected .png, .jpg, .npz, or a folder's name"),
+        (["sample", "--device", "foo"], "device: expected auto, cpu, cuda or cuda:N, got 'foo'"),
+        (["sample", "--device", "cuda:99"], "CUDA devices"),
+        (["sample", "--model", "checkerboard", "--label", "cat"], "label"),
         (["import", "{}/none.pth.tar", "{}/x"], "none.pth.tar"),
     ],
 )
@@ -106,6 +115,13 @@ def test_bad_input_is_one_line_and_status_2(words, message, tmp_path, capsys):
     assert status == 2
     assert message in error
     assert error.count("\n") <= 2
+
+
+def test_a_picture_is_not_for_several_workers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["sample", "--device", "cpu", "--out", str(tmp_path / "x.png")]) == 2
+    assert "several workers share a folder of shards" in capsys.readouterr().err
 
 
 def test_help_names_every_command(capsys):

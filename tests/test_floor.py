@@ -50,7 +50,7 @@ def test_the_rate_is_a_matrix_products():
     start = time.perf_counter()
     (a @ a).sum().item()
     seconds = time.perf_counter() - start
-    rate = product_rate(torch.device("cpu"), torch.float32)
+    rate = product_rate(torch.device("cpu"), torch.float32, "ieee")
     assert 0.1 < rate * seconds / (2 * 768**3) < 100
     model = CDRL(Map(2, 8, 1), None, NoiseSchedule(), sample_shape=(2,))
     assert sample_seconds(model, Precision("fp32")) == sample_flop(model) / rate

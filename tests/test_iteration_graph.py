@@ -87,7 +87,7 @@ def test_goes_on_after_a_roll_back_or_a_resume(recorder, image_model, images, tm
 
 
 def _newest(folder):
-    from cdrl_fast.model import newest_readable
+    from cdrl_fast.saved import newest_readable
 
     return newest_readable(folder)
 

@@ -10,16 +10,17 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 # Floor of each room; a room is a module or a folder directly in the package.
 FLOORS = {
     "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
-    "_native": 1, "precision": 1, "progress": 1, "card": 1,
+    "_native": 1, "precision": 1, "progress": 1, "card": 1, "field_types": 1, "saved": 1,
     "processes": 1, "watch": 2,
     "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,
     "environment": 3, "energies": 3, "run_folder": 3, "training_state": 3, "stability": 1,
-    "masks": 3, "floor": 3,
+    "masks": 3, "floor": 3, "updates": 3,
     "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "inpainting": 4, "sampler": 4,
     "candidates": 4, "draws": 3,
     "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
-    "iteration": 4, "iteration_graph": 4, "evaluation": 5, "trainer": 5, "bench": 5, "words": 5, "shards": 5,
+    "iteration": 4, "iteration_graph": 4,
+    "evaluation": 5, "trainer": 5, "bench": 5, "words": 5, "shards": 5,
     "sweep": 6, "tuning": 6, "demo": 6, "completions": 6, "scoring": 6, "sharing": 6,
     "playground": 6, "pages": 6, "quality": 7, "app": 7, "cli": 8,
 }  # fmt: skip
@@ -27,6 +28,9 @@ FLOORS = {
 SAME_FLOOR = {
     ("checkpoint", "errors"),
     ("precision", "errors"),
+    ("train_config", "field_types"),
+    ("saved", "checkpoint"),
+    ("saved", "errors"),
     ("precision", "_native"),
     ("sampler", "trace"),
     ("sampler", "conditions"),
@@ -42,7 +46,7 @@ SAME_FLOOR = {
     ("iteration_graph", "iteration"),
 }
 CLOSED = {
-    "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": set(),
+    "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": {"field_types"},
     "ops": {"errors", "_native"},
     "precision": {"errors", "_native"},
     "engine": {"ops", "networks", "precision", "schedule", "errors"},

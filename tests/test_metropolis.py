@@ -10,7 +10,7 @@ import pytest
 import torch
 from gaussians import GaussianMixture, model_of
 
-from cdrl_fast import Sampler, StepPlan, langevin
+from cdrl_fast import ChainDiverged, Sampler, StepPlan, langevin
 from cdrl_fast.engine.metropolis import adjusted_walk_
 
 VARIANCE = 0.7
@@ -118,6 +118,14 @@ def test_a_refused_step_stays_and_nan_is_refused():
     stayed = (y == before)[:, 0]
     assert 20 < stayed.sum() < 180
     assert (found[~stayed] > 0).all()
+
+
+def test_a_start_that_is_no_number_is_an_error():
+    """Each of its proposals would be refused, and the chain would stand there in silence."""
+    x = torch.zeros(3, 2)
+    x[1, 0] = float("nan")
+    with pytest.raises(ChainDiverged, match="chain 1 left the finite numbers at step 0"):
+        langevin(gaussian, x, steps=3, step_size=0.1, metropolis=True)
 
 
 def test_chains_do_not_depend_on_their_batch():

@@ -12,8 +12,8 @@ from cdrl_fast import CDRL, MLPEnergy, ResNetEnergy, Sampler
 from cdrl_fast.cli import main
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.evaluation import evaluate
-from cdrl_fast.model import checkpoints_of
 from cdrl_fast.recipe import SHIPPED, ModelOptions, load_recipe
+from cdrl_fast.saved import checkpoints_of
 from cdrl_fast.train_config import TrainConfig
 from tests.data.data_cases import CIFAR10_TRAIN, IMAGENET_TRAIN, cifar10_files, imagenet32_files
 
@@ -125,6 +125,11 @@ def test_building_is_seeded_and_leaves_torch_alone():
         ('{"model": {"width": 3}}', "model: unknown width; known: attention"),
         ('{"training": {"lr": 3}}', "training: unknown lr"),
         ('{"training": {"batch_size": 0}}', "batch_size >= 1"),
+        ('{"training": {"batch_size": "many"}}', "training: .*batch_size int, got 'many'"),
+        ('{"model": {"conditional": "no"}}', "model: .*conditional bool, got 'no'"),
+        ('{"model": {"attention": 16}}', "attention a list of int, got 16"),
+        ('{"model": null}', "model: expected a JSON object, got None"),
+        ('{"image_size": 1.5}', "image_size int or null, got 1.5"),
     ],
 )
 def test_bad_recipes(text, message, tmp_path):

@@ -1,5 +1,8 @@
 """Known answers of the noise schedule, to their printed digits."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -104,12 +107,19 @@ def test_bad_steps(steps, error, message):
         ({"steps": 65536}, "at most 254 levels of 65535 steps, got 6 of 65536"),
         ({"logsnr_min": 10.0}, "logsnr_max > logsnr_min"),
         ({"kappa": 0.0}, "kappa > 0"),
+        ({"logsnr_max": float("inf")}, "beyond what float64 tells apart"),
+        ({"logsnr_max": 2000.0}, "beyond what float64 tells apart"),
         ({"step_scale": "linear"}, "step_scale must be"),
     ],
 )
 def test_bad_schedule(options, message):
     with pytest.raises(ValueError, match=message):
         NoiseSchedule(**options)
+
+
+def test_numpys_integers_are_kept_as_pythons():
+    schedule = NoiseSchedule(levels=np.int64(4), steps=np.int32(3))
+    assert json.loads(json.dumps(asdict(schedule)))["levels"] == 4
 
 
 def test_bad_plan_and_level():

@@ -71,6 +71,7 @@ def test_labels_and_combinations(image_model):
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), {}, TypeError, "floating-point tensor"),
         (torch.zeros(2, 8, 8), {}, ValueError, r"expected \(n, 1, 8, 8\), got \(2, 8, 8\)"),
         (torch.full((2, 1, 8, 8), 255.0), {}, ValueError, r"expected images in \[-1, 1\]"),
+        (torch.full((2, 1, 8, 8), float("nan")), {}, ValueError, "expected finite numbers"),
         (torch.zeros(2, 1, 8, 8), {"levels": (1, 2)}, ValueError, "several levels need statistics"),
         (torch.zeros(2, 1, 8, 8), {"levels": (7,)}, ValueError, "level must be in"),
         (torch.zeros(2, 1, 8, 8), {"label": 9}, ValueError, "label: expected 1 to 3"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cdrl_fast import CDRL, CheckpointError, NoiseSchedule, ResNetEnergy, Sampler, given
-from cdrl_fast.checkpoint import SUMS
+from cdrl_fast.checkpoint import SUMS, read_folder
 from cdrl_fast.shards import sample_to_folder
 from tests.conftest import torchrun
 
@@ -49,6 +49,7 @@ def test_what_is_in_the_folder(model, whole):
     values = samples.transpose(0, 3, 1, 2) / 127.5 - 1
     assert np.abs(values - expected.numpy()).max() < 0.5 / 127.5 + 1e-5
     subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=whole, check=True)
+    assert sorted(read_folder(whole)) == ["labels.npy", "request.json", "samples.npy"]
 
 
 def test_points_keep_their_values(point_model, tmp_path):

@@ -178,7 +178,7 @@ def test_automatic_precision(image_model, images):
 def test_precision_that_does_not_fit(image_model, images):
     with pytest.raises(ValueError, match='chain of torch.float32 cannot be "fp64"'):
         Trainer(image_model, images, TrainConfig(precision="fp64"))
-    with pytest.raises(ValueError, match="precision: expected one of"):
+    with pytest.raises(ValueError, match="expected precision .auto., .fp64"):
         Trainer(image_model, images, TrainConfig(precision="half"))
     with pytest.raises(ValueError, match='chain of torch.float64 cannot be "fp32"'):
         Trainer(image_model.double(), images, TrainConfig(precision="fp32"))
@@ -275,7 +275,13 @@ def test_dropout_is_given_back(image_model, images):
     [
         ({"batch_size": 0}, "batch_size >= 1"),
         ({"energy_lr": 0.0}, "energy_lr > 0"),
-        ({"energy_lr": float("nan")}, "energy_lr > 0"),
+        ({"energy_lr": float("nan")}, "energy_lr a number, got nan"),
+        ({"energy_lr": -1.0}, "energy_lr > 0"),
+        ({"initializer_warmup_offset": -600}, "initializer_warmup_offset >= 0"),
+        ({"batch_size": 2.5}, "batch_size int, got 2.5"),
+        ({"precision": "int8"}, "precision .auto., .*, got .int8."),
+        ({"seed": 2**70}, "a seed of 64 bits"),
+        ({"shard": 1}, "shard bool, got 1"),
         ({"warmup": -1}, "warmup >= 0"),
         ({"label_drop": 1.0}, "0 <= label_drop < 1"),
         ({"keep": 0}, "keep >= 1"),

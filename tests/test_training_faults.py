@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from cdrl_fast import CDRL, CheckpointError, TrainConfig, Trainer, TrainingDiverged
+from cdrl_fast import CDRL, ChainDiverged, CheckpointError, TrainConfig, Trainer, TrainingDiverged
 from cdrl_fast.data import Dataset
-from cdrl_fast.model import checkpoints_of
+from cdrl_fast.saved import checkpoints_of
 from cdrl_fast.stability import SETTLED, Monitor
 
 CONFIG = TrainConfig(
@@ -219,6 +219,62 @@ def test_checkpoints_by_the_clock(trainer, tmp_path, monkeypatch):
     trainer.config = replace(CONFIG, checkpoint_every=0, checkpoint_minutes=2, keep=9)
     trainer.fit(6, folder=tmp_path)
     assert [int(f.name) for f in checkpoints_of(tmp_path)] == [2, 4, 6]
+
+
+def test_another_runs_folder_is_left_alone(trainer, image_model, images, tmp_path):
+    trainer.fit(4, folder=tmp_path)
+    log, kept = (tmp_path / "log.jsonl").read_bytes(), checkpoints_of(tmp_path)
+    fresh = Trainer(plain(image_model), images, CONFIG)
+    with pytest.raises(CheckpointError, match="a run that is at iteration 4, this one is at 0"):
+        fresh.fit(2, folder=tmp_path)
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+    assert checkpoints_of(tmp_path) == kept
+
+
+def test_files_that_others_leave_among_the_checkpoints(trainer, tmp_path):
+    trainer.fit(2, folder=tmp_path)
+    (tmp_path / "checkpoints" / ".DS_Store").write_text("")
+    (tmp_path / "checkpoints" / "00000002.bak").mkdir()
+    resumed = Trainer.resume(tmp_path, trainer.data)
+    resumed.fit(3, folder=tmp_path)
+    assert [int(f.name) for f in checkpoints_of(tmp_path)] == [2, 3]
+
+
+def test_one_good_checkpoint_before_a_broken_one_is_kept(trainer, tmp_path):
+    config = replace(CONFIG, keep=2, checkpoint_every=2)
+    trainer.config = config
+    trainer.fit(4, folder=tmp_path)
+    (checkpoints_of(tmp_path)[-1] / "config.json").unlink()
+    with pytest.warns(UserWarning, match="going on with the one before"):
+        resumed = Trainer.resume(tmp_path, trainer.data, config=replace(config, keep=1))
+    resumed.fit(3, folder=tmp_path)
+    assert Trainer.resume(tmp_path / "checkpoints" / "00000003", trainer.data).iteration == 3
+
+
+def test_a_roll_back_leaves_its_checkpoint_as_it_is(trainer, tmp_path, monkeypatch):
+    saved, save = [], trainer.save
+    monkeypatch.setattr(trainer, "save", lambda path: (saved.append(path.name), save(path)))
+    poisoned(trainer, lambda i: 4 <= i < 7 and trainer.rollbacks == 0).fit(8, folder=tmp_path)
+    assert trainer.rollbacks == 1
+    assert len(saved) == len(set(saved))
+
+
+@pytest.mark.parametrize("part", ["preview", "evaluate"])
+def test_a_preview_that_fails_does_not_stop_training(trainer, tmp_path, part, caplog):
+    def fails(*arguments):
+        raise ChainDiverged("level 3 left the finite numbers", level=3, step=1, sample=0)
+
+    trainer.config = replace(CONFIG, preview_every=2, metrics_every=2)
+    trainer.fit(4, folder=tmp_path, **{part: fails})
+    assert trainer.iteration == 4
+    assert "level 3 left the finite numbers" in caplog.text
+
+
+def test_the_log_tells_no_figures_of_a_skipped_iteration(trainer, tmp_path):
+    last = poisoned(trainer, lambda i: i == 3).fit(4, folder=tmp_path)
+    told = [x["iteration"] for x in entries(tmp_path) if "energy_loss" in x]
+    assert told == [1, 2, 3]
+    assert last["energy_loss"] == entries(tmp_path)[2]["energy_loss"]
 
 
 def test_sigterm_writes_a_checkpoint(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from cdrl_fast import Trainer
 from cdrl_fast.data import Dataset
 from cdrl_fast.train_config import TrainConfig
+from cdrl_fast.watch import device_numbers
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_tensorboard_shows_the_log(fit):
 def test_a_resumed_run_goes_on_in_the_same_curves(fit):
     fit(watch="tensorboard")
     folder = fit(6, watch="tensorboard")
-    assert [e.step for e in scalars(folder).Scalars("energy_gap")] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in scalars(folder).Scalars("energy_gap")] == [1, 2, 4, 5, 6]
 
 
 def test_what_cannot_be_shown_does_not_stop_training(fit, monkeypatch, caplog):
@@ -107,6 +108,7 @@ def test_weights_and_biases(fit, monkeypatch):
     run = types.SimpleNamespace(
         log=lambda values, step: shown.append((step, values)),
         alert=lambda title, text: shown.append((title, text)),
+        finish=lambda: shown.append(("end", {})),
     )
     module = types.SimpleNamespace(
         init=lambda **options: begun.append(options) or run,
@@ -118,9 +120,23 @@ def test_weights_and_biases(fit, monkeypatch):
     fit(5, watch="wandb")
     assert [options["id"] for options in begun] == ["abc", "abc"]
     assert begun[0]["resume"] == "allow"
-    assert [step for step, values in shown if "energy_gap" in values] == [1, 2, 3, 4, 5]
+    assert [step for step, values in shown if "energy_gap" in values] == [1, 2, 4, 5]
     assert (4, {"samples": str(folder / "previews" / "00000004.png")}) in shown
+    assert [step for step, _ in shown].count("end") == 2
     assert any(title == "skipped" and text.startswith("iteration 2") for title, text in shown)
+
+
+def test_a_gpu_that_does_not_tell_its_power(monkeypatch):
+    class NVMLError(Exception):
+        """Not a RuntimeError, as in nvidia-ml-py."""
+
+    def untold():
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 3e9)
+    monkeypatch.setattr("torch.cuda.power_draw", untold)
+    assert device_numbers() == {"gpu_memory_gb": 3.0}
 
 
 def test_only_known_watches():

@@ -19,6 +19,7 @@ from cdrl_fast.engine.terms import (
     weighted,
 )
 from cdrl_fast.networks.layers import fix_weights
+from cdrl_fast.ops.products import products
 from cdrl_fast.precision import Precision
 
 
@@ -61,14 +62,14 @@ class FrozenNetwork:
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """The network's value."""
-        with self._precision.autocast(self._device):
+        with self._precision.autocast(self._device), products(self._precision.products):
             result: Tensor = self._forward(x, logsnr, label)
         return result.to(x.dtype)
 
     def gradient(self, y: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """∇ of an energy's value with respect to y."""
         if self._compiled_gradient is not None:
-            with self._precision.autocast(self._device):
+            with self._precision.autocast(self._device), products(self._precision.products):
                 return self._compiled_gradient(y, logsnr, label)
         return self.value_and_gradient(y, logsnr, label)[1]
 
@@ -79,7 +80,8 @@ class FrozenNetwork:
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             value = self.forward(y, logsnr, label)
-            (gradient,) = torch.autograd.grad(value.sum(), y)
+            with products(self._precision.products):
+                (gradient,) = torch.autograd.grad(value.sum(), y)
         return value.detach(), gradient
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.ops import langevin_step
+from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.philox import uniform
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -48,7 +49,8 @@ def adjusted_walk_(
         y: (batch, …).
         anchor: of the recovery term, or None; then ``pull`` is 0.
         noise, acceptance: of step k = 1 … steps, places in the noise stream.
-        first_bad: as in `langevin_step`.
+        first_bad: as in `langevin_step`; a start whose energy or gradient is not finite counts as
+            the first step's.
         adjust: whether refused proposals are thrown away; otherwise the probability is only told.
         rescale: multiplies y after the last step.
         each: called after each step.
@@ -65,6 +67,12 @@ def adjusted_walk_(
         return d if anchor is None else d - pull * (state.double() - anchor.double())
 
     value, gradient = value_and_gradient(y)
+    if first_bad is not None:
+        # From where nothing is known, each proposal would be refused.
+        known = value.isfinite() & gradient.isfinite().flatten(1).all(dim=1)
+        place = (noise(1)[1] << 31) + torch.arange(len(y), device=y.device)
+        codes = torch.where(known, torch.full_like(place, NEVER), place)
+        first_bad.copy_(torch.cat([codes, first_bad.reshape(1)]).min())
     value, gradient, now = value.double(), gradient.clone(), moved(y, gradient)
     found = torch.ones((steps, len(y)), dtype=torch.float64, device=y.device)
     for k in range(1, steps + 1):

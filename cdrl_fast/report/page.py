@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from cdrl_fast.report.pictures import INK, THEMED, write_file
+from cdrl_fast.checkpoint import write_atomic
+from cdrl_fast.report.pictures import INK, THEMED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -241,4 +242,4 @@ class Report:
         Raises:
             OSError: the file cannot be written; one that was there stays as it was.
         """
-        write_file(Path(path), self.html().encode())
+        write_atomic(Path(path), self.html().encode())

@@ -60,12 +60,6 @@ def checked_points(points: ArrayLike | torch.Tensor, name: str) -> Points:
     return array
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content)
-
-
 def cell_scale(images: torch.Tensor) -> int:
     """The enlargement that makes a cell about 48 pixels wide."""
     return max(1, round(_CELL / max(images.shape[2:])))
@@ -137,7 +131,7 @@ def save_image_grid(
         raise ValueError(f"path: expected an image suffix such as .png, got {path.name!r}")
     buffer = io.BytesIO()
     image_grid(images, columns=columns, scale=scale).save(buffer, format=file_format)
-    write_file(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def completion_grid(

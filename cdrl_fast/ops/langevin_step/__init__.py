@@ -17,6 +17,11 @@ NEVER = 2**63 - 1
 """Value of ``first_bad`` while all is finite."""
 
 
+def place_of(first_bad: int) -> tuple[int, int]:
+    """Draw and position in the batch of the first sample that left the finite numbers."""
+    return first_bad >> 31, first_bad & (2**31 - 1)
+
+
 def langevin_step(
     x: Tensor,
     grad: Tensor,
