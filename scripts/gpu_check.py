@@ -30,6 +30,7 @@ from typing import Any
 STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+ABOUT = "import cdrl_fast; print(cdrl_fast.about())"
 # What takes long under the sanitizer and touches memory in no way that the rest does not.
 HEAVY = "not large_radii and not beyond_32_bits"
 LARGE = "langevin_step 16384×3×32×32"
@@ -99,7 +100,7 @@ def parts(out: Path, commit: str, architecture: str) -> list[Part]:
     return [
         Part("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 150, 60,
              environment=build),
-        Part("about", (sys.executable, "-m", "cdrl_fast.about"), 40, 10),
+        Part("about", (sys.executable, "-c", ABOUT), 40, 10),
         Part("tests", tests, 180, 90, tests_ran),
         Part("ceilings", (sys.executable, *rates, "--sections", "environment,copy,matmul"), 70, 30),
         sanitizer("memcheck", HEAVY, True),

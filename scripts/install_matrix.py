@@ -4,7 +4,7 @@
 
 Each way has its own copy of the tree, its own wheel built in isolation, and its own environment,
 which sees the packages of the environment that runs this but not the library. What is shown for
-each is what `python -m cdrl_fast.about` says there.
+each is what `cdrl_fast.about()` says there.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def run(folder: Path, *command: str | Path) -> str:
 
 def about(folder: Path, python: Path, *expected: str) -> None:
     """Prints what the library says there; fails where it does not say what is expected."""
-    said = run(folder, python, "-m", "cdrl_fast.about")
+    said = run(folder, python, "-c", "import cdrl_fast; print(cdrl_fast.about())")
     print(said, flush=True)
     for words in expected:
         if words not in said:

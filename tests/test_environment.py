@@ -41,13 +41,11 @@ def test_every_room_is_used_or_has_a_reason():
     assert found.versions["torch"] == torch.__version__
 
 
-def test_it_prints_as_a_module_and_as_a_command():
-    shown = python(["-m", "cdrl_fast.about"], TRITON_INTERPRET="0")
+def test_the_command_prints_it():
+    shown = python(["-m", "cdrl_fast.cli", "about"], TRITON_INTERPRET="0")
     assert "langevin_step: " in shown
     assert "not triton: it works on CUDA devices" in shown
     assert "TRITON_INTERPRET=1" in shown
-    command = python(["-m", "cdrl_fast.cli", "about"], TRITON_INTERPRET="0")
-    assert command == shown
 
 
 @pytest.fixture

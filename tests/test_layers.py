@@ -18,7 +18,7 @@ FLOORS = {
     "masks": 3, "floor": 3, "updates": 3,
     "trace": 4, "conditions": 4, "chain": 4, "scores": 4, "inpainting": 4, "sampler": 4,
     "candidates": 4, "draws": 3,
-    "report": 4, "recipe": 4, "dynamics": 4, "about": 4,
+    "report": 4, "recipe": 4, "dynamics": 4,
     "iteration": 4, "iteration_graph": 4,
     "evaluation": 5, "trainer": 5, "bench": 5, "words": 5, "shards": 5,
     "sweep": 6, "tuning": 6, "demo": 6, "completions": 6, "scoring": 6, "sharing": 6,
