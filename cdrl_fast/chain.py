@@ -54,7 +54,7 @@ class Chain:
         metropolis: bool,
         hold: Free,
         recorder: Recorder,
-        advance: Callable[[], None],
+        advance: Callable[[], object],
     ) -> tuple[Tensor, LevelEnergy]:
         """All levels, from x_T to x_0; and the last one's energy.
 

@@ -12,6 +12,11 @@ from cdrl_fast.engine.graph import capture
 from cdrl_fast.iteration import Iteration
 
 
+def captured(iteration: Iteration) -> Iteration | IterationGraph:
+    """The iteration as a CUDA graph, or itself where it can't be one."""
+    return IterationGraph(iteration) if iteration.capturable else iteration
+
+
 class IterationGraph:
     """An iteration's gradients by one launch: both losses, the chain between them and the backward
     passes are a list of kernels over memory of their own.

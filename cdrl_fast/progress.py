@@ -1,25 +1,29 @@
-"""The progress bar of chains."""
+"""Progress bars, by tqdm."""
 
 from __future__ import annotations
 
+from typing import Any
 
-class Advance:
-    """Advances a progress bar by one Langevin step; without one does nothing."""
 
-    def __init__(self, show: bool, total: int) -> None:
-        self._bar = None
-        if show:
-            from tqdm.auto import tqdm
+class Silent:
+    """What a bar that is not shown has to offer."""
 
-            self._bar = tqdm(total=total, desc="sampling", unit="step")
+    n = 0
 
-    def __call__(self) -> None:
-        if self._bar is not None:
-            self._bar.update()
+    def update(self, n: float = 1) -> None: ...
 
-    def __enter__(self) -> Advance:
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
+
+    def __enter__(self) -> Silent:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    def __exit__(self, *error: object) -> None: ...
+
+
+def progress_bar(show: bool, **options: Any) -> Any:
+    """tqdm with these options, which is imported only where it is shown."""
+    if not show:
+        return Silent()
+    from tqdm.auto import tqdm
+
+    return tqdm(**options)

@@ -9,8 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ class RunFolder:
             )
 
     def losses(self, iteration: int, seconds: float, values: dict[str, float]) -> None:
-        """Logs an iteration's figures, with the ``images_per_second`` of training since the last,
+        """Logs an iteration's figures, with the ``samples_per_second`` of training since the last,
         and which ``share_of_floor`` that is: the least time it could have taken over what it took.
 
         Args:
@@ -82,7 +81,7 @@ class RunFolder:
         before, self._logged = self._logged, (iteration, seconds)
         if before is not None and iteration > before[0] and seconds > before[1]:
             rate = (iteration - before[0]) * self._config.batch_size / (seconds - before[1])
-            values = {**values, "images_per_second": round(rate, 3)}
+            values = {**values, "samples_per_second": round(rate, 3)}
             values["share_of_floor"] = round(rate * self._floor, 4)
         self.log(iteration, seconds, {**values, **device_numbers()})
 
@@ -241,24 +240,3 @@ class Interrupt:
 
     def __exit__(self, *error: object) -> None:
         self._give_back()
-
-
-Bar = Callable[[int, dict[str, float]], None]
-
-
-@contextmanager
-def training_bar(show: bool, done: int, total: int) -> Iterator[Bar]:
-    """A progress bar over iterations; the callable sets how many are done."""
-    if not show:
-        yield lambda done, log: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=done, desc="training", unit="it") as bar:
-
-        def at(done: int, log: dict[str, float]) -> None:
-            if "energy_gap" in log:
-                bar.set_postfix(gap=f"{log['energy_gap']:.2e}", refresh=False)
-            bar.update(done - bar.n)
-
-        yield at

@@ -21,7 +21,7 @@ from cdrl_fast.model import CDRL, Label
 from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.ops.rooms import choose
 from cdrl_fast.precision import EXACT, Precision
-from cdrl_fast.progress import Advance
+from cdrl_fast.progress import progress_bar
 from cdrl_fast.schedule import StepPlan, Steps
 from cdrl_fast.scores import Scoring
 from cdrl_fast.trace import Recorder, Trace, TraceKind, joined
@@ -251,7 +251,8 @@ class Sampler(Inpainting, Scoring):
         parts, recorders = [], []
         turns = 1 if held is None else held.passes
         total = turns * (sum(plan.counts) + correctors * len(plan.counts))
-        with Advance(progress, -(-n // size) * total) as advance:
+        total *= -(-n // size)
+        with progress_bar(progress, total=total, desc="sampling", unit="step") as bar:
             for start in range(0, max(n, 1), size):
                 stop = min(start + size, n)
                 recorder = Recorder(trace)
@@ -259,12 +260,20 @@ class Sampler(Inpainting, Scoring):
                 part = tuple(of_network.slice(start, stop) for of_network in terms)
                 graph = self._captured(stop - start, plan, part, denoise_scale) if graphed else None
                 if graph is not None:
-                    parts.append(graph.run(part, *rng, advance).clone())
+                    parts.append(graph.run(part, *rng, bar.update).clone())
                     self._chain.raise_if_diverged(graph.first_bad, first_sample + start)
                     continue
                 hold = FREE if held is None else held.of_chains(start, stop)
                 x, energy = self._chain.run(
-                    stop - start, rng, plan, part, correctors, metropolis, hold, recorder, advance
+                    stop - start,
+                    rng,
+                    plan,
+                    part,
+                    correctors,
+                    metropolis,
+                    hold,
+                    recorder,
+                    bar.update,
                 )
                 parts.append(hold.finish(self._chain.finish(x, energy, denoise_scale)))
                 recorders.append(recorder)

@@ -20,12 +20,13 @@ from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
 from cdrl_fast.floor import sample_seconds
 from cdrl_fast.iteration import INITIALIZER, Iteration, moved
-from cdrl_fast.iteration_graph import IterationGraph
+from cdrl_fast.iteration_graph import captured
 from cdrl_fast.model import CDRL, Networks
 from cdrl_fast.ops.langevin_step import NEVER, place_of
 from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.processes import Group, gathered
-from cdrl_fast.run_folder import Interrupt, RunFolder, training_bar
+from cdrl_fast.progress import progress_bar
+from cdrl_fast.run_folder import Interrupt, RunFolder
 from cdrl_fast.saved import CONFIG, WEIGHTS, newest_readable
 from cdrl_fast.stability import Monitor
 from cdrl_fast.train_config import TrainConfig
@@ -101,8 +102,7 @@ class Trainer:
             self.config.precision, model.energy, self.device, state=self.dtype
         )
         self._gradients = Iteration(model, self.config, self.precision, self._group)
-        capturable = self._gradients.capturable
-        self._compute = IterationGraph(self._gradients) if capturable else self._gradients
+        self._compute = captured(self._gradients)
         self.energy_optimizer, self.initializer_optimizer = optimizers(model)
         self._scaler = self._gradients.scaler
         self._monitor = Monitor()
@@ -229,7 +229,8 @@ class Trainer:
             run.check_room(checkpoint_size(self.ema))
         log: dict[str, float] = {}
         good = log
-        shown = training_bar(progress and first, self.iteration, iterations)
+        options = {"total": iterations, "initial": self.iteration, "unit": "it"}
+        shown = progress_bar(progress and first, desc="training", **options)
         closed = nullcontext() if run is None else closing(run)
         with closed, Interrupt() as interrupt, shown as bar:
             while self.iteration < iterations:
@@ -241,7 +242,9 @@ class Trainer:
                     log = {}
                     self._refuse(error, run)
                 self.seconds += time.perf_counter() - start
-                bar(self.iteration, log)
+                if "energy_gap" in log:
+                    bar.set_postfix_str(f"gap={log['energy_gap']:.2e}", refresh=False)
+                bar.update(self.iteration - bar.n)
                 wanted, due = self._group.any(
                     interrupt.wanted, run is not None and self._checkpoint_due(run)
                 )

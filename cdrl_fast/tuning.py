@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.evaluation import BATCH, Judge
 from cdrl_fast.model import CDRL
+from cdrl_fast.progress import progress_bar
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import StepPlan
 
@@ -107,9 +108,14 @@ def tune_steps(
         return judge.distance(drawn.cpu())
 
     even = [budget // levels + (t < budget % levels) for t in range(levels)]
-    with _Bar(progress) as bar:
-        search = _Search(model.schedule.plan(even), distance, time.monotonic() + max_seconds, bar)
-        return search.run()
+    with progress_bar(progress, desc="tuning", unit="plan") as bar:
+
+        def tried(best: Distances) -> None:
+            bar.set_postfix_str(f"distance {best[0]:.4g}, {best[1]:.4g}", refresh=False)
+            bar.update()
+
+        deadline = time.monotonic() + max_seconds
+        return _Search(model.schedule.plan(even), distance, deadline, tried).run()
 
 
 class _Search:
@@ -119,7 +125,7 @@ class _Search:
         start: the first plan.
         distance: of a plan's samples from the data, with the first (0) or the second (1) noise.
         deadline: by ``time.monotonic``.
-        bar: called after each plan with the best distances.
+        tried: called after each plan with the best distances.
     """
 
     def __init__(
@@ -127,12 +133,12 @@ class _Search:
         start: StepPlan,
         distance: Callable[[StepPlan, int], float],
         deadline: float,
-        bar: Callable[[Distances], None],
+        tried: Callable[[Distances], None],
     ) -> None:
-        self.plan, self._distance, self._deadline, self._bar = start, distance, deadline, bar
+        self.plan, self._distance, self._deadline, self._tried = start, distance, deadline, tried
         self.distances: Distances = (distance(start, 0), distance(start, 1))
         self._seen = {start}
-        bar(self.distances)
+        tried(self.distances)
 
     def run(self) -> StepPlan:
         """Rounds of moves until none helps or time is up; steps move when no multiplier does."""
@@ -162,7 +168,7 @@ class _Search:
             better = second < self.distances[1]
             if better:
                 self.plan, self.distances = plan, (first, second)
-        self._bar(self.distances)
+        self._tried(self.distances)
         return better
 
     def _late(self) -> bool:
@@ -195,26 +201,3 @@ def _shifted(giver: int, taker: int, plan: StepPlan) -> StepPlan | None:
 def _plan(counts: Sequence[int], multipliers: Sequence[float]) -> StepPlan:
     """Rounded, so that a way there and back ends at the same plan, which is not tried twice."""
     return StepPlan(tuple(counts), tuple(round(h, 4) for h in multipliers))
-
-
-class _Bar:
-    """A progress bar over plans tried; without one does nothing."""
-
-    def __init__(self, show: bool) -> None:
-        self._bar: Any = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(desc="tuning", unit="plan")
-
-    def __call__(self, distances: Distances) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"distance {distances[0]:.4g}, {distances[1]:.4g}", False)
-            self._bar.update()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -64,6 +64,6 @@ def test_a_run_logs_its_share(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     floor = sample_seconds(model, trainer.precision)
     for line in lines[1:]:
-        share = line["images_per_second"] * floor
+        share = line["samples_per_second"] * floor
         assert line["share_of_floor"] == pytest.approx(share, abs=1e-4)
         assert share < 1

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "cdrl_fast"
 # Floor of each room; a room is a module or a folder directly in the package.
 FLOORS = {
     "errors": 1, "optional": 1, "schedule": 1, "networks": 1, "checkpoint": 1, "train_config": 1,
-    "_native": 1, "precision": 1, "progress": 1, "card": 1, "field_types": 1, "saved": 1,
+    "_native": 1, "precision": 1, "card": 1, "field_types": 1, "progress": 1, "saved": 1,
     "processes": 1, "watch": 2,
     "data": 2, "ops": 2, "model": 2,
     "engine": 3, "reference": 3, "released": 3, "metrics": 3, "batches": 3, "levels": 3,

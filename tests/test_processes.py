@@ -31,7 +31,7 @@ def run(processes, out, iterations=ITERATIONS, config=None, **options):
 
 def logged(folder):
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    times = ("seconds", "images_per_second", "share_of_floor")
+    times = ("seconds", "samples_per_second", "share_of_floor")
     return [{k: v for k, v in line.items() if k not in times} for line in lines]
 
 

@@ -61,7 +61,7 @@ def test_tensorboard_shows_the_log(fit):
     folder = fit(watch="tensorboard")
     found, lines = scalars(folder), (folder / "log.jsonl").read_text().splitlines()
     logged = [line for line in map(json.loads, lines) if "energy_gap" in line]
-    for name in ("energy_gap", "initializer_loss", "energy_grad_norm", "images_per_second"):
+    for name in ("energy_gap", "initializer_loss", "energy_grad_norm", "samples_per_second"):
         shown = {e.step: e.value for e in found.Scalars(name)}
         told = {line["iteration"]: line[name] for line in logged if name in line}
         assert told

@@ -101,7 +101,7 @@ class ChainGraph:
         terms: Sequence[Terms],
         seed: int,
         first_sample: int,
-        each: Callable[[], None] = lambda: None,
+        each: Callable[[], object] = lambda: None,
     ) -> Tensor:
         """The samples, in memory that the next run writes again; ``first_bad`` is the chains'.
 
@@ -174,7 +174,7 @@ class ChainGraph:
                 backend="auto",
             )
 
-    def _replayed_level(self, i: int, each: Callable[[], None]) -> None:
+    def _replayed_level(self, i: int, each: Callable[[], object]) -> None:
         _copy(self._energy.inputs(), self._energies[i].inputs())
         self._count.fill_(i * self._most)
         for _ in range(self._levels[i].steps):
