@@ -74,16 +74,18 @@ def workplace(tmp_path_factory):
     """What the commands find where they run: images, a mask, runs, a released checkpoint."""
     place = tmp_path_factory.mktemp("work")
     random = np.random.default_rng(0)
-    for name in ("a/1", "a/2", "b/3", "b/4"):
-        path = place / "photos" / f"{name}.png"
+    for name in ("photos/a/1", "photos/a/2", "photos/b/3", "photos/b/4", "others/5", "others/6"):
+        path = place / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (40, 40), dtype=np.uint8)).save(path)
+        Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     Image.fromarray(np.repeat([0, 255], 4)[:, None].repeat(8, 1).astype(np.uint8)).save(
         place / "mask.png"
     )
     train = ["train", *shlex.split(SHORT["train"])]
     for name in ("digits", "drl", "cifar10"):
         assert main([*train, "--out", str(place / "runs" / name)]) == 0
+    photos = ["--data", f"folder:{place / 'photos'}", "--image-size", "8"]
+    assert main([*train, *photos, "--out", str(place / "runs" / "photos")]) == 0
     layouts = layout(8, (1, 2, 2), 1), layout(32, (1, 1, 1), 1, attention=(16, 8))
     content, _ = checkpoint(Case(*layouts))
     torch.save(content, place / "checkpoint.pth.tar")
