@@ -52,7 +52,7 @@ install-matrix: $(VENV)/.dev ## Wheels with and without compiler, CUDA and trito
 
 slow: $(VENV)/.dev kernels-oldest ## Slow tests and long campaigns, hours; results go to benchmarks/results/
 	$(BIN)/python -m pytest -m slow
-	$(BIN)/python scripts/training_kills.py --out benchmarks/results/training-kills.json
+	$(BIN)/python scripts/training_kills.py --kills 30 --iterations 1000 --out benchmarks/results/training-kills.json
 	$(BIN)/python scripts/training_quality.py --out benchmarks/results/training-quality.json
 
 checkerboard: $(VENV)/.demo ## Train on the 2-D checkerboard and plot its density by level

@@ -70,7 +70,8 @@ class Evaluate:
         for name, value in figures.items():
             print(f"{name:24s} {value:.6g}")
         if self.out is not None:
-            write_atomic(self.out, json_to_bytes(figures))
+            found = {"command": _command("evaluate", self), **figures, "versions": about().versions}
+            write_atomic(self.out, json_to_bytes(found))
         if self.page is not None:
             run = Path(self.model)
             page = model_page(

@@ -101,8 +101,8 @@ def run(words, place, monkeypatch):
     monkeypatch.chdir(place)
     command = words[0]
     data = option(words, "--data")
-    if data and data.startswith("cifar10:"):
-        words = [w if w != data else "digits" for w in words]
+    if data and data.startswith(("cifar10:", "idx:")):
+        words = ["digits" if w in (data, "fashion-mnist") else w for w in words]
     if command == "train" and "--resume" not in words:
         words[words.index("--out") + 1] = tempfile.mkdtemp(dir=place)
     if command == "evaluate" and "--steps" not in words:
