@@ -32,6 +32,7 @@ ELSEWHERE = {
     "cdrl-fast demo": "tests/test_demo.py",
     "pytest benchmarks/": ".ci/run",
     "pytest benchmarks/test_langevin.py": ".ci/run",
+    "pytest benchmarks/test_training.py": ".ci/run",
     "python -m": ".ci/run",
     "source .venv/bin/activate": ".ci/run",
 }
@@ -74,7 +75,8 @@ def workplace(tmp_path_factory):
     """What the commands find where they run: images, a mask, runs, a released checkpoint."""
     place = tmp_path_factory.mktemp("work")
     random = np.random.default_rng(0)
-    for name in ("photos/a/1", "photos/a/2", "photos/b/3", "photos/b/4", "others/5", "others/6"):
+    photos = [f"photos/{'ab'[i % 2]}/{i}" for i in range(10)]
+    for name in (*photos, "others/1", "others/2"):
         path = place / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
@@ -84,7 +86,7 @@ def workplace(tmp_path_factory):
     train = ["train", *shlex.split(SHORT["train"])]
     for name in ("digits", "drl", "cifar10"):
         assert main([*train, "--out", str(place / "runs" / name)]) == 0
-    photos = ["--data", f"folder:{place / 'photos'}", "--image-size", "8"]
+    photos = ["--data", f"folder:{place / 'photos'}", "--image-size", "32"]
     assert main([*train, *photos, "--out", str(place / "runs" / "photos")]) == 0
     layouts = layout(8, (1, 2, 2), 1), layout(32, (1, 1, 1), 1, attention=(16, 8))
     content, _ = checkpoint(Case(*layouts))
