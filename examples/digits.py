@@ -1,6 +1,8 @@
 """A hundred digits, a class a row, and beside them a chain of each class from noise to digit.
 
     python examples/digits.py --out digits.png
+
+The first picture of the README.
 """
 
 from __future__ import annotations
