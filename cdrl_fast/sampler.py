@@ -192,6 +192,13 @@ class Sampler(Inpainting, Scoring):
         Raises:
             ValueError, TypeError: an argument that does not fit.
             ChainDiverged: a state left the finite numbers; names level and step.
+
+        Example:
+            >>> from cdrl_fast import CDRL, Sampler
+            >>> sampler = Sampler(CDRL.from_pretrained("digits"))
+            >>> samples, trace = sampler.sample(4, label="7", guidance=1.0, steps=1, trace="levels")
+            >>> samples.shape, len(trace.states)
+            (torch.Size([4, 1, 8, 8]), 7)
         """
         samples, recorders = self._run(
             n,
