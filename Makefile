@@ -2,13 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Threads that wait should sleep: with other work on the machine, spinning ones cost up to 40 times.
+# Threads that wait should sleep: with other work on the machine, spinning ones are in its way.
 export OMP_WAIT_POLICY ?= PASSIVE
 # The environments here are for machines without a GPU.
 export CDRL_CUDA ?= OFF
+# An index to take torch from, such as https://download.pytorch.org/whl/cpu, without CUDA's several GB.
+TORCH_INDEX ?=
+TORCH := $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)",$$/\1/p' pyproject.toml)
 GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
+
+install-torch = $(if $(TORCH_INDEX),$(BIN)/pip install --quiet '$(TORCH)' --index-url $(TORCH_INDEX))
 
 .PHONY: demo docs test test-native lint bench slow kernels kernels-oldest install-matrix checkerboard gpu-baseline gpu gpu-tune gpu-dry-run clean
 
@@ -18,10 +23,10 @@ demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo
 test: $(VENV)/.dev ## All tests that need no GPU, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=20
 
-test-native: ## The C++ kernels alone, under AddressSanitizer and UBSan
-	cmake -S . -B build/native -G Ninja -DCDRL_PYTHON=OFF -DCDRL_CUDA=OFF -DCDRL_TESTS=ON -DCDRL_SANITIZE=ON
-	cmake --build build/native
-	ctest --test-dir build/native --output-on-failure
+test-native: $(VENV)/.dev ## The C++ kernels alone, under AddressSanitizer and UBSan
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/native -G Ninja -DCDRL_PYTHON=OFF -DCDRL_CUDA=OFF -DCDRL_TESTS=ON -DCDRL_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/native
+	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/native --output-on-failure
 
 docs: $(VENV)/.dev ## The documentation, into build/site; links and anchors checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -47,7 +52,7 @@ install-matrix: $(VENV)/.dev ## Wheels with and without compiler, CUDA and trito
 
 slow: $(VENV)/.dev kernels-oldest ## Slow tests and long campaigns, hours; results go to benchmarks/results/
 	$(BIN)/python -m pytest -m slow
-	$(BIN)/python scripts/training_kills.py --out benchmarks/results/training-kills.json
+	$(BIN)/python scripts/training_kills.py --kills 30 --iterations 1000 --out benchmarks/results/training-kills.json
 	$(BIN)/python scripts/training_quality.py --out benchmarks/results/training-quality.json
 
 checkerboard: $(VENV)/.demo ## Train on the 2-D checkerboard and plot its density by level
@@ -67,11 +72,13 @@ gpu-dry-run: $(VENV)/.dev ## What `make gpu` would run, built and found on a mac
 
 $(VENV)/.demo: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(install-torch)
 	$(BIN)/pip install --quiet -e ".[demo]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(install-torch)
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 

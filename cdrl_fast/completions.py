@@ -39,6 +39,7 @@ class Inpaint:
     label: tuple[str, ...] = ()
     """A class name or number, or n of them."""
     guidance: float = 0.0
+    """Weight of classifier-free guidance towards the label."""
     steps: tuple[str, ...] = ()
     """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
     noise: ObservationNoise = "shared"
@@ -51,8 +52,11 @@ class Inpaint:
     correctors: int = 0
     """Extra Langevin steps a level."""
     seed: int = 0
+    """Of the noise, and of a random mask."""
     batch_size: int | None = None
+    """Chains at a time, for less memory; by default all."""
     device: str = "auto"
+    """A torch device; auto: a GPU where there is one."""
 
     def run(self) -> None:
         model = CDRL.from_pretrained(self.model).to(device_of(self.device))

@@ -147,14 +147,14 @@ class Mixture(_Several):
 
 
 def given(model: CDRL, label: int | str) -> Density:
-    """The density p(·|label) of one class, for composition.
+    """The density p(·|label) of one class, which `Sampler` takes and others are made of.
 
     Args:
         model: a conditional model.
         label: a class number, 1 … classes (0 is "no label"), or a class name.
 
     Raises:
-        ValueError, TypeError: not a class of the model.
+        ValueError, TypeError: not a class of the model, or not a model.
 
     Example:
         >>> from cdrl_fast import CDRL, Sampler, given, mixture
@@ -181,6 +181,7 @@ def product(*factors: CDRL | Density, base: CDRL | Density | None = None) -> Den
 
     Raises:
         ValueError: no factor; networks trained apart and no ``base``; densities that do not fit.
+        TypeError: neither models nor densities.
 
     Source: Du, Li, Mordatch, "Compositional Visual Generation with Energy Based Models", 2020.
 
@@ -220,7 +221,7 @@ def guided(conditional: CDRL | Density, unconditional: CDRL | Density, weight: f
         weight: w; 0 is the conditional density.
 
     Raises:
-        ValueError: a weight that is not finite, densities that do not fit.
+        ValueError: a weight that is not finite, densities that do not fit. TypeError: no densities.
 
     Example:
         >>> from cdrl_fast import CDRL, Sampler, given, guided
@@ -240,7 +241,7 @@ def negated(base: CDRL | Density, a: CDRL | Density, weight: float) -> Density:
         weight: w; 0 is ``base``.
 
     Raises:
-        ValueError: a weight that is not finite, densities that do not fit.
+        ValueError: a weight that is not finite, densities that do not fit. TypeError: no densities.
 
     Example:
         >>> from cdrl_fast import CDRL, Sampler, given, negated
@@ -263,6 +264,7 @@ def mixture(*components: CDRL | Density, weights: Sequence[float] | None = None)
 
     Raises:
         ValueError: no component, weights that do not fit, densities that do not fit.
+        TypeError: neither models nor densities.
 
     Example:
         >>> from cdrl_fast import CDRL, Sampler, given, mixture

@@ -7,15 +7,29 @@ what came and what to do.
 
 
 class CDRLError(Exception):
-    """Base of the errors that only this library raises."""
+    """Base of the errors that only this library raises.
+
+    Example:
+        >>> from cdrl_fast import CDRL, CDRLError
+        >>> try:
+        ...     CDRL.from_pretrained("./nowhere")
+        ... except CDRLError as error:
+        ...     print(type(error).__name__)
+        CheckpointError
+    """
 
 
 class BackendUnavailable(CDRLError, RuntimeError):
-    """An explicit ``backend=``, ``graph=`` or ``precision=`` cannot be had here."""
+    """An explicit ``backend=``, ``graph=`` or ``precision=`` cannot be had here.
+
+    Also a RuntimeError. `about` says what can be had, and why not the rest.
+    """
 
 
 class ChainDiverged(CDRLError, ArithmeticError):
-    """A chain left the finite numbers.
+    """A chain left the finite numbers; shorter steps may help.
+
+    Also an ArithmeticError.
 
     Attributes:
         level: the noise level ``t`` at which it happened, or None outside a diffusion model.
@@ -31,12 +45,15 @@ class ChainDiverged(CDRLError, ArithmeticError):
 
 
 class TrainingDiverged(CDRLError, ArithmeticError):
-    """Training leaves the finite numbers, and going back to a checkpoint does not cure it."""
+    """Training leaves the finite numbers, and going back to a checkpoint does not cure it.
+
+    Also an ArithmeticError. Raised by `Trainer.fit`, with what was tried.
+    """
 
 
 class CheckpointError(CDRLError, ValueError):
-    """A checkpoint is missing, corrupt, or not what it is said to be."""
+    """A checkpoint is missing, corrupt, or not what it is said to be; also a ValueError."""
 
 
 class DataError(CDRLError, ValueError):
-    """A data file is missing, truncated, empty or mis-shaped."""
+    """A data file is missing, truncated, empty or mis-shaped; also a ValueError."""

@@ -119,19 +119,29 @@ def evaluate(
     share relative to 1/8, and the sliced Wasserstein distance.
 
     Args:
+        model: sampled where it is.
         train: what the model was trained on.
         held_out: data of the same kind that it was not trained on; needed for images.
         samples: how many samples each figure rests on.
         guidance: classifier-free weights at which accuracy is measured.
-        steps, seed: as in `Sampler.sample`.
+        steps, seed, progress: as in `Sampler.sample`.
         judge: of ``train``; made here where there is none.
 
     Returns:
         Figures by name, "seconds" being the time spent in sampling.
 
     Raises:
-        ValueError: images without held-out data, or classes in another order than the model's.
+        ValueError: images without ``held_out``, or classes in another order than the model's.
         DataError: images without labels.
+        ValueError, TypeError: as `Sampler.sample`.
+
+    Example:
+        >>> from cdrl_fast import CDRL
+        >>> from cdrl_fast.data import load_data
+        >>> from cdrl_fast.evaluation import evaluate
+        >>> model, data = CDRL.from_pretrained("checkerboard"), load_data("checkerboard")
+        >>> evaluate(model, data, None, samples=200, steps=1)["inside"] > 0.5
+        True
     """
     if model.is_image and held_out is None:
         raise ValueError("evaluate: images need held-out data to compare with")

@@ -25,15 +25,21 @@ class Evaluate:
     """Measure a model's samples against data."""
 
     model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
     data: str = "digits"
+    """What the model was trained on: digits, folder:PATH, …, as for train."""
     image_size: int | None = None
+    """Images are resized to it, as for train; by default they keep their size."""
     held_out: float = 0.2
+    """Share that training has not seen, as for train; images only."""
     samples: int = 1000
+    """For each figure."""
     guidance: tuple[str, ...] = ()
     """Weights at which labels are asked for, 0 and 1 by default; 0,0.5,1 sweeps over them."""
     steps: tuple[str, ...] = ()
     """Langevin steps a level, as in sample; 15,8,5,tuned sweeps over plans (1/2/3 is one)."""
     seed: int = 0
+    """Of the samples."""
     seeds: int = 1
     """Of a sweep: figures are means over seed, seed + 1, … with their standard deviation."""
     out: Path | None = None
@@ -43,6 +49,7 @@ class Evaluate:
     picture: Path | None = None
     """Of a sweep: its curve, .png or .svg; by default beside the JSON."""
     device: str = "auto"
+    """A torch device; auto: a GPU where there is one."""
 
     def run(self) -> None:
         model = CDRL.from_pretrained(self.model).to(device_of(self.device))
@@ -70,7 +77,8 @@ class Evaluate:
         for name, value in figures.items():
             print(f"{name:24s} {value:.6g}")
         if self.out is not None:
-            write_atomic(self.out, json_to_bytes(figures))
+            found = {"command": _command("evaluate", self), **figures, "versions": about().versions}
+            write_atomic(self.out, json_to_bytes(found))
         if self.page is not None:
             run = Path(self.model)
             page = model_page(
@@ -132,18 +140,25 @@ class Tune:
     out: Path
     """Folder of the model with its plan, for --steps tuned."""
     model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
     data: str = "digits"
+    """What the model was trained on: digits, folder:PATH, …, as for train."""
     image_size: int | None = None
+    """Images are resized to it, as for train; by default they keep their size."""
     held_out: float = 0.2
+    """Share that training has not seen, and the search does not see; images only."""
     budget: int = 30
     """Langevin steps of all levels together."""
     samples: int = 500
     """For each of two seeds that a plan is judged by."""
     guidance: float = 0.0
+    """Weight of classifier-free guidance that the plan is for."""
     seed: int = 10_000
+    """Of the samples; those of evaluate's seeds are others."""
     minutes: float = 10.0
     """The search stops then with the best plan so far."""
     device: str = "auto"
+    """A torch device; auto: a GPU where there is one."""
 
     def run(self) -> None:
         model = CDRL.from_pretrained(self.model).to(device_of(self.device))

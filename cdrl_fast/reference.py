@@ -74,7 +74,7 @@ class Draws:
 
 
 def input_gradient(value: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    """∇_y Σ value(y), by autograd."""
+    """∇_y Σ value(y), by autograd; of y's shape and dtype."""
     y = y.detach().requires_grad_(True)
     return torch.autograd.grad(value(y).sum(), y)[0]
 
@@ -102,7 +102,7 @@ def sample(
     denoise_scale; nothing is checked here.
 
     Returns:
-        (n, …) of ``dtype``.
+        (n, …) of ``dtype``, on the model's device.
 
     Example:
         >>> from cdrl_fast import CDRL, Sampler, reference
@@ -206,7 +206,19 @@ def training_iteration(
         noise: as in `sample`.
 
     Returns:
-        Detached scalars ``energy_loss`` and, with an initializer, ``initializer_loss``.
+        Detached scalars ``energy_loss`` and, with an initializer, ``initializer_loss``, in x0's
+        dtype. Nothing is checked here; the networks raise what does not fit them.
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast import CDRL, reference
+        >>> model = CDRL.from_pretrained("checkerboard")
+        >>> adam, adamw = torch.optim.Adam, torch.optim.AdamW
+        >>> losses = reference.training_iteration(
+        ...     model, torch.zeros(4, 2), None, energy_optimizer=adam(model.energy.parameters()),
+        ...     initializer_optimizer=adamw(model.initializer.parameters()))
+        >>> sorted(losses)
+        ['energy_loss', 'initializer_loss']
     """
     n, shape, schedule = len(x0), tuple(x0.shape), model.schedule
     draws = Draws(noise, Purpose.TRAINING, seed, iteration * n, x0.device, x0.dtype)

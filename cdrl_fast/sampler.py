@@ -41,11 +41,12 @@ class Sampler(Inpainting, Scoring):
             `negated`, `mixture`, `tempered`). Weights are read anew when they have changed, and
             never modified.
         device: where to sample; by default where the (first) model's parameters are.
-        precision: of the networks: "bf16", "fp32", "fp64" (the state, too), or "auto": bfloat16
-            for the library's own energies where the processor multiplies it, else float32. The
-            chain's state and all sums are float32 at least.
+        precision: of the networks: "bf16", "fp32", "fp64" (the state, too), on GPUs "tf32" and
+            "fp16", or "auto": bfloat16 for the library's own energies where the processor
+            multiplies it, else float32. The chain's state and all sums are float32 at least.
         backend: which room of the operations to use: "native" (C++, on CPUs), "cuda", "triton",
-            "reference", or "auto": the first that can.
+            "reference", or "auto": the first that can; a table picks cuDNN for 3×3 convolutions
+            where it is faster.
         graph: on CUDA devices, for the library's own energies of images: "step", a Langevin step
             is captured once as a CUDA graph and replayed; "chain", all of a chain is, which serves
             small batches drawn again and again; "off"; or "auto": "step" where it can be had.
@@ -191,6 +192,13 @@ class Sampler(Inpainting, Scoring):
         Raises:
             ValueError, TypeError: an argument that does not fit.
             ChainDiverged: a state left the finite numbers; names level and step.
+
+        Example:
+            >>> from cdrl_fast import CDRL, Sampler
+            >>> sampler = Sampler(CDRL.from_pretrained("digits"))
+            >>> samples, trace = sampler.sample(4, label="7", guidance=1.0, steps=1, trace="levels")
+            >>> samples.shape, len(trace.states)
+            (torch.Size([4, 1, 8, 8]), 7)
         """
         samples, recorders = self._run(
             n,

@@ -230,6 +230,17 @@ class NoiseSchedule:
         Args:
             t: the level, 1 … T.
             steps: as in `plan`.
+
+        Returns:
+            A `Level`: numbers of Python, computed in float64.
+
+        Raises:
+            ValueError: no such level; ValueError, TypeError: steps as in `plan`.
+
+        Example:
+            >>> from cdrl_fast import NoiseSchedule
+            >>> NoiseSchedule().level(6).steps
+            15
         """
         if not 1 <= t <= self.levels:
             raise ValueError(f"level: expected 1 to {self.levels}, got {t}")

@@ -155,6 +155,14 @@ class Scoring:
             ValueError, TypeError: samples, levels or labels that do not fit.
 
         Source: Zhu, Xie, Wu, Gao, ICLR 2024, section 4 (level 1).
+
+        Example:
+            >>> from cdrl_fast import CDRL, Sampler
+            >>> from cdrl_fast.data import load_data
+            >>> images, _ = load_data("digits").batch(range(4))
+            >>> sampler = Sampler(CDRL.from_pretrained("digits"))
+            >>> bool((sampler.log_density(images) > sampler.log_density(-images)).all())
+            True
         """
         if len(levels) != 1 and statistics is None:
             raise ValueError(
@@ -178,6 +186,21 @@ class Scoring:
         Args:
             images: at least two, such as the training data or a part of it.
             levels: None: all.
+
+        Returns:
+            `LevelStatistics`, for ``log_density(statistics=)``.
+
+        Raises:
+            ValueError, TypeError: fewer than two samples; else as `log_density`.
+
+        Example:
+            >>> from cdrl_fast import CDRL, Sampler
+            >>> from cdrl_fast.data import load_data
+            >>> images, _ = load_data("digits").batch(range(4))
+            >>> sampler = Sampler(CDRL.from_pretrained("digits"))
+            >>> usual = sampler.level_statistics(images, levels=(1, 2))
+            >>> sampler.log_density(images, levels=(1, 2), statistics=usual).shape
+            torch.Size([4])
         """
         levels = range(1, self.model.schedule.levels + 1) if levels is None else levels
         if len(images) < 2:

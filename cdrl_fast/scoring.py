@@ -25,15 +25,17 @@ class Score:
     model: str = "digits"
     """A shipped model, a folder (a run's too) or a Hub id."""
     against: str | None = None
-    """Also score other data, and print the AUROC between the two."""
+    """Also score other data, and print the AUROC: the chance that the first's score is higher."""
     levels: tuple[int, ...] = (1,)
     """Noise levels, 1 … T; several are averaged, standardised on --train."""
     train: str | None = None
     """Training data for that; by default the data itself."""
     label: str | None = None
+    """A class name or number: how likely images are in this class; by default without a label."""
     out: Path | None = None
     """Also write all scores there, as JSON."""
     device: str = "auto"
+    """A torch device; auto: a GPU where there is one."""
 
     def run(self) -> None:
         model = CDRL.from_pretrained(self.model).to(device_of(self.device))

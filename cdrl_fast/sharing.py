@@ -34,6 +34,7 @@ class Export:
     about: str = ""
     """What the model is for, its data and that data's licence, its limits."""
     device: str = "auto"
+    """Where the picture's samples are drawn; auto: a GPU where there is one."""
 
     def run(self) -> None:
         if self.out is None and self.push is None:

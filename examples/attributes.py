@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -177,7 +179,8 @@ def main() -> None:
     for name, shares in rows.items():
         cells = [f"{100 * share:.1f} %" for share in shares]
         print(f"| {name} |", " | ".join(cells + [""] * (3 - len(cells))), "|")
-    made = {"iterations": options.iterations, "correctors": options.correctors, "rows": rows}
+    made = {"command": shlex.join(["python", *sys.argv]), "iterations": options.iterations}
+    made |= {"correctors": options.correctors, "rows": rows}
     (options.out / f"attributes-{options.attribute}.json").write_text(
         json.dumps(made, indent=2) + "\n"
     )

@@ -9,6 +9,8 @@ adds that much, and points have no denoising step. Stopped by Ctrl-C, it goes on
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,7 @@ def main():
     measured = figures(trainer.ema, options.samples)
     measured["seconds of training"] = round(trainer.seconds)
     print(json.dumps(measured, indent=2))
+    measured["command"] = shlex.join(["python", *sys.argv])
     (options.out / "figures.json").write_text(json.dumps(measured, indent=2) + "\n")
     samples = Sampler(trainer.ema).sample(5000)
     scatter_figure(samples, "5,000 samples").savefig(options.out / "samples.png", dpi=100)

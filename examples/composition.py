@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -134,7 +136,8 @@ def main() -> None:
         pictures[name] = (wanted, histogram(points))
         shown = (row[f"{c} correctors"] for c in options.correctors)
         print(f"| {name} | {row['floor']:.3f} |", " | ".join(f"{f:.3f}" for f in shown), "|")
-    figures = {"samples": options.samples, "steps": options.steps, "rows": rows}
+    figures = {"command": shlex.join(["python", *sys.argv]), "samples": options.samples}
+    figures |= {"steps": options.steps, "rows": rows}
     kind = "exact"
     if options.train:
         kind, figures["iterations"] = "trained", options.train

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -96,7 +98,9 @@ def main() -> None:
         name: [level.median(dim=1).values.tolist() for level in gains(trace)]
         for name, trace in (("plain", traces[first]), ("metropolis", corrected))
     }
-    made = {"model": options.model, "chains": options.n, "acceptance": rows, "median_gain": middle}
+    command = shlex.join(["python", *sys.argv])
+    made = {"command": command, "model": options.model, "chains": options.n}
+    made |= {"acceptance": rows, "median_gain": middle}
     (options.out / "diagnostics.json").write_text(json.dumps(made, indent=2) + "\n")
     draw(rows, traces[first], corrected, options.out / "diagnostics.png")
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -132,8 +134,10 @@ def main() -> None:
     if options.images is not None:
         held_out = held_out.subset(np.arange(min(options.images, len(held_out))))
     rows = table(sampler, train, held_out, options.seeds, settings)
-    about = {"model": options.model, "data": options.data, "seeds": options.seeds}
-    about |= {"precision": sampler.precision.name, "images": len(held_out), "rows": rows}
+    command = shlex.join(["python", *sys.argv])
+    about = {"command": command, "model": options.model, "data": options.data}
+    about |= {"seeds": options.seeds, "images": len(held_out), "rows": rows}
+    about |= {"precision": sampler.precision.name}
     (options.out / "figures.json").write_text(json.dumps(about, indent=2) + "\n")
     print(f"{options.out}: figures.json, inpainting.png")
 

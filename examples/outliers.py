@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -74,7 +76,9 @@ def main() -> None:
     print("| score |", " | ".join(kinds), "|")
     for name, row in table.items():
         print(f"| {name} |", " | ".join(f"{value:.3f}" for value in row.values()), "|")
-    made = {"model": options.model, "data": options.data, "other": options.other, "auroc": table}
+    command = shlex.join(["python", *sys.argv])
+    made = {"command": command, "model": options.model, "data": options.data}
+    made |= {"other": options.other, "auroc": table}
     (options.out / f"outliers-{Path(options.model).name}.json").write_text(
         json.dumps(made, indent=2) + "\n"
     )

@@ -3,12 +3,14 @@
     python scripts/benchmark_table.py            # prints them
     python scripts/benchmark_table.py --write    # puts them into README.md
 
-For CPUs and GPUs apart, the last line of benchmarks/results/benchmarks.jsonl that has one, with
-earlier ones of its commit where it has no row. Every cell is a rate, more is better: updates,
-draws, Langevin steps of the whole batch or samples a second, from the median of the rounds. All of
+For CPUs and GPUs apart, each group of benchmarks from the last line of
+benchmarks/results/benchmarks.jsonl that timed one of ours in it: a row is of one run, whose day and
+commit it names, and a run of a few benchmarks replaces their rows alone. Runs of different machines
+have tables of their own. Every cell is a rate, more is better: updates, draws, Langevin steps of
+the whole batch or samples a second, from the median of the rounds. All of
 a row is measured in turn: the others between rounds of ours. "By hand" is the fastest of the ways
 to improve on eager PyTorch that the benchmark has: in place, compiled, or half precision with
-weights folded. The last columns are medians over these rounds of ours against eager and against the
+weights folded. The ratios are medians over these rounds of ours against eager and against the
 fastest other.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,10 @@ HIGHLIGHTS = (
     "energy gradient, paper's network, 32×32, batch 8",
     "energy gradient, width 32, 28×28, batch 64",
     "langevin network, batch 64",
+    "langevin network, batch 2500",
     "langevin_step 256×3×32×32",
+    "training, digits",
+    "training, width 32",
 )
 """The groups that the README shows."""
 
@@ -60,73 +66,92 @@ def lines(path: Path) -> list[Row]:
     return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
 
 
-def latest(results: list[Row]) -> dict[str, Row | None]:
-    """By kind of device, the last line of results that was measured on one.
+@dataclass(frozen=True)
+class Group:
+    """Contenders that were timed together.
 
-    A later run of the same commit, which may be of a few benchmarks, takes the place of their rows.
+    Attributes:
+        line: the run that timed them.
+        rows: by contender.
     """
-    found: dict[str, Row | None] = dict.fromkeys(KINDS)
+
+    name: str
+    line: Row
+    rows: dict[str, Row]
+
+    @property
+    def best(self) -> str:
+        """The fastest of ours."""
+        return min(_raced(self.rows), key=lambda n: self.rows[n]["median"])
+
+
+def _raced(rows: dict[str, Row]) -> list[str]:
+    """Ours that had eager beside them."""
+    return [n for n, row in rows.items() if is_ours(n) and "eager" in row.get("ratios", {})]
+
+
+Found = dict[str, list[Group]]
+"""Groups by kind of device."""
+
+
+def latest(results: list[Row]) -> Found:
+    """By kind of device, each group as it was last timed, whole."""
+    found: dict[str, dict[str, Group]] = {kind: {} for kind in KINDS}
     for line in results:
-        for kind in {row["device"].split(":")[0] for row in line["rows"]}:
-            before = found[kind]
-            again = before is not None and _commit(before) == _commit(line) != ""
-            found[kind] = _joined(before, line) if before is not None and again else line
-    return found
-
-
-def _commit(line: Row) -> str:
-    """Results themselves are written into the tree that they come from."""
-    return (line["commit"] or "").removesuffix("-modified")
-
-
-def _joined(first: Row, second: Row) -> Row:
-    groups: dict[str, list[Row]] = {}
-    for line in (first, second):
-        fresh: dict[str, list[Row]] = {}
+        fresh: dict[tuple[str, str], dict[str, Row]] = {}
         for row in line["rows"]:
-            fresh.setdefault(row["group"], []).append(row)
-        groups |= fresh
-    return {**second, "rows": [row for rows in groups.values() for row in rows]}
+            kind = row["device"].split(":")[0]
+            fresh.setdefault((kind, row["group"]), {})[row["contender"]] = row
+        for (kind, name), rows in fresh.items():
+            if _raced(rows):
+                found[kind][name] = Group(name, line, rows)
+    return {kind: list(groups.values()) for kind, groups in found.items()}
 
 
-def tables(found: dict[str, Row | None]) -> str:
+def machine(line: Row, kind: str = "cpu") -> str:
+    """What a run was timed on."""
+    if kind != "cpu":
+        return str(line["devices"]["cuda:0"])
+    half, peak = "", line.get("peak_gflops")
+    if peak:
+        half = ", with bfloat16" if peak["bf16"] > 1.2 * peak["fp32"] else ", without bfloat16"
+    return f"{line['processor']}{half}, {line['threads']} threads"
+
+
+def made(line: Row) -> str:
+    """Day and commit of a run."""
+    commit, mark, _ = (line["commit"] or "unknown").partition("-modified")
+    return f"{line['date'][:10]}, {commit[:7]}{mark}"
+
+
+def tables(found: Found) -> str:
     """All tables as Markdown; a kind of device without results says so."""
     parts = []
     for kind, title in KINDS.items():
-        line = found[kind]
-        parts.append(f"{title}: not measured yet." if line is None else _table(kind, title, line))
+        places: dict[str, list[Group]] = {}
+        for group in found[kind]:
+            where = f"{machine(group.line, kind)}, torch {group.line['versions']['torch']}"
+            places.setdefault(where, []).append(group)
+        parts += [f"{title}: {where}.\n\n{_table(groups)}" for where, groups in places.items()]
+        if not places:
+            parts.append(f"{title}: not measured yet.")
     return "\n\n".join(parts)
 
 
-def highlights(found: dict[str, Row | None]) -> dict[str, Row | None]:
+def highlights(found: Found) -> Found:
     """The same results, of the README's groups alone and in their order."""
     return {
-        kind: line
-        and {
-            **line,
-            "rows": [row for name in HIGHLIGHTS for row in line["rows"] if row["group"] == name],
-        }
-        for kind, line in found.items()
+        kind: [group for name in HIGHLIGHTS for group in groups if group.name == name]
+        for kind, groups in found.items()
     }
 
 
-def _table(kind: str, title: str, line: Row) -> str:
-    groups: dict[str, dict[str, Row]] = {}
-    for row in line["rows"]:
-        if row["device"].startswith(kind):
-            groups.setdefault(row["group"], {})[row["contender"]] = row
-    seen = {name for group in groups.values() for name in group}
+def _table(groups: list[Group]) -> str:
+    seen = {name for group in groups for name in group.rows[group.best]["others"]}
     others = [title for title, names in OTHERS.items() if seen & set(names)]
-    head = ["a second", *others, "ours", "ours / eager", "ours / best other"]
-    rows = [_cells(name, group, others) for name, group in groups.items()]
-    where = line["processor"] if kind == "cpu" else line["devices"]["cuda:0"]
-    threads = f", {line['threads']} threads" if kind == "cpu" else ""
-    versions = f"torch {line['versions']['torch']}"
-    made = f"{line['date'][:10]}, commit {(line['commit'] or 'unknown')[:7]}"
-    body = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(
-        [f"{title}: {where}{threads}, {versions}; {made}.", "", *(_line(cells) for cells in body)]
-    )
+    head = ["a second", *others, "ours", "ours / eager", "ours / best other", "measured"]
+    body = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
+    return "\n".join(_line(cells) for cells in [*body, *(_cells(g, others) for g in groups)])
 
 
 def is_ours(contender: str) -> bool:
@@ -141,20 +166,20 @@ def ratios(row: Row) -> list[str]:
     return [f"{found['eager']:.2f}", f"{min(known):.2f}"]
 
 
-def _cells(name: str, group: dict[str, Row], others: list[str]) -> list[str]:
-    ours = [n for n in group if is_ours(n)]
-    best = min(ours, key=lambda n: group[n]["median"])
-    row = group[best]
+def _cells(group: Group, others: list[str]) -> list[str]:
+    best = group.best
+    row = group.rows[best]
     unit = next(u for u in UNITS if u in row)
     fastest = [
         min((row["others"][n] for n in OTHERS[title] if n in row["others"]), default=None)
         for title in others
     ]
-    title = name if best in ROOMS else name + best[len("ours") :]
+    title = group.name if best in ROOMS else group.name + best[len("ours") :]
     return [
         f"{title}; {unit}",
         *(_rate(row[unit], seconds) for seconds in (*fastest, row["median"])),
         *ratios(row),
+        made(group.line),
     ]
 
 
@@ -162,7 +187,7 @@ def _rate(work: float, seconds: float | None) -> str:
     if seconds is None:
         return ""
     rate = work / seconds
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
 
 
 def _line(cells: list[str]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return 1
             timed.append({"step": shown, "seconds": round(seconds, 1)})
     total = sum(float(str(row["seconds"])) for row in timed)
-    options.out.write_text(json.dumps({"total": round(total, 1), "steps": timed}, indent=2) + "\n")
+    found = {"command": shlex.join(["python", *sys.argv]), "total": round(total, 1), "steps": timed}
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
     print(f"{total:7.1f} s in all")
     return 0
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     ).stdout  # fmt: skip
     counts = re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)
     found = {
+        "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": said.strip(),
         "tests": list(TESTS),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name:18} {value:.6g}")
     print("passed" if passed else "half precision is worse than allowed")
     if options.out is not None:
-        where = {"model": options.model, "data": options.data, "versions": about().versions}
+        where = {"command": shlex.join(["python", *sys.argv]), "model": options.model}
+        where |= {"data": options.data, "versions": about().versions}
         options.out.write_text(json.dumps({**where, **figures, "passed": passed}, indent=1) + "\n")
     return int(not passed)
 

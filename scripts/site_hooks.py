@@ -34,24 +34,25 @@ def benchmarks() -> str:
 def history() -> str:
     """Every run on record: how much faster than eager each group was, in that run."""
     results = table.lines(table.RESULTS)
-    head = ["commit", "date", "processor", "group", "ours / eager", "ours / best other"]
-    rows = [head, ["---", "---", "---", "---", "---:", "---:"]]
+    head = ["measured", "on", "group", "ours / eager", "ours / best other"]
+    rows = [head, ["---", "---", "---", "---:", "---:"]]
     for line in reversed(results):
-        made = [(line["commit"] or "unknown")[:7], line["date"][:10], line["processor"]]
         for row in line["rows"]:
             if table.is_ours(row["contender"]) and "eager" in row.get("ratios", {}):
+                where = table.machine(line, row["device"].split(":")[0])
                 name = f"{row['group']}, {row['contender']}"
-                rows.append([*made, name, *table.ratios(row)])
+                rows.append([table.made(line), where, name, *table.ratios(row)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def peers_speed() -> str:
-    """The rows of the newest results in which a neighbour is timed."""
-    head, *rows = [line for line in benchmarks().splitlines() if line.startswith("|")]
-    titles = [cell.strip() for cell in head.split("|")]
-    at = [titles.index(name) for name in ("torchebm", "ebmkit")]
-    timed = [row for row in rows if any(row.split("|")[i].strip() for i in at)]
-    return "\n".join([head, *timed])
+    """The newest results of groups in which a neighbour is timed."""
+    found = table.latest(table.lines(table.RESULTS))
+    timed = {
+        kind: [g for g in groups if {"torchebm", "ebmkit"} & set(g.rows[g.best]["others"])]
+        for kind, groups in found.items()
+    }
+    return table.tables(timed)
 
 
 def commands() -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -137,6 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
             campaign.kill(writing=2 * campaign.caught() <= number, span=options.span)
         same = campaign.finish()
     report = {
+        "command": shlex.join(["python", *sys.argv]),
         "kills": options.kills,
         "kills_that_left_an_unfinished_checkpoint": campaign.caught(),
         "iterations": options.iterations,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -171,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         found.append(raced(recipe, train, judge, seed, options.every, options.samples))
         report = compared(found, floor) | {"iterations": options.iterations, "runs": found}
         report |= {"samples": options.samples, "versions": about().versions}
+        report["command"] = shlex.join(["python", *sys.argv])
         options.out.write_text(json.dumps(report, indent=2) + "\n")
         picture(found, options.out.with_suffix(".png"))
     print({k: report[k] for k in ("difference", "interval", "train_against_held_out", "passed")})

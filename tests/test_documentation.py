@@ -32,6 +32,7 @@ ELSEWHERE = {
     "cdrl-fast demo": "tests/test_demo.py",
     "pytest benchmarks/": ".ci/run",
     "pytest benchmarks/test_langevin.py": ".ci/run",
+    "pytest benchmarks/test_training.py": ".ci/run",
     "python -m": ".ci/run",
     "source .venv/bin/activate": ".ci/run",
 }
@@ -74,16 +75,19 @@ def workplace(tmp_path_factory):
     """What the commands find where they run: images, a mask, runs, a released checkpoint."""
     place = tmp_path_factory.mktemp("work")
     random = np.random.default_rng(0)
-    for name in ("a/1", "a/2", "b/3", "b/4"):
-        path = place / "photos" / f"{name}.png"
+    photos = [f"photos/{'ab'[i % 2]}/{i}" for i in range(10)]
+    for name in (*photos, "others/1", "others/2"):
+        path = place / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (40, 40), dtype=np.uint8)).save(path)
+        Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     Image.fromarray(np.repeat([0, 255], 4)[:, None].repeat(8, 1).astype(np.uint8)).save(
         place / "mask.png"
     )
     train = ["train", *shlex.split(SHORT["train"])]
     for name in ("digits", "drl", "cifar10"):
         assert main([*train, "--out", str(place / "runs" / name)]) == 0
+    photos = ["--data", f"folder:{place / 'photos'}", "--image-size", "32"]
+    assert main([*train, *photos, "--out", str(place / "runs" / "photos")]) == 0
     layouts = layout(8, (1, 2, 2), 1), layout(32, (1, 1, 1), 1, attention=(16, 8))
     content, _ = checkpoint(Case(*layouts))
     torch.save(content, place / "checkpoint.pth.tar")
@@ -99,8 +103,8 @@ def run(words, place, monkeypatch):
     monkeypatch.chdir(place)
     command = words[0]
     data = option(words, "--data")
-    if data and data.startswith("cifar10:"):
-        words = [w if w != data else "digits" for w in words]
+    if data and data.startswith(("cifar10:", "idx:")):
+        words = ["digits" if w in (data, "fashion-mnist") else w for w in words]
     if command == "train" and "--resume" not in words:
         words[words.index("--out") + 1] = tempfile.mkdtemp(dir=place)
     if command == "evaluate" and "--steps" not in words:

@@ -5,6 +5,7 @@ import sys
 
 import attributes
 import composition
+import digits
 import inpainting
 import levels
 import numpy as np
@@ -29,6 +30,13 @@ def test_levels(run):
     out = run(levels)
     assert Image.open(out / "noising.png").width > 7 * 48
     assert Image.open(out / "proposals.png").width > 13 * 48
+
+
+def test_digits(tmp_path, monkeypatch):
+    words = ["digits.py", "--out", str(tmp_path / "digits.png"), "--steps", "1", "--guidance", "0"]
+    monkeypatch.setattr(sys, "argv", words)
+    digits.main()
+    assert Image.open(tmp_path / "digits.png").width > (10 + 7) * 48
 
 
 @pytest.mark.slow

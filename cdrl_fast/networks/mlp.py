@@ -52,8 +52,13 @@ class MLPEnergy(Conditional):
         multipliers: features of each block, as multiples of ``width``.
         classes: 0 (unconditional), the number of classes, or their names.
 
-    Shapes: ``y`` (batch, dim); ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,).
-    The defaults have 1,217,920 parameters. Source: Zhu et al., ICLR 2024 (2-D experiments).
+    Shapes: ``y`` (batch, dim); ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,). The
+    dtype is the parameters', the label's an integer one. The defaults have 1,217,920 parameters.
+
+    Raises:
+        ValueError, TypeError: as `ResNetEnergy`.
+
+    Source: Zhu et al., ICLR 2024 (2-D experiments).
 
     Example:
         >>> import torch
@@ -107,7 +112,12 @@ class MLPInitializer(Conditional):
         classes: 0 (unconditional), the number of classes, or their names.
 
     Shapes: ``x`` (batch, dim); ``logsnr`` is λ_t, (batch,) or (1,), ``label`` likewise; returns
-    (batch, dim). The defaults have 58,432 parameters.
+    (batch, dim). The dtype is the parameters'. The defaults have 58,432 parameters.
+
+    Raises:
+        ValueError, TypeError: as `ResNetEnergy`; a width that is no multiple of 64.
+
+    Source: Zhu et al., ICLR 2024 (2-D experiments).
 
     Example:
         >>> import torch

@@ -75,7 +75,13 @@ class ResNetEnergy(Conditional):
         classes: 0 (unconditional), the number of classes, or their names.
 
     Shapes: ``y`` (batch, image_channels, H, W), H and W divisible by 2^(len(multipliers) - 1);
-    ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,). The dtype is the parameters'.
+    ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,). The dtype is the parameters', the
+    label's an integer one; 0 or None is "no label".
+
+    Raises:
+        ValueError: sizes that are not positive, an odd width, class names that are not distinct; on
+            a call, shapes that do not fit, or a label that the network does not take.
+        TypeError: on a call, a label that is not of integers.
 
     Source: Zhu et al., ICLR 2024, with the defaults of its CIFAR-10 model (34.8 M parameters).
 

@@ -100,7 +100,13 @@ class UNetInitializer(Conditional):
         classes: 0 (unconditional), the number of classes, or their names.
 
     Shapes: ``x`` (batch, image_channels, image_size, image_size); ``logsnr`` is λ_t, (batch,) or
-    (1,), ``label`` likewise; returns the shape of ``x``. The defaults have 3,769,795 parameters.
+    (1,), ``label`` likewise; returns the shape of ``x``. The dtype is the parameters'. The defaults
+    have 3,769,795 parameters.
+
+    Raises:
+        ValueError: as `ResNetEnergy`; a dropout outside [0, 1), a size that cannot be halved so
+            often. TypeError: on a call, a label that is not of integers.
+
     Source: Zhu et al., ICLR 2024.
 
     Example:

@@ -80,6 +80,15 @@ def mlp_chain_(
         BackendUnavailable: an explicit backend that cannot be had.
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
+
+    Example:
+        >>> import torch
+        >>> from cdrl_fast.ops.mlp_chain import RELU, Linear, Program, mlp_chain_
+        >>> program = Program((2, 8), (Linear(0, 1, torch.ones(8, 2)),), -torch.ones(8), RELU)
+        >>> y = torch.zeros(100, 2)
+        >>> options = {"drift": 0.005, "pull": 0.0, "noise_std": 0.1, "seed": 0, "draw": 0}
+        >>> mlp_chain_(program, y, steps=10, **options) is y
+        True
     """
     coefficients = (drift, pull, noise_std, rescale)
     rows = _checked(program, y, rows, precision)
