@@ -34,7 +34,7 @@ class TrainConfig:
             keeps its own.
         recompute: what the library's networks compute again for their gradients instead of
             keeping it: "nothing"; the initializer's "activations", which cost little; or whole
-            "blocks", for a fifth of the memory and a third more arithmetic.
+            "blocks", for a quarter of the memory and a third more arithmetic.
         graph: "auto": on one GPU, for the library's own energies of images, all of an iteration up
             to its gradients is captured once as a CUDA graph and replayed; "off": it is not.
         patience: iterations in a row that may leave the finite numbers, or explode, and are
