@@ -173,7 +173,7 @@ def test_exact_energies_are_those_of_diffused_samples():
 def test_correctors_sample_the_marginal():
     """Of a Gaussian at every level; without recovery the variance is that of many plain steps."""
     model = model_of(GaussianMixture([[1.0, -2.0]], [0.5]))
-    n = 5000
+    n = 1500
     points = Sampler(model).sample(n, correctors=100)
     level = model.schedule.level(1)
     # y ← (1 - drift b) y + noise, b = s²/(m² v): its stationary variance, in x.

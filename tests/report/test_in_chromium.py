@@ -24,7 +24,7 @@ def pages(tmp_path_factory):
     place = tmp_path_factory.mktemp("pages")
     assert main([*TRAIN, "--out", str(place / "run")]) == 0
     evaluated = ["evaluate", "--samples", "100", "--page", str(place / "evaluation.html")]
-    assert main([*evaluated, "--guidance", "1"]) == 0
+    assert main([*evaluated, "--guidance", "1", "--steps", "5"]) == 0
     return {"run": place / "run" / "report.html", "evaluation": place / "evaluation.html"}
 
 
