@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cdrl_fast.commands.words import device_of
 from cdrl_fast.errors import CDRLError
 from cdrl_fast.model import CDRL
 from cdrl_fast.optional import optional_module
 from cdrl_fast.playground import BOTH, CANVAS, EITHER, KINDS, NOT, Film, Playground, grid
-from cdrl_fast.words import device_of
 
 if TYPE_CHECKING:
     import gradio

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cdrl_fast import CDRL, ModelCard, NoiseSchedule, ResNetEnergy, Sampler
 from cdrl_fast.cli import main
-from cdrl_fast.sharing import last_metrics
+from cdrl_fast.commands.export import last_metrics
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,7 @@ def test_a_run_whose_page_cannot_be_made_is_still_a_run(tmp_path, capsys, monkey
     def diverged(*arguments, **options):
         raise ChainDiverged("level 3", level=3, step=1, sample=0)
 
-    monkeypatch.setattr("cdrl_fast.cli.model_page", diverged)
+    monkeypatch.setattr("cdrl_fast.commands.train.model_page", diverged)
     assert main([*SMALL, "--iterations", "1", "--out", str(tmp_path / "run")]) == 0
     assert "no report.html: " in capsys.readouterr().err
     assert weights(tmp_path / "run")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cdrl_fast import CDRL
-from cdrl_fast.demo import run_demo
+from cdrl_fast.commands.demo import run_demo
 
 ROOT = Path(__file__).parents[1]
 

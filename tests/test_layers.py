@@ -20,9 +20,8 @@ FLOORS = {
     "candidates": 4, "draws": 3,
     "report": 4, "recipe": 4, "dynamics": 4,
     "iteration": 4, "iteration_graph": 4,
-    "evaluation": 5, "trainer": 5, "bench": 5, "words": 5, "shards": 5,
-    "sweep": 6, "tuning": 6, "demo": 6, "completions": 6, "scoring": 6, "sharing": 6,
-    "playground": 6, "pages": 6, "quality": 7, "app": 7, "cli": 8,
+    "evaluation": 5, "trainer": 5, "bench": 5, "shards": 5,
+    "sweep": 6, "tuning": 6, "playground": 6, "pages": 6, "commands": 7, "app": 8, "cli": 9,
 }  # fmt: skip
 # Imports inside one floor, where a room may also be closed to what lies below.
 SAME_FLOOR = {

@@ -8,9 +8,9 @@ import torch
 
 from cdrl_fast import CDRL, NoiseSchedule, Sampler, StepPlan
 from cdrl_fast.cli import main
+from cdrl_fast.commands.words import one_plan
 from cdrl_fast.data import load_data
 from cdrl_fast.evaluation import Judge, measure
-from cdrl_fast.quality import one_plan
 from cdrl_fast.sweep import network_evaluations, sweep, sweep_figure, sweep_table
 
 

@@ -1,9 +1,10 @@
-"""The demo: digits from the shipped model, a second model trained on the spot, one page of both."""
+"""``cdrl-fast demo``: digits of the shipped model, and a second model trained on the spot."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +26,18 @@ from cdrl_fast.sampler import Sampler
 from cdrl_fast.trainer import Trainer
 
 GUIDANCE = 1.0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Draw digits from the shipped model, train a second model, write a report."""
+
+    out: Path = Path("demo")
+    iterations: int = 2000
+    """Of the model that is trained."""
+
+    def run(self) -> None:
+        run_demo(self.out, self.iterations)
 
 
 def run_demo(out: Path, iterations: int = 2000, samples: int = 300) -> Path:

@@ -10,10 +10,10 @@ import tyro
 
 from cdrl_fast import metrics
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic
+from cdrl_fast.commands.words import device_of, labels_of
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.model import CDRL
 from cdrl_fast.sampler import Sampler
-from cdrl_fast.words import device_of, labels_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command ``export``: a model's folder with its card, to be kept or shared."""
+"""``cdrl-fast export`` and ``import``: models to share, and those of the authors' code."""
 
 from __future__ import annotations
 
@@ -6,15 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from cdrl_fast.card import ModelCard
+from cdrl_fast.commands.words import device_of
 from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.model import CDRL
 from cdrl_fast.recipe import recipe_of_run
+from cdrl_fast.released import load_released_checkpoint
 from cdrl_fast.report import image_grid
 from cdrl_fast.report.training import read_log
 from cdrl_fast.run_folder import LOG
 from cdrl_fast.sampler import Sampler
-from cdrl_fast.words import device_of
+from cdrl_fast.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Import:
+    """Convert a checkpoint of the authors' released code into a model folder."""
+
+    file: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[Path]
+    image_size: int = 32
+    schedule: NoiseSchedule | None = None
+
+    def run(self) -> None:
+        model = load_released_checkpoint(
+            self.file, image_size=self.image_size, schedule=self.schedule
+        )
+        model.save_pretrained(self.folder)
+        print(f"{self.folder}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The commands ``evaluate`` and ``tune``: how good samples are, and at what cost."""
+"""``cdrl-fast evaluate`` and ``tune``: how good samples are, and at what cost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdrl_fast.checkpoint import json_to_bytes, write_atomic
+from cdrl_fast.commands.words import device_of, load_split, one_plan
 from cdrl_fast.data import Dataset
 from cdrl_fast.environment import about
 from cdrl_fast.evaluation import evaluate
@@ -17,7 +18,6 @@ from cdrl_fast.pages import model_page
 from cdrl_fast.schedule import Steps
 from cdrl_fast.sweep import Argument, sweep, sweep_figure, sweep_table
 from cdrl_fast.tuning import tune_steps
-from cdrl_fast.words import device_of, load_split, one_plan
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from cdrl_fast import report
 from cdrl_fast.checkpoint import write_npz
+from cdrl_fast.commands.words import device_of, labels_of, one_plan
 from cdrl_fast.data import load_data
 from cdrl_fast.errors import DataError
 from cdrl_fast.inpainting import ObservationNoise
 from cdrl_fast.masks import known_mask
 from cdrl_fast.model import CDRL
 from cdrl_fast.sampler import Sampler
-from cdrl_fast.words import device_of, labels_of, one_plan
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""``cdrl-fast sample``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from cdrl_fast import report
+from cdrl_fast.checkpoint import write_npz
+from cdrl_fast.commands.words import device_of, labels_of, one_plan
+from cdrl_fast.model import CDRL
+from cdrl_fast.processes import worker, worker_device
+from cdrl_fast.sampler import Sampler
+from cdrl_fast.shards import sample_to_folder
+
+PICTURES = (".png", ".jpg", ".npz")
+"""What samples can be written to, values in the last one."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a model; into a folder, under torchrun too, and to be taken up again."""
+
+    model: str = "digits"
+    """A shipped model, a folder (a run's too) or a Hub id."""
+    out: Path = Path("samples.png")
+    """A picture of all samples; with .npz their values; without suffix a folder of shards, which
+    are merged into samples.npy."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n", "--num"])] = 64
+    """How many. Under torchrun -n, since it takes --n and --num for options of its own."""
+    label: tuple[str, ...] = ()
+    """A class name or number, or n of them; into a folder: classes to take in turn."""
+    guidance: float = 0.0
+    steps: tuple[str, ...] = ()
+    """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
+    seed: int = 0
+    batch_size: int | None = None
+    denoise_scale: float = 1.0
+    device: str = "auto"
+
+    def run(self) -> None:
+        model = CDRL.from_pretrained(self.model).to(worker_device(device_of(self.device)))
+        options: dict[str, Any] = {
+            "seed": self.seed,
+            "steps": one_plan(self.steps),
+            "guidance": self.guidance,
+            "denoise_scale": self.denoise_scale,
+            "progress": True,
+        }
+        label = labels_of(self.label, model)
+        if self.out.suffix:
+            _check_picture(self.out)
+            options |= {"label": label, "batch_size": self.batch_size}
+            write_samples(Sampler(model).sample(self.n, **options).cpu(), self.out)
+            print(f"{self.out}: {self.n} samples")
+            return
+        rank, workers = worker()
+        options |= {"worker": rank, "workers": workers, "batch_size": self.batch_size or 512}
+        in_turn = label if isinstance(label, list) or label is None else [label]
+        done = sample_to_folder(Sampler(model), self.n, self.out, label=in_turn, **options)
+        if done is not None:
+            print(f"{done}: {self.n} samples")
+
+
+def _check_picture(path: Path) -> None:
+    """Raises ValueError before samples are drawn that could not be written there."""
+    if path.suffix not in PICTURES:
+        raise ValueError(
+            f"out: expected {', '.join(PICTURES)}, or a folder's name without a suffix, got {path}"
+        )
+    if worker()[1] > 1:
+        raise ValueError(f"out: several workers share a folder of shards, not {path}")
+
+
+def write_samples(samples: torch.Tensor, path: Path) -> None:
+    """A picture of samples, or with .npz their values."""
+    if path.suffix == ".npz":
+        write_npz(path, samples=samples)
+    elif samples.dim() == 4:
+        report.save_image_grid(samples, path, columns=10)
+    else:
+        report.scatter_figure(samples, f"{len(samples)} samples").savefig(path, dpi=100)
