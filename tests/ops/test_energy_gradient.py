@@ -169,6 +169,17 @@ def test_views_out_and_empty_batches(variant):
     assert g.shape == (0, 2, 10, 14)
 
 
+def test_torchs_default_dtype_does_not_matter(variant, request):
+    energy, y, logsnr, label = made("two stages")
+    folded = folded_of(energy)
+    rows, head = folded.at(logsnr, label)
+    operation = EnergyGradient(folded.weights, 10, 14)
+    expected = operation.value_and_gradient(y, rows, head)
+    request.getfixturevalue("double_by_default")
+    for a, b in zip(operation.value_and_gradient(y, rows, head), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_other_weights_are_taken(variant):
     energy, y, logsnr, label = made("two stages")
     other = made("two stages", seed=1)[0]

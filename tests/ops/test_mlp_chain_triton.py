@@ -262,6 +262,17 @@ def test_an_anchor_in_the_states_memory(device):
     assert torch.equal(mlp_chain_(program, memory[32:], memory[:40], **options), expected)
 
 
+def test_torchs_default_dtype_does_not_matter(device, request):
+    program = moved(layered((2, 24), Activation("silu")), device)
+    y = points(5, 2).to(device)
+    options = {**OPTIONS, "pull": 0.0, "precision": "fp16", "backend": "triton"}
+    expected = mlp_chain_(program, y.clone(), **options)
+    request.getfixturevalue("double_by_default")
+    plan = ChainPlan(program, 5, precision="fp16")
+    assert plan.slots.dtype == plan.packed.singles.dtype == torch.float32
+    assert torch.equal(mlp_chain_(program, y.clone(), plan=plan, **options), expected)
+
+
 def test_weights_that_change(device):
     program = moved(layered((2, 24), Activation("silu")), device)
     plan, y = ChainPlan(program, 5), points(5, 2).to(device)

@@ -148,6 +148,15 @@ def test_views_and_empty_batches(variant):
     assert operation(x[:0], rows[:0]).shape == (0, 3, 32, 32)
 
 
+def test_torchs_default_dtype_does_not_matter(variant, request):
+    network, x, logsnr, label = made("narrowing")
+    folded = fold_unet(network, CPU, torch.float32)
+    rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
+    expected = operation(x, rows)
+    request.getfixturevalue("double_by_default")
+    assert torch.equal(operation(x, rows), expected)
+
+
 def test_other_weights_are_taken(variant):
     network, x, logsnr, label = made("narrowing")
     changed = fold_unet(made("narrowing", seed=1)[0], CPU, torch.float32)

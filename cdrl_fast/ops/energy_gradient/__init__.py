@@ -93,7 +93,7 @@ class EnergyGradient:
             energy, gradient = reference.value_and_gradient(self.weights, y, rows, head)
             return energy, gradient if out is None else out.copy_(gradient)
         energy = y.new_empty(y.shape[0])
-        gradient = torch.empty(y.shape) if out is None else out
+        gradient = torch.empty(y.shape, dtype=y.dtype, device=y.device) if out is None else out
         self._kernel.run(y.contiguous(), rows, head, energy, gradient)
         return energy, gradient
 

@@ -69,7 +69,7 @@ class UNetForward:
         if self._kernel is None:
             result = reference.forward(self.weights, x, rows)
             return result if out is None else out.copy_(result)
-        out = torch.empty(x.shape) if out is None else out
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
         self._kernel.run(x.contiguous(), rows, out)
         return out
 
