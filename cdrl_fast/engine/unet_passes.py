@@ -66,10 +66,10 @@ class UNetPasses:
         """All weights as the operations take them, in memory that `load` writes again."""
         return list(self._weights.tensors())
 
-    def __call__(self, x: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
         """The network's output for x; arguments, result and errors as of `UNetForward`."""
-        check_call("UNetPasses", self._given, x, rows, out)
-        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        check_call("UNetPasses", self._given, x, rows)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
         if not x.numel():
             return out
         with products(self._precision.products):

@@ -51,25 +51,23 @@ class UNetForward:
         if self._kernel is not None:
             self._kernel.load(weights)
 
-    def __call__(self, x: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
         """The network's output for x.
 
         Args:
             x: (batch, channels, size, size), of the weights' dtype and device.
             rows: (1 or batch, R), dense: for each block in order scale, then shift.
-            out: where to write; dense, of x's shape, apart from x.
 
         Returns:
-            ``out``, or a new tensor of x's shape.
+            A new dense tensor of x's shape.
 
         Raises:
             ValueError: shapes that do not fit. TypeError: dtypes that do not.
         """
-        check_call("UNetForward", self.weights, x, rows, out)
+        check_call("UNetForward", self.weights, x, rows)
         if self._kernel is None:
-            result = reference.forward(self.weights, x, rows)
-            return result if out is None else out.copy_(result)
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+            return reference.forward(self.weights, x, rows)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._kernel.run(x.contiguous(), rows, out)
         return out
 
@@ -87,9 +85,7 @@ def check_size(where: str, weights: UNetWeights) -> None:
         )
 
 
-def check_call(
-    where: str, weights: UNetWeights, x: Tensor, rows: Tensor, out: Tensor | None
-) -> None:
+def check_call(where: str, weights: UNetWeights, x: Tensor, rows: Tensor) -> None:
     """Raises unless these are arguments of a network with such weights; see `UNetForward`."""
     like, size = weights.stem.weight, sum(weights.row_sizes)
     shape = (like.shape[1], weights.image_size, weights.image_size)
@@ -103,15 +99,8 @@ def check_call(
             f"{where}: rows must be dense, of shape (1 or {x.shape[0]}, {size}), got "
             f"{tuple(rows.shape)} with strides {rows.stride()}"
         )
-    if out is not None and (
-        out.shape != x.shape or not out.is_contiguous() or out.data_ptr() == x.data_ptr() != 0
-    ):
-        raise ValueError(
-            f"{where}: out must be dense, apart from x and of its shape {tuple(x.shape)}, "
-            f"got {tuple(out.shape)} with strides {out.stride()}"
-        )
-    for name, tensor in (("x", x), ("rows", rows), ("out", out)):
-        if tensor is not None and (tensor.dtype != like.dtype or tensor.device != like.device):
+    for name, tensor in (("x", x), ("rows", rows)):
+        if tensor.dtype != like.dtype or tensor.device != like.device:
             raise TypeError(
                 f"{where}: {name} must be {like.dtype} on {like.device} like the weights, "
                 f"got {tensor.dtype} on {tensor.device}"
