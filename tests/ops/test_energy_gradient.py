@@ -219,6 +219,12 @@ def test_working_memory_is_a_twentieth_of_autograds():
         ({"rows": torch.zeros(2, 48)}, ValueError, r"rows must have shape \(1 or 7, 48\)"),
         ({"head": torch.zeros(1, 15)}, ValueError, r"head must have shape \(1 or 7, 16\)"),
         ({"y": torch.zeros(7, 2, 10, 14).double()}, TypeError, "y must be torch.float32"),
+        ({"rows": torch.zeros(48, 7).mT}, ValueError, "rows must be dense"),
+        ({"rows": torch.zeros(1, 48).double()}, TypeError, "rows must be torch.float32"),
+        ({"head": torch.zeros(16, 7).mT}, ValueError, "head must be dense"),
+        ({"out": torch.zeros(7, 2, 14, 10).mT}, ValueError, "out must be dense"),
+        ({"out": torch.zeros(6, 2, 10, 14)}, ValueError, r"out must be dense \(7, 2, 10, 14\)"),
+        ({"out": torch.zeros(7, 2, 10, 14).double()}, TypeError, "out must be torch.float32"),
     ],
 )
 def test_bad_arguments(change, error, message):
@@ -228,6 +234,22 @@ def test_bad_arguments(change, error, message):
     operation = EnergyGradient(folded.weights, 10, 14)
     with pytest.raises(error, match=message):
         operation.value_and_gradient(**{"y": y, "rows": rows, "head": head, **change})
+
+
+def test_a_gradient_over_its_arguments(variant):
+    energy, y, logsnr, label = made("two stages")
+    folded = folded_of(energy)
+    rows, head = folded.at(logsnr, label)
+    operation = EnergyGradient(folded.weights, 10, 14)
+    _, expected = operation.value_and_gradient(y, rows, head)
+    memory = torch.cat([y.flatten(), y.new_zeros(1)])
+    x, shifted = memory[:-1].view(y.shape), memory[1:].view(y.shape)
+    with pytest.raises(ValueError, match="out must not share memory with y"):
+        operation.value_and_gradient(x, rows, head, out=shifted)
+    with pytest.raises(ValueError, match="out must not share memory with rows"):
+        operation.value_and_gradient(y, memory[: rows.numel()].view(rows.shape), head, out=x)
+    _, gradient = operation.value_and_gradient(x, rows, head, out=x)
+    assert torch.equal(gradient, expected)
 
 
 def test_what_cannot_be_had():

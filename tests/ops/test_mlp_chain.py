@@ -262,6 +262,14 @@ def test_rng_state_is_read_and_moved_on(backend):
     assert rng.tolist() == [5, 80, 9, 0]
 
 
+@pytest.mark.parametrize(("batch", "steps"), [(0, 3), (7, 0)])
+def test_rng_state_is_moved_on_where_there_is_nothing_to_do(batch, steps):
+    program, rng = layered((2, 24)), rng_state(seed=5, draw=77, first_sample=9)
+    options = {"steps": steps, "drift": 0.1, "pull": 0.0, "noise_std": 0.1}
+    mlp_chain_(program, points(batch, 2), rng=rng, **options)
+    assert rng.tolist() == [5, 77 + steps, 9, 0]
+
+
 def test_half_precision_of_ieee_is_not_for_cpus():
     if _native.load() is None:
         pytest.skip("no compiled module")
@@ -323,7 +331,7 @@ def test_views_shared_memory_and_versions():
         ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"precision": "fp8"}, ValueError, "precision must be one of"),
         ({"backend": "abacus"}, ValueError, "backend must be one of"),
-        ({"backend": "cuda"}, Exception, "works on CUDA devices"),
+        ({"backend": "cuda"}, BackendUnavailable, "works on CUDA devices"),
         ({"first_bad": torch.zeros(())}, TypeError, "first_bad must be int64"),
         ({"first_bad": torch.zeros(2).long()}, ValueError, "first_bad must have 1 elements"),
         ({"rng": torch.zeros(4)}, TypeError, "rng must be int64"),
