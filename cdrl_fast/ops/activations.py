@@ -9,7 +9,7 @@ is (9, in, out), entry 3·row + column of the first dimension being a tap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ def same_elements(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype
 
 
-def check_apart(where: str, name: str, tensor: Tensor, others: dict[str, Tensor | None]) -> None:
+def check_apart(where: str, name: str, tensor: Tensor, others: Mapping[str, Tensor | None]) -> None:
     """Raises if the tensor, which is written, shares memory with any of the others."""
     for other, read in others.items():
         if read is not None and overlap(tensor, read):

@@ -192,6 +192,55 @@ def test_bad_arguments(change, error, message):
         operation(**{"x": x, "rows": rows, **change})
 
 
+def changed(weights, path, change):
+    """The weights with what is found along a path of attributes and indices changed."""
+    if not path:
+        return change(weights)
+    head, *rest = path
+    if isinstance(head, str):
+        return replace(weights, **{head: changed(getattr(weights, head), rest, change)})
+    return tuple(changed(w, rest, change) if i == head else w for i, w in enumerate(weights))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("path", "change", "error", "message"),
+    [
+        (["multipliers"], lambda _: (1, 1), ValueError, "conv1's weight must be dense"),
+        (["multipliers"], lambda _: (2,), ValueError, "stages must have the layers"),
+        (["multipliers"], lambda _: (), ValueError, "multipliers and blocks must be positive"),
+        (["blocks"], lambda _: 2, ValueError, "stages must have the layers"),
+        (["attention"], lambda _: (), ValueError, "stages must have the layers"),
+        (["downs"], lambda downs: downs[:1], ValueError, "stages must have the layers"),
+        (["middle", 1, "qkv", "bias"], lambda t: t[:-1], ValueError, "qkv's bias must be dense"),
+        (["ups", 0, 0, "conv1", "weight"], torch.Tensor.double, TypeError, "must be torch.float32"),
+        (["ups", 0, 0, "shortcut"], lambda _: None, ValueError, "a shortcut just where"),
+        (["head", "weight"], lambda t: t.mT, ValueError, "head's weight must be dense"),
+        (["stem", "weight"], lambda t: t[0], ValueError, "stem must be"),
+        (["stem", "weight"], lambda t: t.half(), ValueError, "stem must be .* in torch.float16"),
+        (["norm", "weight"], lambda t: t[:-1], ValueError, "norm's weight must be dense"),
+    ],
+)
+def test_weights_that_do_not_fit(backend, path, change, error, message):
+    weights = fold_unet(made("narrowing")[0], CPU, torch.float32).weights
+    operation = UNetForward(weights, backend=backend)
+    bad = changed(weights, path, change)
+    with pytest.raises(error, match=message):
+        UNetForward(bad, backend=backend)
+    with pytest.raises(error, match=message):
+        operation.load(bad)
+    assert operation.weights is weights
+
+
+@pytest.mark.parametrize("other", ["one level", "two blocks, odd width"])
+def test_loads_weights_of_one_form_alone(other):
+    operation = operation_of(made("narrowing")[0])
+    with pytest.raises(ValueError, match="weights must be like those before"):
+        operation.load(fold_unet(made(other)[0], CPU, torch.float32).weights)
+    with pytest.raises(ValueError, match="weights must be like those before"):
+        operation.load(fold_unet(made("narrowing")[0].double(), CPU, torch.float64).weights)
+
+
 def test_what_cannot_be_had():
     folded = fold_unet(made("narrowing")[0], CPU, torch.float32)
     with pytest.raises(ValueError, match="image_size must be a multiple of 2, got 9"):

@@ -29,7 +29,7 @@ class EnergyGradient:
             reference's, bfloat16 the native room's.
 
     Raises:
-        ValueError: a size that does not fit. BackendUnavailable: a room that cannot be had.
+        ValueError: weights or sizes that do not fit. BackendUnavailable: a room not to be had.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -43,6 +43,7 @@ class EnergyGradient:
         bfloat16: bool = False,
         backend: str = "auto",
     ) -> None:
+        weights.check("EnergyGradient")
         weights.check_size("EnergyGradient", height, width)
         stem = weights.stem
         self.room = choose("EnergyGradient", backend, stem.device, stem.dtype, ON_CPUS)
@@ -58,7 +59,8 @@ class EnergyGradient:
         )
 
     def load(self, weights: ResNetWeights) -> None:
-        """Takes other weights of the same shapes."""
+        """Takes other weights of the same form."""
+        weights.check("EnergyGradient", self.weights.form)
         self.weights = weights
         if self._kernel is not None:
             self._kernel.load(weights)

@@ -17,7 +17,6 @@ __all__ = [
     "UNetForward",
     "UNetWeights",
     "check_call",
-    "check_size",
 ]
 
 
@@ -33,20 +32,21 @@ class UNetForward:
             reference's.
 
     Raises:
-        ValueError: an image size that does not fit. BackendUnavailable: a room that cannot be had.
+        ValueError: weights that do not fit. BackendUnavailable: a room that cannot be had.
 
     Source: the initializer of Zhu et al., ICLR 2024.
     """
 
     def __init__(self, weights: UNetWeights, *, backend: str = "auto") -> None:
-        check_size("UNetForward", weights)
+        weights.check("UNetForward")
         stem = weights.stem.weight
         self.room = choose("UNetForward", backend, stem.device, stem.dtype, ON_CPUS)
         self.weights = weights
         self._kernel = native.UNet(weights) if self.room == "native" else None
 
     def load(self, weights: UNetWeights) -> None:
-        """Takes other weights of the same shapes."""
+        """Takes other weights of the same form."""
+        weights.check("UNetForward", self.weights.form)
         self.weights = weights
         if self._kernel is not None:
             self._kernel.load(weights)
@@ -74,15 +74,6 @@ class UNetForward:
     def working_memory(self, batch: int) -> int | None:
         """Bytes that the native room takes for a batch, besides arguments and weights."""
         return None if self._kernel is None else self._kernel.workspace_bytes(batch)
-
-
-def check_size(where: str, weights: UNetWeights) -> None:
-    """Raises unless the images' size can be halved as often as the network does."""
-    multiple = 2 ** (len(weights.multipliers) - 1)
-    if weights.image_size < 1 or weights.image_size % multiple:
-        raise ValueError(
-            f"{where}: image_size must be a multiple of {multiple}, got {weights.image_size}"
-        )
 
 
 def check_call(where: str, weights: UNetWeights, x: Tensor, rows: Tensor) -> None:
