@@ -157,6 +157,18 @@ def test_leaky_networks_agree_where_no_sign_flips(variant, precision):
     assert (slope - gradient).abs().median() < tolerance * scale
 
 
+def test_bfloat16_keeps_nan(variant):
+    """Whatever its bits: rounding would carry those of a GPU's over to -0, others to infinity."""
+    program = layered((2, 48, 48), Activation("silu"))
+    y = points(5, 2)
+    bits = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32)
+    y[:4, 0] = bits.view(torch.float32)
+    f, gradient = value_and_gradient(program, y, precision="bf16", backend="native")
+    assert f[:4].isnan().all()
+    assert gradient[:4].isnan().any(dim=1).all()
+    assert f[4].isfinite()
+
+
 def test_the_first_layer_and_the_last_gradient_keep_the_states_precision(variant):
     """States that bfloat16 cannot tell apart have different gradients."""
     program = layered((2, 64), Activation("silu"))

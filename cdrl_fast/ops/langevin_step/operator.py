@@ -10,8 +10,6 @@ from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.library import register
 from cdrl_fast.ops.rooms import choose
 
-GRAD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def _into(
     out: Tensor,
@@ -38,7 +36,7 @@ def _into(
         where = place if rng is None else rng
         out.copy_(reference.langevin_step(x, grad, anchor, rows, where, first_bad))
         return
-    grad = grad if grad.dtype in GRAD_DTYPES else grad.float()
+    grad = grad if grad.dtype in native.GRAD_TYPES else grad.float()
     # What a kernel writes must be dense, and must not share memory with what it has yet to read.
     x, grad = x.contiguous(), grad.contiguous()
     anchor = None if anchor is None else anchor.contiguous()
