@@ -263,7 +263,7 @@ def with_block(weights, stage, index, **change):
 
 BAD_WEIGHTS = {
     "stem": (lambda w: replace(w, stem=w.stem[0]), ValueError, "stem must be"),
-    "half": (lambda w: replace(w, stem=w.stem.half()), ValueError, "stem must be .* in torch.float16"),
+    "half": (lambda w: replace(w, stem=w.stem.half()), ValueError, "stem must be .*torch.float16"),
     "bias": (lambda w: replace(w, stem_bias=w.stem_bias[:-1]), ValueError, "stem_bias must be"),
     "none": (lambda w: replace(w, stages=()), ValueError, "stages must have equally many"),
     "fewer": (
