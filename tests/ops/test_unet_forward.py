@@ -5,37 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdrl_fast import CDRL, BackendUnavailable, UNetInitializer
+from cdrl_fast import BackendUnavailable
 from cdrl_fast.engine.fold_unet import fold_unet
 from cdrl_fast.ops.unet_forward import UNetForward, native
-from tests.conftest import randomize
+from tests import unet_cases
 
 CPU = torch.device("cpu")
-# Image channels, size, width, multipliers, blocks and attention of a network; classes and batch.
 CASES = {
+    **unet_cases.CASES,
     "digits": (None, 10, 70),
-    "grey, 28": ((1, 28, 32, (1, 1), 1, (14,)), 0, 3),
-    "colour, 32": ((3, 32, 64, (1, 1, 1), 1, (16, 8)), 5, 2),
-    "two blocks, odd width": ((3, 8, 20, (1, 2, 2), 2, (8, 2)), 3, 7),
     "no attention but the middle's": ((1, 8, 32, (1, 2, 2), 1, ()), 0, 5),
-    "narrowing": ((2, 10, 10, (2, 1), 1, (10,)), 2, 4),
-    "one level": ((1, 5, 6, (3,), 1, (5,)), 0, 33),
+    "one level": (unet_cases.CASES["one level"][0], 0, 33),
 }
 
 
-def made(name, *, seed=0, std=0.05):
-    """A network in eval mode, images, and mixed levels and labels, in float32."""
-    options, classes, batch = CASES[name]
-    torch.manual_seed(seed)
-    if options is None:
-        network = CDRL.from_pretrained("digits").initializer.eval()
-    else:
-        network = UNetInitializer(*options, classes=classes).eval()
-        network = randomize(network, seed, std) if std else network
-    size = network.config["image_size"]
-    x = torch.randn(batch, network.stem.in_channels, size, size)
-    label = torch.arange(batch) % (classes + 1) if classes else None
-    return network, x, torch.linspace(-5, 9.8, batch), label
+def made(name, **options):
+    return unet_cases.made(CASES[name], **options)
 
 
 @torch.no_grad()
