@@ -14,8 +14,8 @@ static inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBl
 
 constexpr uint16_t kBFloat16NaN = 0x7FC0;
 
-// The nearest bfloat16, the even one where two are as near. NaN stays NaN: rounding would carry some
-// to an infinity or over the sign.
+// The nearest bfloat16, the even one where two are as near. NaN stays NaN: rounding its bits would
+// carry some to an infinity or over the sign.
 static inline uint16_t to_bfloat16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
