@@ -3,7 +3,7 @@
 Environment variables:
     CDRL_NATIVE     AUTO (default): build where there is a compiler, else install pure Python and
                     say why; ON: fail where it cannot be built; OFF: pure Python.
-    CDRL_CUDA       AUTO (default): CUDA kernels where nvcc is found; ON; OFF.
+    CDRL_CUDA       AUTO (default): CUDA kernels where nvcc is found; ON: fail without; OFF.
     CDRL_CUDA_ARCHS architectures, "80;90;100" by default; a comma will do as well.
 """
 
@@ -47,8 +47,9 @@ class CMakeBuild(build_ext):
             try:
                 self.build(module, cuda)
             except OSError as error:
-                if native == "ON":
-                    raise SystemExit(f"CDRL_NATIVE=ON: {error}") from error
+                for name, asked in (("CDRL_NATIVE", native), ("CDRL_CUDA", cuda)):
+                    if asked == "ON":
+                        raise SystemExit(f"{name}=ON: {error}") from error
                 reason = f"could not be built when this was installed: {error}"
         if reason is not None:
             print(f"cdrl_fast: pure Python; the compiled module {reason}", file=sys.stderr)
@@ -60,8 +61,10 @@ class CMakeBuild(build_ext):
         for tool in ("cmake", "ninja"):
             if shutil.which(tool) is None:
                 raise OSError(f"{tool} was not found")
-        import pybind11
-
+        try:
+            import pybind11
+        except ImportError as error:
+            raise OSError(f"pybind11 cannot be imported: {error}") from error
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         archs = os.environ.get("CDRL_CUDA_ARCHS", "80;90;100").replace(",", ";")

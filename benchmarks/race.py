@@ -10,9 +10,16 @@ from typing import Any
 
 import torch
 
+from cdrl_fast.ops.signs import unpack
+
 WARMUP = 3
 LONG = 0.2
 """Seconds from which a call warms up by itself and fewer rounds do."""
+
+
+def signs_differ(words: torch.Tensor, expected: torch.Tensor) -> float:
+    """Share of the signs that differ: sums in another order turn those of the smallest."""
+    return float((unpack(words.cpu()) != unpack(expected.cpu())).float().mean())
 
 
 @dataclass

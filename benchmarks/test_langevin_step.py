@@ -81,7 +81,7 @@ def race(shape, per_sample, device):
         lambda b: in_place(b, torch.Tensor.normal_),
         lambda b: in_place(b, lambda z: z.copy_(fixed)),
     )
-    add("compiled", lambda b: compiled(b, torch.randn_like), lambda b: plain(b, lambda x: fixed))
+    add("compiled", lambda b: compiled(b, torch.randn_like), lambda b: compiled(b, lambda x: fixed))
     for room in rooms.ROOMS[:-1]:
         if rooms.reason(room, device) is None:
             options = {"rng": RNG, "backend": room, **values}

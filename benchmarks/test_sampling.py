@@ -30,7 +30,7 @@ NAMES = ("eager", "afternoon", *dict.fromkeys(f"ours, {n}" for d in OURS.values(
 
 @cache
 def race(n, device):
-    """The plain path draws its noise by torch, as a user would; it is checked with the stream's."""
+    """The plain path draws its noise by torch, as a user would."""
     model = CDRL.from_pretrained("digits").to(device).eval()
     by_hand = Sampler(afternoon(model))
     found = {
@@ -39,11 +39,24 @@ def race(n, device):
     }
     for name, options in OURS[device.type].items():
         found[f"ours, {name}"] = partial(Sampler(model, **options).sample, n, label=1)
-    # Chains amplify rounding: nearly all samples agree closely, and the typical one to 1e-5.
-    difference = (found["ours, fp32"]() - reference.sample(model, n, label=1)).abs().flatten(1)
-    assert difference.median() < 1e-4
-    assert (difference.amax(1) < 1e-2).float().mean() > 0.9
+    expected = reference.sample(model, n, label=1)
+    for name, run in found.items():
+        check(name, run(), expected)
     return Race(f"sampling digits, batch {n}", device, {"samples": n}, found)
+
+
+def check(name, samples, expected):
+    """Fails unless these may be the samples that the stream's noise gives in exact numbers."""
+    if name == "eager":
+        # Other noise: the digits' mean. Another label's is farther away by 1.7.
+        assert (samples.mean(0) - expected.mean(0)).abs().max() < 0.6, name
+        return
+    # Chains amplify rounding: nearly all samples agree closely, and the typical one to 1e-5. Half
+    # precision errs a thousand times as much.
+    typical, most = (1e-4, 1e-2) if name == "ours, fp32" else (5e-3, 0.2)
+    difference = (samples - expected).abs().flatten(1)
+    assert difference.median() < typical, name
+    assert (difference.amax(1) < most).float().mean() > 0.9, name
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -75,21 +75,20 @@ void add_mlp_plan(py::module_& m) {
   using cdrl::cpu::MlpPlan;
   py::class_<MlpPlan>(m, "MlpPlan")
       .def(py::init([](std::vector<int> widths, const std::vector<MlpStepTuple>& steps,
-                       int activation, float leak, bool half) {
+                       int activation, float leak, bool half, const std::vector<uintptr_t>& weights,
+                       const std::vector<uintptr_t>& biases, uintptr_t head, float constant) {
         std::vector<cdrl::cpu::MlpShape> shapes;
         for (const auto& [source, target, kind, slope, linear, row] : steps) {
           shapes.push_back(
               {source, target, static_cast<cdrl::Activation>(kind), slope, linear, row});
         }
+        const cdrl::cpu::MlpWeights given{addresses<const float>(weights),
+                                          addresses<const float>(biases),
+                                          address<const float>(head), constant};
         return std::make_unique<MlpPlan>(std::move(widths), shapes,
-                                         static_cast<cdrl::Activation>(activation), leak, half);
+                                         static_cast<cdrl::Activation>(activation), leak, half,
+                                         given);
       }))
-      .def("load",
-           [](MlpPlan& plan, const std::vector<uintptr_t>& weights,
-              const std::vector<uintptr_t>& biases, uintptr_t head, float constant) {
-             plan.load(addresses<const float>(weights), addresses<const float>(biases),
-                       address<const float>(head), constant);
-           })
       .def("chain",
            [](const MlpPlan& plan, uintptr_t y, uintptr_t anchor, int64_t batch, int64_t steps,
               uintptr_t table, float drift, float pull, float noise_std, float rescale,
@@ -146,8 +145,7 @@ void add_resnet_gradient(py::module_& m) {
            py::arg("head_per_sample"), py::arg("energies"), py::arg("gradient"), py::arg("signs"),
            py::arg("batch"), py::arg("threads"))
       .def("workspace_bytes", &ResNetGradient::workspace_bytes, py::arg("batch"),
-           py::arg("threads"))
-      .def_property_readonly("signs", &ResNetGradient::signs, "Bytes of signs a sample.");
+           py::arg("threads"));
 }
 
 std::vector<std::string> variant_names() {
@@ -161,7 +159,6 @@ std::vector<std::string> variant_names() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels on plain addresses; see cdrl_fast/ops for what calls them.";
   m.attr("interface") = CDRL_INTERFACE;
-  m.attr("openmp") = cdrl::cpu::has_openmp();
 
   m.def("cpu_variants", variant_names, "Instruction sets that this machine can run, best first.");
   m.def("cpu_variant", [] { return cdrl::cpu::kernels().name; });
@@ -195,9 +192,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("image_channels"), py::arg("image_size"), py::arg("width"),
            py::arg("multipliers"), py::arg("blocks"), py::arg("attention"))
       .def("load",
-           [](UNetForward& self, const std::vector<uintptr_t>& addresses) {
-             std::vector<const float*> tensors;
-             for (uintptr_t value : addresses) tensors.push_back(address<const float>(value));
+           [](UNetForward& self, const std::vector<uintptr_t>& values) {
+             const auto tensors = addresses<const float>(values);
              const py::gil_scoped_release release;
              self.load(tensors);
            },
@@ -212,8 +208,7 @@ PYBIND11_MODULE(_C, m) {
            },
            py::arg("x"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("out"),
            py::arg("batch"), py::arg("threads"))
-      .def("workspace_bytes", &UNetForward::workspace_bytes, py::arg("batch"), py::arg("threads"))
-      .def_property_readonly("row", &UNetForward::row, "Numbers of a sample's row.");
+      .def("workspace_bytes", &UNetForward::workspace_bytes, py::arg("batch"), py::arg("threads"));
 
 #ifdef CDRL_WITH_CUDA
   m.attr("cuda_architectures") = CDRL_CUDA_ARCHITECTURES;
@@ -224,15 +219,17 @@ PYBIND11_MODULE(_C, m) {
            int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
            float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
            uintptr_t rng, uintptr_t first_bad, int device, uintptr_t stream) {
-          cdrl::cuda::langevin_step(
-              step_arguments(out, x, grad, grad_type, anchor, batch, elements, table, drift, pull,
-                             noise_std, rescale, seed, draw, first_sample, rng, first_bad),
-              device, stream);
+          const auto arguments = step_arguments(out, x, grad, grad_type, anchor, batch, elements,
+                                                table, drift, pull, noise_std, rescale, seed, draw,
+                                                first_sample, rng, first_bad);
+          const py::gil_scoped_release release;
+          cdrl::cuda::langevin_step(arguments, device, stream);
         });
   m.def("normal_cuda", [](uintptr_t out, int64_t batch, int64_t elements, int64_t seed,
                           int64_t draw, int64_t first_sample, int device, uintptr_t stream) {
-    cdrl::cuda::normal(normal_arguments(out, batch, elements, seed, draw, first_sample), device,
-                       stream);
+    const auto arguments = normal_arguments(out, batch, elements, seed, draw, first_sample);
+    const py::gil_scoped_release release;
+    cdrl::cuda::normal(arguments, device, stream);
   });
 #endif
 }

@@ -115,6 +115,15 @@ def torchrun(processes, *command):
 
 
 @pytest.fixture
+def double_by_default():
+    """Torch makes float64 where it is not told what to make."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
 def rows_alike(monkeypatch):
     """Triton's interpreter multiplies each row alike, wherever it stands in its block.
 

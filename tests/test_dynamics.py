@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from cdrl_fast import ChainDiverged, MLPEnergy, _native, dynamics, langevin, normal
+from cdrl_fast import (
+    BackendUnavailable,
+    ChainDiverged,
+    MLPEnergy,
+    _native,
+    dynamics,
+    langevin,
+    normal,
+)
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.ops.mlp_chain import mlp_chain_
 
@@ -149,7 +157,7 @@ def test_divergence_names_step_and_chain():
         ({"energy": lambda x: x.sum()}, ValueError, "one number a chain"),
         ({"energy": lambda x: 0.5}, ValueError, "one number a chain, .* got float"),
         ({"energy": lambda x: torch.zeros(2)}, ValueError, "does not depend on x"),
-        ({"backend": "cuda"}, Exception, "works on CUDA devices"),
+        ({"backend": "cuda"}, BackendUnavailable, "works on CUDA devices"),
     ],
 )
 def test_bad_arguments(change, error, message):

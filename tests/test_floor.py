@@ -1,14 +1,14 @@
 """The floor of training's time: counted by hand, and what a run's log says of it."""
 
 import json
-import time
-from itertools import pairwise
+from itertools import cycle, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from cdrl_fast import CDRL, MLPEnergy, NoiseSchedule, TrainConfig, Trainer
+from cdrl_fast import CDRL, MLPEnergy, NoiseSchedule, TrainConfig, Trainer, floor
 from cdrl_fast.data import load_data
 from cdrl_fast.floor import product_rate, sample_flop, sample_seconds
 from cdrl_fast.precision import Precision
@@ -45,13 +45,28 @@ def test_the_papers_network_has_its_flop():
     assert 256 * sample_flop(model) == pytest.approx(105e12, rel=0.05)
 
 
-def test_the_rate_is_a_matrix_products():
-    a = torch.ones(768, 768)
-    start = time.perf_counter()
-    (a @ a).sum().item()
-    seconds = time.perf_counter() - start
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock on which a product takes 3, 2 and 5 seconds in turn; gives the shapes multiplied."""
+    now, calls = [0.0], []
+    product, seconds = torch.Tensor.__matmul__, cycle((3.0, 2.0, 5.0))
+
+    def timed(a, b):
+        now[0] += next(seconds)
+        calls.append((tuple(a.shape), tuple(b.shape), a.dtype))
+        return product(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", timed)
+    monkeypatch.setattr(floor, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    product_rate.cache_clear()
+    yield calls
+    product_rate.cache_clear()
+
+
+def test_the_rate_is_the_best_matrix_products(ticks):
     rate = product_rate(torch.device("cpu"), torch.float32, "ieee")
-    assert 0.1 < rate * seconds / (2 * 768**3) < 100
+    assert set(ticks) == {((768, 768), (768, 768), torch.float32)}
+    assert rate == 2 * 768**3 / 2.0
     model = CDRL(Map(2, 8, 1), None, NoiseSchedule(), sample_shape=(2,))
     assert sample_seconds(model, Precision("fp32")) == sample_flop(model) / rate
 

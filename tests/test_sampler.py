@@ -57,6 +57,12 @@ def test_the_shipped_model_does_not_depend_on_batches():
     close(reference.sample(sampler.model, N, label=label), whole, "fp32")
 
 
+def test_torchs_default_dtype_does_not_matter(model, request):
+    expected = Sampler(model, precision="fp32").sample(5)
+    request.getfixturevalue("double_by_default")
+    close(Sampler(model, precision="fp32").sample(5), expected, "fp32")
+
+
 @pytest.mark.skipif(_native.load() is None, reason="library operations depend on the batch")
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -107,7 +107,7 @@ class ResNetPasses:
         sub_batch: samples that go through the network at a time; of a linear combination all do.
 
     Raises:
-        ValueError: a size that does not fit. BackendUnavailable: a room that cannot be had.
+        ValueError: weights or sizes that do not fit. BackendUnavailable: a room not to be had.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -122,7 +122,9 @@ class ResNetPasses:
         backend: str = "auto",
         sub_batch: int | None = SUB_BATCH,
     ) -> None:
+        weights.check("ResNetPasses")
         weights.check_size("ResNetPasses", height, width)
+        self._form = weights.form
         self.sub_batch = sub_batch
         self._size, self._dtype, self._backend = (height, width), precision.network, backend
         self._products = precision.products
@@ -130,7 +132,8 @@ class ResNetPasses:
         self._stages, self._stem, self._stem_bias = self._packed(weights)
 
     def load(self, weights: ResNetWeights) -> None:
-        """Takes other weights of the same shapes, into the same memory: a graph may read it."""
+        """Takes other weights of the same form, into the same memory: a graph may read it."""
+        weights.check("ResNetPasses", self._form)
         for old, new in zip(self.weights(), _tensors(*self._packed(weights)), strict=True):
             old.copy_(new)
 

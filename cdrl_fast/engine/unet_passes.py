@@ -24,7 +24,6 @@ from cdrl_fast.ops.unet_forward import (
     Layer,
     UNetWeights,
     check_call,
-    check_size,
 )
 from cdrl_fast.precision import Precision
 
@@ -42,7 +41,7 @@ class UNetPasses:
         backend: of the operations: "triton", "reference", or "auto".
 
     Raises:
-        ValueError: an image size that does not fit. BackendUnavailable: a room that cannot be had.
+        ValueError: weights that do not fit. BackendUnavailable: a room that cannot be had.
 
     Source: the initializer of Zhu et al., ICLR 2024.
     """
@@ -50,14 +49,15 @@ class UNetPasses:
     def __init__(
         self, weights: UNetWeights, *, precision: Precision, backend: str = "auto"
     ) -> None:
-        check_size("UNetPasses", weights)
+        weights.check("UNetPasses")
         stem = weights.stem.weight
         self.room = choose("UNetPasses", backend, stem.device, stem.dtype, ON_GPUS)
         self._given, self._precision = weights, precision
         self._weights = _packed(weights, precision)
 
     def load(self, weights: UNetWeights) -> None:
-        """Takes other weights of the same shapes, into the same memory: a graph may read it."""
+        """Takes other weights of the same form, into the same memory: a graph may read it."""
+        weights.check("UNetPasses", self._given.form)
         fresh = _packed(weights, self._precision)
         for old, new in zip(self.weights(), fresh.tensors(), strict=True):
             old.copy_(new)
@@ -66,10 +66,10 @@ class UNetPasses:
         """All weights as the operations take them, in memory that `load` writes again."""
         return list(self._weights.tensors())
 
-    def __call__(self, x: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
         """The network's output for x; arguments, result and errors as of `UNetForward`."""
-        check_call("UNetPasses", self._given, x, rows, out)
-        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        check_call("UNetPasses", self._given, x, rows)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
         if not x.numel():
             return out
         with products(self._precision.products):

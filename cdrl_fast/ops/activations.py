@@ -1,5 +1,7 @@
 """What the parts of the energy network's plan on GPUs agree on: layouts, LeakyReLU, checks.
 
+The checks serve other operations too.
+
 Activations and their gradients are dense (batch, height, width, channels), with a multiple of 32
 channels. What is stored of h is a = leaky(h), from which h is recovered. A 3×3 convolution's weight
 is (9, in, out), entry 3·row + column of the first dimension being a tap.
@@ -7,7 +9,7 @@ is (9, in, out), entry 3·row + column of the first dimension being a tap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -68,3 +70,32 @@ def check_dense(
             f"{where}: {name} must be dense {tuple(shape)} on {device}, got "
             f"{tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
         )
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the bytes from a's first element to its last share any with b's."""
+    return max(a.data_ptr(), b.data_ptr()) < min(_end(a), _end(b))
+
+
+def same_elements(a: Tensor, b: Tensor) -> bool:
+    """Whether two dense tensors of one shape are one array."""
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype
+
+
+def check_apart(where: str, name: str, tensor: Tensor, others: Mapping[str, Tensor | None]) -> None:
+    """Raises if the tensor, which is written, shares memory with any of the others."""
+    for other, read in others.items():
+        if read is not None and overlap(tensor, read):
+            raise ValueError(
+                f"{where}: {name} must not share memory with {other}, which is read while "
+                f"{name} is written"
+            )
+
+
+def _end(tensor: Tensor) -> int:
+    """Address of the byte after the last element."""
+    if tensor.is_contiguous():
+        return tensor.data_ptr() + tensor.nbytes
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * stride for size, stride in steps) if tensor.numel() else -1
+    return tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -36,6 +36,8 @@ struct NormalArguments {
   Stream stream;
 };
 
-inline int64_t blocks_of(int64_t elements) { return (elements + 3) / 4; }
+// Blocks of four elements, which the noise stream gives at once. Units compiled for different
+// processors share this text and must not share its code.
+static inline int64_t fours_of(int64_t elements) { return (elements + 3) / 4; }
 
 }  // namespace cdrl

@@ -13,7 +13,8 @@
 #define CDRL_UNROLL _Pragma("unroll")
 #else
 #include <cmath>
-#define CDRL_INLINE inline
+// Internal, since units compiled for different processors must not share code.
+#define CDRL_INLINE static inline
 #define CDRL_UNROLL
 #endif
 

@@ -21,7 +21,7 @@ void each_run(int height, int width, int channels, const Body& body) {
 
 // Images as [block][position][16]: of each position the 9 neighbours in each channel.
 inline void fill_columns(const Grid& grid, const float* images, int channels, float* columns) {
-  const int64_t blocks = (9 * channels + kBlock - 1) / kBlock;
+  const int64_t blocks = blocks_of(9 * channels);
   const int64_t image = int64_t(channels) * grid.height * grid.width;
   std::memset(columns, 0, size_t(blocks * grid.count) * kBlock * sizeof(float));
   each_run(grid.height, grid.width, channels,

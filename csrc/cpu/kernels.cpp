@@ -5,10 +5,6 @@
 #include <chrono>
 #include <stdexcept>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace cdrl::cpu {
 
 #define CDRL_DECLARE(variant)                                                      \
@@ -62,7 +58,7 @@ constexpr int64_t kBlocksAPart = 2048;
 struct Cut {
   int64_t batch, blocks, parts_a_sample, samples_a_part, count;
 
-  Cut(int64_t batch, int64_t elements) : batch(batch), blocks(blocks_of(elements)) {
+  Cut(int64_t batch, int64_t elements) : batch(batch), blocks(fours_of(elements)) {
     parts_a_sample = std::max<int64_t>(1, blocks / kBlocksAPart);
     samples_a_part = std::max<int64_t>(1, kBlocksAPart / std::max<int64_t>(1, blocks));
     count = parts_a_sample > 1 ? batch * parts_a_sample
@@ -148,14 +144,6 @@ double peak_flops(bool bfloat16, int threads) {
     best = std::max(best, done / std::chrono::duration<double>(Clock::now() - start).count());
   }
   return best;
-}
-
-bool has_openmp() {
-#ifdef _OPENMP
-  return true;
-#else
-  return false;
-#endif
 }
 
 }  // namespace cdrl::cpu

@@ -47,7 +47,6 @@ void use_variant(const std::string& name);
 // Whole arrays, on at most `threads` threads.
 void langevin_step(StepArguments arguments, int threads);
 void normal(const NormalArguments& arguments, int threads);
-bool has_openmp();
 // Operations a second that `threads` threads reach in the inner loop of matrix products.
 double peak_flops(bool bfloat16, int threads);
 

@@ -187,7 +187,7 @@ class Step {
 template <cdrl::GradType type>
 int64_t run(const cdrl::StepArguments& a, const cdrl::cpu::Part& part) {
   const Step<type> step(a);
-  if (cdrl::blocks_of(a.elements) < kLanes) {
+  if (cdrl::fours_of(a.elements) < kLanes) {
     return step.small_samples(part.sample_begin, part.sample_end);
   }
   int64_t bad = cdrl::cpu::kNone;

@@ -10,8 +10,6 @@ using V = Vector;
 
 constexpr int kWidth = 2 * V::kLanes;  // floats of a register
 
-inline int blocks_of(int width) { return (width + kBlock - 1) / kBlock; }
-
 inline void store_as(float* p, V::Float a) { V::store(p, a); }
 inline void store_as(uint16_t* p, V::Float a) { V::store_bfloat16(p, a); }
 

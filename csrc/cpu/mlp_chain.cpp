@@ -90,7 +90,7 @@ class Chunk {
     for (int i = 0; i < p_.count; ++i) {
       const MlpStep& step = p_.steps[i];
       if (step.skipped) continue;
-      if (step.forward == nullptr) {
+      if (!step.linear) {
         add(buffer(step.target), buffer(step.source), blocks(step.target),
             step.previous == cdrl::cpu::kNothing);
       } else if (p_.thin && step.source == 0) {
@@ -116,7 +116,7 @@ class Chunk {
     });
     for (int i = p_.count - 1; i >= 0; --i) {
       const MlpStep& step = p_.steps[i];
-      if (step.backward == nullptr) {
+      if (!step.linear) {
         const float* from = gradient(step.target);
         float* sum = gradient(step.source);
         if (sum != from) add(sum, from, blocks(step.source), step.first_gradient);
@@ -171,7 +171,7 @@ class Chunk {
     a.drift = call_.drift, a.pull = call_.pull, a.noise_std = call_.noise_std;
     a.rescale = last ? call_.rescale : 1.0f;
     a.grad_type = cdrl::GradType::kFloat32;
-    return cdrl::cpu::CDRL_VARIANT::langevin_step(a, {0, count_, 0, cdrl::blocks_of(dim_)});
+    return cdrl::cpu::CDRL_VARIANT::langevin_step(a, {0, count_, 0, cdrl::fours_of(dim_)});
   }
 
   template <class Type>

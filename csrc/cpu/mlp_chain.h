@@ -24,9 +24,10 @@ struct MlpStep {
   int source, target;
   Activation activation;
   float leak;            // slope of kLeaky below zero
-  const void* forward;   // weights packed as tile.h wants them; null for a sum
-  const void* backward;  // the transposed ones
-  const float* bias;     // of the target's padded width, or null
+  bool linear;           // else a sum, without weights
+  void* forward;         // weights packed as tile.h wants them
+  void* backward;        // the transposed ones
+  float* bias;           // of the target's padded width, or null
   int64_t row;           // the bias's first column in `rows`, or -1
   bool single;           // weights and inputs in float32 whatever the precision
   bool skipped;          // a sum that the next step does as well
@@ -40,7 +41,7 @@ struct MlpProgram {
   const int* widths;         // features of each buffer
   const int64_t* values;     // where each begins, in floats a sample
   const int64_t* gradients;  // likewise its gradient, which may share memory with an earlier one
-  const float* head;         // of the last buffer's padded width
+  float* head;               // of the last buffer's padded width
   Activation activation;
   float leak, constant;
   bool half;        // bfloat16 for the matrix products, but for those of the state
@@ -66,7 +67,6 @@ struct MlpCall {
 
 // At most this many features of the state are `thin`.
 constexpr int kThin = 4;
-constexpr int64_t kMlpAlign = 16;  // floats: buffers begin at multiples of 64 bytes
 
 // Whole batches, on at most `threads` threads. Returns the smallest draw · 2^31 + position of a
 // sample that left the finite numbers, or kNone.

@@ -2,22 +2,19 @@
 #include "cpu/mlp_plan.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "cpu/pack.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace cdrl::cpu {
 
 namespace {
 
-constexpr int kBlock = 16;  // features, as in tile.h
-
-int64_t padded(int64_t width) { return (width + kBlock - 1) / kBlock * kBlock; }
-
-void pack(AlignedFloats& to, bool half, const Source& from) {
-  const int64_t count = padded(from.outs) * padded(from.ins);
-  to.resize(half ? count / 2 : count);
-  pack(from, to.data(), half);
-}
+int64_t padded(int width) { return int64_t(blocks_of(width)) * kBlock; }
 
 // Memory of gradients: what is no longer needed is given out again.
 class Slots {
@@ -45,37 +42,47 @@ class Slots {
 
 }  // namespace
 
-void AlignedFloats::resize(int64_t count) {
-  memory_.assign(size_t(count) + kMlpAlign, 0.0f);
-  const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-  first_ = memory_.data() + (64 - address % 64) % 64 / sizeof(float);
-}
-
 MlpPlan::MlpPlan(std::vector<int> widths, const std::vector<MlpShape>& shapes,
-                 Activation activation, float leak, bool half)
-    : widths_(std::move(widths)), packed_(shapes.size()), program_() {
+                 Activation activation, float leak, bool half, const MlpWeights& weights)
+    : widths_(std::move(widths)), program_() {
   for (const MlpShape& s : shapes) {
     MlpStep step{};
     step.source = s.source, step.target = s.target;
     step.activation = s.activation, step.leak = s.leak, step.row = s.row;
     // The state's own products keep its precision.
     step.single = s.source == 0 || !half;
-    step.forward = s.linear ? &step : nullptr;  // until weights are loaded: this is a map
+    step.linear = s.linear;
     steps_.push_back(step);
   }
+  check(weights);
   bool thin = widths_[0] <= kThin, read = false;
   for (const MlpStep& step : steps_) {
     if (step.source != 0) continue;
     read = true;
-    thin = thin && step.forward != nullptr && step.activation == Activation::kIdentity;
+    thin = thin && step.linear && step.activation == Activation::kIdentity;
   }
   program_.count = int(steps_.size()), program_.buffers = int(widths_.size());
   program_.activation = activation, program_.leak = leak;
   program_.half = half, program_.thin = thin && read;
   fuse_sums();
   lay_out();
+  // First without memory, to count, then with it.
+  place(weights);
+  place(weights);
+  pack_all(weights);
   program_.steps = steps_.data(), program_.widths = widths_.data();
   program_.values = values_.data(), program_.gradients = gradients_.data();
+}
+
+void MlpPlan::check(const MlpWeights& weights) const {
+  bool fits = weights.head != nullptr && weights.weights.size() == steps_.size() &&
+              weights.biases.size() == steps_.size();
+  for (size_t i = 0; fits && i < steps_.size(); ++i) {
+    fits = steps_[i].linear == (weights.weights[i] != nullptr);
+  }
+  if (!fits) {
+    throw std::invalid_argument("MlpPlan: every map must have a weight, and there must be a head");
+  }
 }
 
 // What each result is added to: nothing, what its buffer holds, or the source of a sum just before.
@@ -87,8 +94,8 @@ void MlpPlan::fuse_sums() {
     if (i > 0 && steps_[i - 1].skipped) step.previous = steps_[i - 1].source;
     const bool first = !written[size_t(step.target)];
     written[size_t(step.target)] = true;
-    step.skipped = step.forward == nullptr && first && i + 1 < steps_.size() &&
-                   steps_[i + 1].forward != nullptr && steps_[i + 1].target == step.target;
+    step.skipped = !step.linear && first && i + 1 < steps_.size() && steps_[i + 1].linear &&
+                   steps_[i + 1].target == step.target;
   }
 }
 
@@ -112,7 +119,7 @@ void MlpPlan::lay_out() {
     bool done = true;  // nothing before writes the target, so nothing will read its gradient
     for (int j = 0; j < i; ++j) done = done && steps_[size_t(j)].target != step.target;
     step.first_gradient = gradients_[source] < 0;
-    if (step.first_gradient && step.forward == nullptr && done) {
+    if (step.first_gradient && !step.linear && done) {
       gradients_[source] = gradients_[target];  // a sum's gradient is its result's: nothing to do
       continue;
     }
@@ -122,28 +129,38 @@ void MlpPlan::lay_out() {
   program_.room = slots.end();
   program_.cost = 0;
   for (const MlpStep& s : steps_) {
-    program_.cost += width(s.target) * (s.forward != nullptr ? width(s.source) + kBlock : kBlock);
+    program_.cost += width(s.target) * (s.linear ? width(s.source) + kBlock : kBlock);
   }
 }
 
-void MlpPlan::load(const std::vector<const float*>& weights,
-                   const std::vector<const float*>& biases, const float* head, float constant) {
+// Places what the weights are packed into; without memory it only counts, and takes that.
+void MlpPlan::place(const MlpWeights& weights) {
+  Pieces pieces(memory_);
+  const bool counting = memory_.at<char>(0) == nullptr;
   for (size_t i = 0; i < steps_.size(); ++i) {
     MlpStep& step = steps_[i];
-    Packed& packed = packed_[i];
-    if (step.forward == nullptr) continue;
-    const int ins = widths_[size_t(step.source)], outs = widths_[size_t(step.target)];
-    pack(packed.forward, !step.single, matrix(weights[i], outs, ins));
-    pack(packed.backward, !step.single, transposed_matrix(weights[i], outs, ins));
-    step.forward = packed.forward.data(), step.backward = packed.backward.data();
-    if (biases[i] == nullptr) continue;
-    packed.bias.resize(padded(outs));
-    std::copy(biases[i], biases[i] + outs, packed.bias.data());
-    step.bias = packed.bias.data();
+    if (!step.linear) continue;
+    const int64_t ins = padded(widths_[size_t(step.source)]);
+    const int64_t outs = padded(widths_[size_t(step.target)]);
+    const int64_t bytes = ins * outs * (step.single ? 4 : 2);
+    step.forward = pieces.take<char>(bytes), step.backward = pieces.take<char>(bytes);
+    step.bias = weights.biases[i] == nullptr ? nullptr : pieces.take<float>(outs);
   }
-  head_.resize(padded(widths_.back()));
-  std::copy(head, head + widths_.back(), head_.data());
-  program_.head = head_.data(), program_.constant = constant;
+  program_.head = pieces.take<float>(padded(widths_.back()));
+  if (counting) memory_ = Memory(pieces.bytes());
+}
+
+void MlpPlan::pack_all(const MlpWeights& weights) {
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const MlpStep& step = steps_[i];
+    if (!step.linear) continue;
+    const int ins = widths_[size_t(step.source)], outs = widths_[size_t(step.target)];
+    pack(matrix(weights.weights[i], outs, ins), step.forward, !step.single);
+    pack(transposed_matrix(weights.weights[i], outs, ins), step.backward, !step.single);
+    if (step.bias != nullptr) copy(weights.biases[i], step.bias, outs);
+  }
+  copy(weights.head, program_.head, widths_.back());
+  program_.constant = weights.constant;
 }
 
 namespace {
@@ -154,15 +171,17 @@ constexpr int64_t kLeastSamples = 28, kMostSamples = 128;
 // Multiplications that are worth waking a thread for: about 30 µs.
 constexpr int64_t kCostAThread = 1 << 20;
 
-// Memory of this thread, kept between calls.
-float* thread_room(int64_t floats) {
-  thread_local AlignedFloats room;
+// Memory of the calls from this thread, kept between them.
+float* room_of(int64_t floats) {
+  thread_local Memory room;
   thread_local int64_t size = 0;
   if (floats > size) {
-    room.resize(floats);
+    size = 0;
+    room = Memory();
+    room = Memory(size_t(floats) * sizeof(float));
     size = floats;
   }
-  return room.data();
+  return room.at<float>(0);
 }
 
 }  // namespace
@@ -177,12 +196,19 @@ int64_t mlp_chain(const MlpProgram& program, const MlpCall& call, int threads) {
   int64_t chunks = (call.batch + most - 1) / most;
   chunks = std::min(call.batch, (chunks + threads - 1) / threads * threads);
   const auto run = kernels().mlp_chain;
+  // Here, since an error must not leave the threads' region.
+  const int64_t part = program.room * ((call.batch + chunks - 1) / chunks);
+  float* rooms = room_of(part * threads);
   int64_t bad = kNone;
 #pragma omp parallel for schedule(dynamic) reduction(min : bad) num_threads(threads) \
     if (threads > 1)
   for (int64_t i = 0; i < chunks; ++i) {
     const int64_t begin = call.batch * i / chunks, end = call.batch * (i + 1) / chunks;
-    float* room = thread_room(program.room * (end - begin));
+#ifdef _OPENMP
+    float* room = rooms + part * omp_get_thread_num();
+#else
+    float* room = rooms;
+#endif
     bad = std::min(bad, run(program, call, begin, int(end - begin), room));
   }
   return bad;

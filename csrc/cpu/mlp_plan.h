@@ -3,20 +3,10 @@
 
 #include <vector>
 
+#include "cpu/memory.h"
 #include "cpu/mlp_chain.h"
 
 namespace cdrl::cpu {
-
-// Numbers that begin at a multiple of 64 bytes.
-class AlignedFloats {
- public:
-  void resize(int64_t count);  // to zeros
-  float* data() { return first_; }
-
- private:
-  std::vector<float> memory_;
-  float* first_ = nullptr;
-};
 
 struct MlpShape {
   int source, target;
@@ -26,33 +16,36 @@ struct MlpShape {
   int64_t row;  // the bias's first column in a call's rows, or -1
 };
 
+// Contiguous numbers of each step, which are copied: weights (out, in), null for a sum; biases
+// (out,), null where there is none; and the head, one number a feature.
+struct MlpWeights {
+  std::vector<const float*> weights, biases;
+  const float* head;
+  float constant;
+};
+
 class MlpPlan {
  public:
   // Sources come before their targets, no buffer is written after it was read, and every buffer but
   // the last is read.
   MlpPlan(std::vector<int> widths, const std::vector<MlpShape>& shapes, Activation activation,
-          float leak, bool half);
+          float leak, bool half, const MlpWeights& weights);
   MlpPlan(const MlpPlan&) = delete;
   MlpPlan& operator=(const MlpPlan&) = delete;
 
-  // Packs float32 weights (out, in), biases (out,) or null, and the head, one number a feature.
-  void load(const std::vector<const float*>& weights, const std::vector<const float*>& biases,
-            const float* head, float constant);
   const MlpProgram& program() const { return program_; }
 
  private:
-  struct Packed {
-    AlignedFloats forward, backward, bias;
-  };
-
+  void check(const MlpWeights& weights) const;
   void fuse_sums();
   void lay_out();
+  void place(const MlpWeights& weights);
+  void pack_all(const MlpWeights& weights);
 
   std::vector<int> widths_;
   std::vector<MlpStep> steps_;
-  std::vector<Packed> packed_;
   std::vector<int64_t> values_, gradients_;
-  AlignedFloats head_;
+  Memory memory_;
   MlpProgram program_;
 };
 

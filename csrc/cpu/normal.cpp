@@ -36,7 +36,7 @@ void small_samples(const cdrl::NormalArguments& a, int64_t begin, int64_t end) {
 namespace cdrl::cpu::CDRL_VARIANT {
 
 void normal(const NormalArguments& a, const Part& part) {
-  if (blocks_of(a.elements) < kLanes) {
+  if (fours_of(a.elements) < kLanes) {
     return small_samples(a, part.sample_begin, part.sample_end);
   }
   const Lanes lanes;

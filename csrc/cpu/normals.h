@@ -143,8 +143,8 @@ class SmallSamples {
   SmallSamples(const cdrl::Stream& stream, int64_t elements, int64_t first_sample)
       : stream_(stream),
         keys_(stream.seed),
-        blocks_(uint64_t(cdrl::blocks_of(elements))),
-        last_(int(elements - 4 * (cdrl::blocks_of(elements) - 1))),
+        blocks_(uint64_t(cdrl::fours_of(elements))),
+        last_(int(elements - 4 * (cdrl::fours_of(elements) - 1))),
         sample_(uint64_t(first_sample)) {}
 
   // The next blocks' elements without those that no sample has, and how many they are.

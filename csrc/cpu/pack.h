@@ -5,21 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/block.h"
+
 namespace cdrl::cpu {
 
-constexpr int kChannels = 16;  // of a block
-
-inline int in_blocks(int channels) { return (channels + kChannels - 1) / kChannels; }
-
-inline uint16_t rounded(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (value != value) return 0x7FC0;
-  return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
 inline void put(float* to, float value) { *to = value; }
-inline void put(uint16_t* to, float value) { *to = rounded(value); }
+inline void put(uint16_t* to, float value) { *to = to_bfloat16(value); }
 
 // A weight's element of output o, input i and tap t is at out_step o + in_step i + tap_step t.
 struct Source {
@@ -48,8 +39,8 @@ struct Place {
   static constexpr int kDepth = 4 / int(sizeof(Element));
 
   static Element* of(Element* block, int i) {
-    return block + i / kChannels * kChannels * kChannels +
-           i % kChannels / kDepth * kDepth * kChannels + i % kDepth;
+    return block + i / kBlock * kBlock * kBlock +
+           i % kBlock / kDepth * kDepth * kBlock + i % kDepth;
   }
 };
 
@@ -57,14 +48,14 @@ struct Place {
 template <class Element>
 void pack_matrix(const Source& from, Element* to) {
   using At = Place<Element>;
-  for (int o = 0; o < from.outs; o += kChannels) {
-    const int outs = std::min(kChannels, from.outs - o);
+  for (int o = 0; o < from.outs; o += kBlock) {
+    const int outs = std::min(kBlock, from.outs - o);
     for (int i = 0; i < from.ins; ++i) {
       const float* column = from.weight + o * from.out_step + i * from.in_step;
       Element* place = At::of(to, i);
       for (int n = 0; n < outs; ++n) put(place + n * At::kDepth, column[n * from.out_step]);
     }
-    to += int64_t(in_blocks(from.ins)) * kChannels * kChannels;
+    to += int64_t(blocks_of(from.ins)) * kBlock * kBlock;
   }
 }
 
@@ -77,9 +68,9 @@ inline void pack(const Source& from, void* to, bool bfloat16) {
 }
 
 // G times a column of three, of 16 weights at a time, which compilers vectorise.
-inline void transform_weights(const double (*w)[kChannels], int step, double (*g)[kChannels],
+inline void transform_weights(const double (*w)[kBlock], int step, double (*g)[kBlock],
                               int to_step) {
-  for (int n = 0; n < kChannels; ++n) {
+  for (int n = 0; n < kBlock; ++n) {
     const double outer = w[0][n] + w[2 * step][n], inner = w[step][n];
     g[0][n] = w[0][n];
     g[to_step][n] = 0.5 * (outer + inner);
@@ -93,10 +84,10 @@ inline void transform_weights(const double (*w)[kChannels], int step, double (*g
 template <class Element>
 void pack_products(const Source& from, Element* to, int64_t step, int64_t block_step) {
   using At = Place<Element>;
-  for (int o = 0; o < from.outs; o += kChannels, to += block_step) {
-    const int outs = std::min(kChannels, from.outs - o);
+  for (int o = 0; o < from.outs; o += kBlock, to += block_step) {
+    const int outs = std::min(kBlock, from.outs - o);
     for (int i = 0; i < from.ins; ++i) {
-      double w[9][kChannels] = {}, rows[12][kChannels], products[16][kChannels];
+      double w[9][kBlock] = {}, rows[12][kBlock], products[16][kBlock];
       for (int n = 0; n < outs; ++n) {
         const float* taps = from.weight + (o + n) * from.out_step + i * from.in_step;
         for (int t = 0; t < 9; ++t) w[t][n] = taps[t * from.tap_step];
@@ -112,8 +103,8 @@ void pack_products(const Source& from, Element* to, int64_t step, int64_t block_
 }
 
 inline void pack_convolution(const Source& from, void* to, bool bfloat16) {
-  const int64_t block = int64_t(in_blocks(from.ins)) * kChannels * kChannels;
-  const int64_t step = in_blocks(from.outs) * block;
+  const int64_t block = int64_t(blocks_of(from.ins)) * kBlock * kBlock;
+  const int64_t step = blocks_of(from.outs) * block;
   if (bfloat16) {
     pack_products(from, static_cast<uint16_t*>(to), step, block);
   } else {

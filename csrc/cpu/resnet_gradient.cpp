@@ -34,7 +34,7 @@ ResNetGradient::ResNetGradient(int image_channels, int width, const std::vector<
   }
   network_.bfloat16 = bfloat16;
   network_.image_channels = image_channels;
-  network_.columns = in_blocks(9 * image_channels);
+  network_.columns = blocks_of(9 * image_channels);
   add_stages(multipliers, blocks, height, width_pixels);
 }
 
@@ -49,12 +49,12 @@ void ResNetGradient::add_stages(const std::vector<int>& multipliers, int blocks,
       ResNetBlock block{};
       block.in_channels = channels;
       block.out_channels = channels = multipliers[i] * width_;
-      block.in = in_blocks(block.in_channels);
-      block.out = in_blocks(block.out_channels);
+      block.in = blocks_of(block.in_channels);
+      block.out = blocks_of(block.out_channels);
       block.row = network_.rows;
       block.masks = stage.masks;
       block.signs = network_.signs;
-      network_.rows += block.out * kChannels;
+      network_.rows += block.out * kBlock;
       network_.signs += (block.in_channels + block.out_channels) * positions;
       stage.masks += (block.in + block.out) * positions;
       stage.channels = std::max({stage.channels, block.in, block.out});
@@ -76,22 +76,22 @@ void ResNetGradient::place_weights() {
   for (int round = 0; round < 2; ++round) {
     Pieces pieces(weights_);
     const auto weight = [&](int64_t out, int64_t in) {
-      return pieces.take<char>(out * in * kProducts * kChannels * kChannels * size);
+      return pieces.take<char>(out * in * kProducts * kBlock * kBlock * size);
     };
-    const int64_t stem = int64_t(network_.columns) * blocks_[0].in * kChannels * kChannels;
+    const int64_t stem = int64_t(network_.columns) * blocks_[0].in * kBlock * kBlock;
     network_.stem = pieces.take<float>(stem);
     network_.stem_transposed = pieces.take<float>(stem);
-    network_.stem_bias = pieces.take<float>(blocks_[0].in * kChannels);
+    network_.stem_bias = pieces.take<float>(blocks_[0].in * kBlock);
     for (ResNetBlock& block : blocks_) {
       block.conv1 = weight(block.out, block.in);
       block.conv2 = weight(block.out, block.out);
       block.conv1_transposed = weight(block.in, block.out);
       block.conv2_transposed = weight(block.out, block.out);
-      block.bias2 = pieces.take<float>(block.out * kChannels);
+      block.bias2 = pieces.take<float>(block.out * kBlock);
       if (block.in_channels == block.out_channels) continue;
       block.shortcut = weight(block.out, block.in);
       block.shortcut_transposed = weight(block.in, block.out);
-      block.bias_shortcut = pieces.take<float>(block.out * kChannels);
+      block.bias_shortcut = pieces.take<float>(block.out * kBlock);
     }
     if (round == 0) weights_ = Memory(pieces.bytes());
   }
@@ -141,26 +141,26 @@ size_t ResNetGradient::place(Workspace& workspace, int64_t size) const {
     ResNetBuffers::Stage& buffer = buffers.stage[i];
     buffer.limit = int(std::min<int64_t>(size, limits_[i]));
     buffer.zeroed = 0;
-    const int64_t plane = element * stage.channels * kChannels *
+    const int64_t plane = element * stage.channels * kBlock *
                           padded_positions(stage.height, stage.width, buffer.limit);
     const ResNetBlock& block = blocks_[size_t(stage.first)];
     buffer.input = pieces.take<char>(plane);
     buffer.hidden = pieces.take<char>(plane);
     buffer.raw = block.in_channels != block.out_channels ? pieces.take<char>(plane) : nullptr;
     buffer.state = pieces.take<float>(int64_t(stage.height) * stage.width * buffer.limit *
-                                      stage.channels * kChannels);
+                                      stage.channels * kBlock);
     buffer.masks = pieces.take<uint16_t>(stage.masks * size);
   }
   const int64_t image = int64_t(stages_[0].height) * stages_[0].width;
   buffers.columns =
-      pieces.take<float>(image * buffers.stage[0].limit * network_.columns * kChannels);
+      pieces.take<float>(image * buffers.stage[0].limit * network_.columns * kBlock);
   const auto widest = [](const ResNetBlock& a, const ResNetBlock& b) {
     return std::max(a.in, a.out) < std::max(b.in, b.out);
   };
   const ResNetBlock& most = *std::max_element(blocks_.begin(), blocks_.end(), widest);
   buffers.patches = pieces.take<char>(patch_bytes(std::max(most.in, most.out), network_.bfloat16));
   buffers.rows = pieces.take<float>(network_.rows * size);
-  buffers.heads = pieces.take<float>(blocks_.back().out * kChannels * size);
+  buffers.heads = pieces.take<float>(blocks_.back().out * kBlock * size);
   return pieces.bytes();
 }
 
@@ -200,7 +200,7 @@ void ResNetGradient::run_group(const ResNetArguments& a, int64_t first, int samp
     }
   }
   const int channels = blocks_.back().out_channels;
-  const int64_t head_stride = a.head_per_sample ? blocks_.back().out * kChannels : 0;
+  const int64_t head_stride = a.head_per_sample ? blocks_.back().out * kBlock : 0;
   for (int s = 0; s < (a.head_per_sample ? samples : 1); ++s) {
     const float* from = a.head + (a.head_per_sample ? (first + s) * channels : 0);
     copy(from, buffers.heads + s * head_stride, channels);

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/block.h"
+
 namespace cdrl::cpu {
 
 constexpr int kMaxStages = 24;  // every stage halves the image
@@ -79,7 +81,7 @@ constexpr int kPatches = 28, kProducts = 16;
 
 // Memory for them: transforms of `in` blocks, and products of two blocks.
 static inline int64_t patch_bytes(int64_t in, bool bfloat16) {
-  return kProducts * kPatches * 16 * (in * (bfloat16 ? 2 : 4) + 2 * 4);
+  return kProducts * kPatches * kBlock * (in * (bfloat16 ? 2 : 4) + 2 * 4);
 }
 
 // Samples to a part when `samples` are cut into as few parts of at most `limit` as will do.

@@ -4,9 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "cpu/vector.h"
 
 namespace {
 
@@ -18,10 +16,7 @@ struct Sixteen {
   __m512 v;
 
   static Sixteen load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Sixteen load(const uint16_t* p) {
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
-  }
+  static Sixteen load(const uint16_t* p) { return {Vector::load_bfloat16(p)}; }
   Sixteen plus(Sixteen a) const { return {_mm512_add_ps(v, a.v)}; }
   Sixteen minus(Sixteen a) const { return {_mm512_sub_ps(v, a.v)}; }
   Sixteen times(float a) const { return {_mm512_mul_ps(v, _mm512_set1_ps(a))}; }
@@ -35,20 +30,7 @@ struct Sixteen {
   }
   void put(float* p) const { _mm512_storeu_ps(p, v); }
   // Rounded to the nearest bfloat16, to even where two are as near.
-  void put(uint16_t* p) const {
-#if defined(__AVX512BF16__)
-    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
-#else
-    const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-    const __m512i up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
-    const __m512i number = _mm512_srli_epi32(_mm512_add_epi32(bits, up), 16);
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    const __m256i rounded =
-        _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(number, nan, _mm512_set1_epi32(0x7FC0)));
-#endif
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
-  }
+  void put(uint16_t* p) const { Vector::store_bfloat16(p, v); }
 };
 
 #elif defined(__AVX2__)
@@ -57,7 +39,9 @@ struct Sixteen {
   __m256 low, high;
 
   static Sixteen load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-  static Sixteen load(const uint16_t* p) { return {widened(p), widened(p + 8)}; }
+  static Sixteen load(const uint16_t* p) {
+    return {Vector::load_bfloat16(p), Vector::load_bfloat16(p + 8)};
+  }
   Sixteen plus(const Sixteen& a) const {
     return {_mm256_add_ps(low, a.low), _mm256_add_ps(high, a.high)};
   }
@@ -76,15 +60,11 @@ struct Sixteen {
   }
   void put(uint16_t* p) const {
     // In each half of the register four of `low` and four of `high`; then put in order.
-    const __m256i mixed = _mm256_packus_epi32(rounded(low), rounded(high));
+    const __m256i mixed = _mm256_packus_epi32(Vector::halves_of(low), Vector::halves_of(high));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xD8));
   }
 
  private:
-  static __m256 widened(const uint16_t* p) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-  }
   static int above_zero(__m256 v) {
     return _mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ));
   }
@@ -93,15 +73,6 @@ struct Sixteen {
     const __m256i set = _mm256_and_si256(_mm256_set1_epi32(bits), each);
     const __m256 kept = _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, each));
     return _mm256_blendv_ps(_mm256_mul_ps(v, _mm256_set1_ps(kSlope)), v, kept);
-  }
-  // bfloat16 in the lower halves of words.
-  static __m256i rounded(__m256 v) {
-    const __m256i bits = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
-    const __m256i up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
-    const __m256i number = _mm256_srli_epi32(_mm256_add_epi32(bits, up), 16);
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    return _mm256_blendv_epi8(number, _mm256_set1_epi32(0x7FC0), nan);
   }
 };
 
@@ -150,12 +121,7 @@ struct Sixteen {
   }
   void put(float* p) const { std::memcpy(p, v, sizeof v); }
   void put(uint16_t* p) const {
-    for (int i = 0; i < 16; ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, v + i, sizeof bits);
-      const uint32_t number = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-      p[i] = uint16_t(v[i] != v[i] ? 0x7FC0 : number);
-    }
+    for (int i = 0; i < 16; ++i) p[i] = cdrl::cpu::to_bfloat16(v[i]);
   }
 };
 

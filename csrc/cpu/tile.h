@@ -14,13 +14,16 @@
 #include <cstring>
 #include <utility>
 
+#include "cpu/block.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace {
 
-constexpr int kBlock = 16;  // channels
+using cdrl::cpu::blocks_of;
+using cdrl::cpu::kBlock;
 
 struct Float32 {
   using Element = float;

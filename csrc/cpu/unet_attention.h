@@ -15,7 +15,7 @@ class Attention {
       : memory_(buffers),
         positions_(positions),
         blocks_(blocks),
-        keys_((positions + kBlock - 1) / kBlock) {}
+        keys_(blocks_of(positions)) {}
 
   // One sample of a group from flat q, k and v; the result takes the place of q.
   void run(float* qkv, int samples, int sample, float scale) const {

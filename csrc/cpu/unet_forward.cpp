@@ -44,7 +44,7 @@ UNetForward::UNetForward(int image_channels, int image_size, int width,
                                 std::to_string(step));
   }
   network_.image_channels = image_channels;
-  network_.columns = in_blocks(9 * image_channels);
+  network_.columns = blocks_of(9 * image_channels);
   network_.size = image_size;
   network_.levels = levels;
   std::vector<int> widths;
@@ -57,7 +57,7 @@ UNetForward::UNetForward(int image_channels, int image_size, int width,
 }
 
 UNetTensor UNetForward::take(int level, int channels) {
-  const int blocks = in_blocks(channels);
+  const int blocks = blocks_of(channels);
   size_t i = 0;
   while (i < slots_.size() && (slots_[i].taken || slots_[i].level != level)) ++i;
   if (i == slots_.size()) slots_.push_back({level, blocks, true});
@@ -133,9 +133,9 @@ void UNetForward::place_weights() {
   for (int round = 0; round < 2; ++round) {
     Pieces pieces(weights_);
     const auto weight = [&](int64_t out, int64_t in, int64_t taps) {
-      return pieces.take<float>(out * in * taps * kChannels * kChannels);
+      return pieces.take<float>(out * in * taps * kBlock * kBlock);
     };
-    const auto bias = [&](int64_t blocks) { return pieces.take<float>(blocks * kChannels); };
+    const auto bias = [&](int64_t blocks) { return pieces.take<float>(blocks * kBlock); };
     const auto norm = [&](UNetNorm& n) {
       n.weight = pieces.take<float>(n.channels);
       n.bias = pieces.take<float>(n.channels);
@@ -197,11 +197,11 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
   };
   const auto map = [&](int64_t numbers, int64_t blocks) {
     return UNetBuffers::Map{pieces.take<float>(numbers * size),
-                            pieces.take<double>(blocks * size * 2 * kChannels)};
+                            pieces.take<double>(blocks * size * 2 * kBlock)};
   };
   workspace.slots.clear();
   for (const Slot& slot : slots_) {
-    workspace.slots.push_back(map(slot.blocks * positions(slot.level) * kChannels, slot.blocks));
+    workspace.slots.push_back(map(slot.blocks * positions(slot.level) * kBlock, slot.blocks));
   }
   buffers.slot = workspace.slots.data();
   int64_t hidden = network_.last.blocks * positions(0), blocks = 0, columns = 0, keys = 0;
@@ -214,27 +214,27 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
     most = std::max<int64_t>({most, layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks});
     groups = std::max<int64_t>({groups, layer.norm1.groups, layer.norm2.groups});
     if (!layer.attention) continue;
-    const int64_t padded = (count + kChannels - 1) / kChannels * kChannels;
+    const int64_t padded = (count + kBlock - 1) / kBlock * kBlock;
     queries = std::max(queries, layer.in[0].blocks * count);
     keys = std::max(keys, layer.in[0].blocks * padded);
     scores = std::max(scores, padded * kQueries);
   }
   columns = network_.columns * positions(0) * size;
-  buffers.hidden = map(hidden * kChannels, blocks);
+  buffers.hidden = map(hidden * kBlock, blocks);
   for (int i = 0; i < network_.levels; ++i) {
     const int side = network_.size >> i;
-    buffers.plane[i] = pieces.take<float>(network_.planes[i] * kChannels *
+    buffers.plane[i] = pieces.take<float>(network_.planes[i] * kBlock *
                                           padded_positions(side, side, int(size)));
   }
   buffers.zeroed = 0;
-  buffers.affine = pieces.take<float>(most * size * 2 * kChannels);
+  buffers.affine = pieces.take<float>(most * size * 2 * kBlock);
   buffers.groups = pieces.take<double>(2 * groups);
-  buffers.columns = pieces.take<float>(columns * kChannels);
+  buffers.columns = pieces.take<float>(columns * kBlock);
   buffers.patches = pieces.take<char>(patch_bytes(most, false));
-  buffers.qkv = pieces.take<float>(3 * queries * size * kChannels);
-  buffers.q = pieces.take<float>(queries * kChannels);
-  buffers.k = pieces.take<float>(keys * kChannels);
-  buffers.v = pieces.take<float>(keys * kChannels);
+  buffers.qkv = pieces.take<float>(3 * queries * size * kBlock);
+  buffers.q = pieces.take<float>(queries * kBlock);
+  buffers.k = pieces.take<float>(keys * kBlock);
+  buffers.v = pieces.take<float>(keys * kBlock);
   buffers.scores = pieces.take<float>(scores);
   buffers.reciprocals = pieces.take<float>(kQueries);
   return pieces.bytes();

@@ -49,8 +49,8 @@ class UNetLoader {
     const int channels = layer.in[0].channels, blocks = layer.in[0].blocks;
     for (int i = 0; i < 3; ++i) {
       pack(matrix(next_[0] + int64_t(i) * channels * channels, channels, channels),
-           layer.conv1 + int64_t(i) * blocks * blocks * kChannels * kChannels, false);
-      copy(next_[1] + int64_t(i) * channels, layer.bias1 + i * blocks * kChannels, channels);
+           layer.conv1 + int64_t(i) * blocks * blocks * kBlock * kBlock, false);
+      copy(next_[1] + int64_t(i) * channels, layer.bias1 + i * blocks * kBlock, channels);
     }
     next_ += 2;
     pack(matrix(*next_++, channels, channels), layer.conv2, false);
@@ -76,7 +76,7 @@ class UNetLoader {
   // 3×3, its inputs being one map or two.
   void convolution(const UNetLayer& layer, const UNetTensor* in, float* to) {
     const int outs = layer.out.channels, ins = in[0].channels + in[1].channels;
-    const int64_t square = kChannels * kChannels;
+    const int64_t square = kBlock * kBlock;
     const int64_t block = (in[0].blocks + in[1].blocks) * square;
     const float* from = *next_++;
     for (int i = 0; i < 2; ++i) {

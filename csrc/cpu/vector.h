@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/block.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -74,8 +76,10 @@ struct Vector {
     const __m256i halves = (__m256i)_mm512_cvtneps_pbh(a);
 #else
     const __m512i odd = both(_mm512_srli_epi32(bits(a), 16), word(1));
-    const __m512i rounded = add(bits(a), add(odd, word(0x7FFF)));
-    const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    const __m512i number = _mm512_srli_epi32(add(bits(a), add(odd, word(0x7FFF))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    const __m256i halves =
+        _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(number, nan, word(cdrl::cpu::kBFloat16NaN)));
 #endif
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
   }
@@ -141,9 +145,15 @@ struct Vector {
     const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return floats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
   }
-  static void store_bfloat16(uint16_t* p, Float a) {
+  // bfloat16, as `to_bfloat16`, in the lower halves of words.
+  static Word halves_of(Float a) {
     const __m256i odd = both(_mm256_srli_epi32(bits(a), 16), word(1));
-    const __m256i halves = _mm256_srli_epi32(add(bits(a), add(odd, word(0x7FFF))), 16);
+    const __m256i number = _mm256_srli_epi32(add(bits(a), add(odd, word(0x7FFF))), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(number, word(cdrl::cpu::kBFloat16NaN), nan);
+  }
+  static void store_bfloat16(uint16_t* p, Float a) {
+    const __m256i halves = halves_of(a);
     const __m128i low = _mm256_castsi256_si128(halves), high = _mm256_extracti128_si256(halves, 1);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
   }
@@ -275,8 +285,7 @@ struct Vector {
     return floats(each<Word>([&](int i) { return uint32_t(p[i]) << 16; }));
   }
   static void store_bfloat16(uint16_t* p, Float a) {
-    const Word raw = bits(a);
-    for (int i = 0; i < 4; ++i) p[i] = uint16_t((raw.v[i] + 0x7FFF + (raw.v[i] >> 16 & 1)) >> 16);
+    for (int i = 0; i < 4; ++i) p[i] = cdrl::cpu::to_bfloat16(a.v[i]);
   }
   static Float load_float16(const uint16_t* p) {
     return each<Float>([&](int i) {

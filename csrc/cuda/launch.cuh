@@ -44,7 +44,7 @@ struct Grid {
   unsigned chunks;  // thread blocks a sample, or 0 for small samples
 
   Grid(int64_t batch, int64_t elements) {
-    const int64_t blocks = blocks_of(elements);
+    const int64_t blocks = fours_of(elements);
     const bool small = blocks < kThreads / 2;
     const int64_t per_sample = (blocks + kThreads - 1) / kThreads;
     const int64_t total =

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
+#include <exception>
 #include <vector>
 
 static int failures = 0;
@@ -26,4 +28,15 @@ static inline std::vector<float> numbers(size_t count, double scale, uint32_t se
     x = float(scale * (double(state >> 40) / double(1 << 23) - 1.0));
   }
   return result;
+}
+
+// That body() throws an error which says `part`.
+template <class Body>
+static void expect_error(const char* part, const Body& body) {
+  try {
+    body();
+    CHECK(false, "no error that says '%s'", part);
+  } catch (const std::exception& error) {
+    CHECK(std::strstr(error.what(), part) != nullptr, "%s", error.what());
+  }
 }

@@ -1,16 +1,27 @@
 // Chains on programs without Python: agreement of every variant with the formula in double
-// precision, odd sizes, misaligned views, batches cut anywhere, threads, and what is not finite.
+// precision, odd sizes, misaligned views, batches cut anywhere, threads, what is not finite, and
+// memory that cannot be had.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "common/philox.h"
 #include "cpu/kernels.h"
 #include "cpu/mlp_plan.h"
 #include "tests/check.h"
+
+static bool no_memory = false;
+
+void* operator new(size_t size, std::align_val_t alignment) {
+  const auto step = size_t(alignment);
+  void* found = no_memory ? nullptr : std::aligned_alloc(step, (size + step - 1) / step * step);
+  if (found == nullptr) throw std::bad_alloc();
+  return found;
+}
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
 
 namespace {
 
@@ -80,11 +91,11 @@ struct Network {
     biases.push_back(numbers(linear && row < 0 ? outs : 0, 50 + salt));
   }
 
-  void load(MlpPlan& plan) const {
+  cdrl::cpu::MlpWeights given() const {
     std::vector<const float*> w, b;
     for (const auto& weight : weights) w.push_back(weight.empty() ? nullptr : weight.data());
     for (const auto& bias : biases) b.push_back(bias.empty() ? nullptr : bias.data());
-    plan.load(w, b, head.data(), constant);
+    return {w, b, head.data(), constant};
   }
 
   double gradient(const double* y, const float* row, std::vector<double>& to) const {
@@ -147,8 +158,8 @@ MlpCall call_of(State& y, int64_t batch, const std::vector<float>& rows, int64_t
 void test_against_the_formula(const Network& network, int64_t batch, bool half, bool per_sample) {
   const int dim = network.widths[0];
   const double tolerance = half ? 0.06 : 3e-5;
-  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half);
-  network.load(plan);
+  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half,
+               network.given());
   const int64_t stride = per_sample ? network.rows : 0;
   const auto rows = numbers(per_sample ? batch * stride : network.rows, 31);
   const auto table = numbers(4 * batch, 77);
@@ -199,8 +210,8 @@ void test_against_the_formula(const Network& network, int64_t batch, bool half, 
 void test_cuts(const Network& network, bool half) {
   const int dim = network.widths[0];
   const int64_t batch = 203;
-  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half);
-  network.load(plan);
+  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half,
+               network.given());
   const auto rows = numbers(network.rows, 31);
   State whole(batch, dim), parts(batch, dim);
   cdrl::cpu::mlp_chain(plan.program(), call_of(whole, batch, rows, 0), 1);
@@ -213,11 +224,68 @@ void test_cuts(const Network& network, bool half) {
   CHECK(whole.memory == parts.memory, "half %d: a cut batch differs", half);
 }
 
-void test_not_finite(const Network& network) {
+// The error reaches the caller, from wherever the work is done.
+void test_no_memory(const Network& network) {
+  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, false,
+               network.given());
+  const auto rows = numbers(network.rows, 31);
+  State y(203, network.widths[0]);
+  for (const int threads : {1, 3}) {
+    bool thrown = false;
+    no_memory = true;
+    try {
+      cdrl::cpu::mlp_chain(plan.program(), call_of(y, 203, rows, 0), threads);
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    no_memory = false;
+    CHECK(thrown, "no error on %d threads", threads);
+  }
+  const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call_of(y, 203, rows, 0), 3);
+  CHECK(bad == cdrl::cpu::kNone, "first bad %lld", (long long)bad);
+}
+
+void test_weights_are_needed(const Network& network) {
+  const auto made = [&](const cdrl::cpu::MlpWeights& weights) {
+    MlpPlan(network.widths, network.shapes, network.activation, network.leak, false, weights);
+  };
+  cdrl::cpu::MlpWeights weights = network.given();
+  weights.head = nullptr;
+  expect_error("there must be a head", [&] { made(weights); });
+  weights = network.given();
+  weights.weights[1] = nullptr;
+  expect_error("every map must have a weight", [&] { made(weights); });
+  weights = network.given();
+  weights.biases.pop_back();
+  expect_error("every map must have a weight", [&] { made(weights); });
+}
+
+// Values and gradients of any NaN, rounded or not, are NaN, and those of other samples are not.
+void test_nan(const Network& network, bool half) {
+  const int dim = network.widths[0];
+  const int64_t batch = 9;
+  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half,
+               network.given());
+  const auto rows = numbers(network.rows, 31);
+  for (const uint32_t bits : {0x7FFFFFFFu, 0xFFFFFFFFu, 0x7FC00000u, 0x7F800001u, 0x7FFF8000u}) {
+    State y(batch, dim);
+    for (int d = 0; d < dim; ++d) y.data()[4 * dim + d] = cdrl::from_bits(bits);
+    std::vector<float> value(batch), gradient(size_t(batch * dim));
+    MlpCall call = call_of(y, batch, rows, 0);
+    call.value = value.data(), call.gradient = gradient.data();
+    cdrl::cpu::mlp_chain(plan.program(), call, 1);
+    for (int64_t s = 0; s < batch; ++s) {
+      CHECK(std::isnan(value[size_t(s)]) == (s == 4), "half %d, bits %x: %g", half, bits,
+            value[size_t(s)]);
+    }
+  }
+}
+
+void test_not_finite(const Network& network, bool half) {
   const int dim = network.widths[0];
   const int64_t batch = 150;
-  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, false);
-  network.load(plan);
+  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half,
+               network.given());
   const auto rows = numbers(network.rows, 31);
   State y(batch, dim);
   y.data()[149 * dim] = std::numeric_limits<float>::infinity();
@@ -231,6 +299,9 @@ void test_not_finite(const Network& network) {
 int main() {
   const Activation kinds[] = {Activation::kIdentity, Activation::kSilu, Activation::kTanh,
                               Activation::kSoftplus, Activation::kSigmoid};
+  const Network first(2, 20, 48, Activation::kLeaky);
+  test_no_memory(first);  // before any call has taken memory
+  test_weights_are_needed(first);
   for (const auto& variant : cdrl::cpu::variants()) {
     std::printf("variant %s\n", variant.name);
     cdrl::cpu::use_variant(variant.name);
@@ -246,7 +317,8 @@ int main() {
       const Network leaky(dim, 20, 48, Activation::kLeaky);
       test_against_the_formula(leaky, 9, false, true);
       for (const bool half : {false, true}) test_cuts(leaky, half);
-      test_not_finite(leaky);
+      for (const bool half : {false, true}) test_not_finite(leaky, half);
+      for (const bool half : {false, true}) test_nan(leaky, half);
     }
   }
   std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);

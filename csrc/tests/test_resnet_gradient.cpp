@@ -336,16 +336,6 @@ void test_load() {
   CHECK(network.workspace_bytes(64, 2) > network.workspace_bytes(1, 1), "more takes no more");
 }
 
-template <class Body>
-void expect_error(const char* part, const Body& body) {
-  try {
-    body();
-    CHECK(false, "accepted: %s", part);
-  } catch (const std::exception& error) {
-    CHECK(std::strstr(error.what(), part) != nullptr, "%s", error.what());
-  }
-}
-
 void test_errors() {
   expect_error("divisible by 4", [] { ResNetGradient(1, 8, {1, 2, 2}, 1, 8, 6, false); });
   expect_error("positive", [] { ResNetGradient(0, 8, {1}, 1, 4, 4, false); });

@@ -183,16 +183,6 @@ void test_exponential() {
         "%g %g %g %g %g", out[0], out[1], out[2], out[3], out[4]);
 }
 
-template <class Body>
-void expect_error(const char* part, const Body& body) {
-  try {
-    body();
-    CHECK(false, "no error that says '%s'", part);
-  } catch (const std::exception& error) {
-    CHECK(std::strstr(error.what(), part) != nullptr, "%s", error.what());
-  }
-}
-
 void test_errors() {
   expect_error("divisible by 4", [] { UNetForward(1, 6, 8, {1, 2, 2}, 1, {}); });
   expect_error("divisible by 1", [] { UNetForward(1, 0, 8, {1}, 1, {}); });

@@ -154,9 +154,18 @@ def as_on(monkeypatch):
     tiling.tiling.cache_clear()
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_interpreted(interpreter, use, shape):
+# What a tile covers and what is done with it are apart: every shape with two uses, and every use.
+CROSSED = [
+    (use, shape)
+    for use in USES
+    for shape in SHAPES
+    if use in ("activate", "masked residual") or shape in ("boxes of samples, TMA", "odd size")
+]
+
+
+@pytest.mark.parametrize(("use", "name"), CROSSED)
+def test_interpreted(interpreter, use, name):
+    shape = SHAPES[name]
     compare(use, shape, torch.float16, interpreter, rows=shape[0])
 
 
@@ -191,13 +200,14 @@ def test_interpreted_without_signs_out_and_row(interpreter):
     torch.testing.assert_close(got, conv3x3(x, weight, **options, backend="reference"))
 
 
-def test_interpreted_in_place_of_the_residual(interpreter):
+@pytest.mark.parametrize("backend", ["triton", "cudnn"])
+def test_in_place_of_the_residual(triton_device, backend):
     x, weight, options = problem("masked residual", SHAPES["odd batch, TMA"])
-    options = cast(options, torch.float16)
-    x, weight, residual = x.half(), weight.half(), options["residual"]
+    options = cast(options, torch.float16, triton_device)
+    x, weight = (t.to(triton_device, torch.float16) for t in (x, weight))
     expected = conv3x3(x, weight, **options, backend="reference")
-    got = conv3x3(x, weight, **options, out=residual, backend="triton")
-    assert got is residual
+    got = conv3x3(x, weight, **options, out=options["residual"], backend=backend)
+    assert got is options["residual"]
     torch.testing.assert_close(got, expected)
 
 
@@ -343,18 +353,21 @@ def test_tf32_on_a_gpu():
 
 
 @pytest.mark.gpu
-def test_a_graph_keeps_the_descriptors():
-    """Captured, with nothing allocated, and replayed on other values of the same arrays."""
+@pytest.mark.parametrize("backend", ["triton", "cudnn"])
+@pytest.mark.parametrize("use", ["activate", "residual of stored", "masked residual"])
+def test_a_graph_holds_it(backend, use):
+    """Captured, and replayed on other values of the same arrays."""
     device = torch.device("cuda", 0)
-    x, weight, options = problem("activate", ON_GPU["TMA"])
+    x, weight, options = problem(use, ON_GPU["TMA"])
     x, weight = x.to(device, torch.float16), weight.to(device, torch.float16)
     options = cast(options, torch.float16, device)
-    out = conv3x3(x, weight, **options, backend="triton")  # compiles
+    out = conv3x3(x, weight, **options, backend=backend)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        conv3x3(x, weight, **options, out=out, backend="triton")
+        conv3x3(x, weight, **options, out=out, backend=backend)
     x.copy_(-x)
+    weight.copy_(weight.flip(0))
     expected = conv3x3(x, weight, **options, backend="reference")
     out.fill_(float("nan"))
     graph.replay()
-    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(out, expected, rtol=2e-3, atol=2e-3)

@@ -138,6 +138,8 @@ def test_another_format_is_refused(tmp_path):
 
 def test_the_librarys_own_table():
     """It can be read, and its blocks are those that the kernel then takes."""
+    if not winners.committed().winners:
+        pytest.skip("nothing has been measured yet")
     for kind, entries in winners.committed().winners.items():
         for power, winner in entries.items():
             half = kind.precision in ("float16", "bfloat16")

@@ -1,5 +1,7 @@
 """`energy_gradient` in C++ against its meaning and against autograd."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -169,6 +171,17 @@ def test_views_out_and_empty_batches(variant):
     assert g.shape == (0, 2, 10, 14)
 
 
+def test_torchs_default_dtype_does_not_matter(variant, request):
+    energy, y, logsnr, label = made("two stages")
+    folded = folded_of(energy)
+    rows, head = folded.at(logsnr, label)
+    operation = EnergyGradient(folded.weights, 10, 14)
+    expected = operation.value_and_gradient(y, rows, head)
+    request.getfixturevalue("double_by_default")
+    for a, b in zip(operation.value_and_gradient(y, rows, head), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_other_weights_are_taken(variant):
     energy, y, logsnr, label = made("two stages")
     other = made("two stages", seed=1)[0]
@@ -208,6 +221,12 @@ def test_working_memory_is_a_twentieth_of_autograds():
         ({"rows": torch.zeros(2, 48)}, ValueError, r"rows must have shape \(1 or 7, 48\)"),
         ({"head": torch.zeros(1, 15)}, ValueError, r"head must have shape \(1 or 7, 16\)"),
         ({"y": torch.zeros(7, 2, 10, 14).double()}, TypeError, "y must be torch.float32"),
+        ({"rows": torch.zeros(48, 7).mT}, ValueError, "rows must be dense"),
+        ({"rows": torch.zeros(1, 48).double()}, TypeError, "rows must be torch.float32"),
+        ({"head": torch.zeros(16, 7).mT}, ValueError, "head must be dense"),
+        ({"out": torch.zeros(7, 2, 14, 10).mT}, ValueError, "out must be dense"),
+        ({"out": torch.zeros(6, 2, 10, 14)}, ValueError, r"out must be dense \(7, 2, 10, 14\)"),
+        ({"out": torch.zeros(7, 2, 10, 14).double()}, TypeError, "out must be torch.float32"),
     ],
 )
 def test_bad_arguments(change, error, message):
@@ -217,6 +236,84 @@ def test_bad_arguments(change, error, message):
     operation = EnergyGradient(folded.weights, 10, 14)
     with pytest.raises(error, match=message):
         operation.value_and_gradient(**{"y": y, "rows": rows, "head": head, **change})
+
+
+def test_a_gradient_over_its_arguments(variant):
+    energy, y, logsnr, label = made("two stages")
+    folded = folded_of(energy)
+    rows, head = folded.at(logsnr, label)
+    operation = EnergyGradient(folded.weights, 10, 14)
+    _, expected = operation.value_and_gradient(y, rows, head)
+    memory = torch.cat([y.flatten(), y.new_zeros(1)])
+    x, shifted = memory[:-1].view(y.shape), memory[1:].view(y.shape)
+    with pytest.raises(ValueError, match="out must not share memory with y"):
+        operation.value_and_gradient(x, rows, head, out=shifted)
+    with pytest.raises(ValueError, match="out must not share memory with rows"):
+        operation.value_and_gradient(y, memory[: rows.numel()].view(rows.shape), head, out=x)
+    _, gradient = operation.value_and_gradient(x, rows, head, out=x)
+    assert torch.equal(gradient, expected)
+
+
+def with_block(weights, stage, index, **change):
+    """The weights with a block changed."""
+    stages = [list(blocks) for blocks in weights.stages]
+    stages[stage][index] = replace(stages[stage][index], **change)
+    return replace(weights, stages=tuple(map(tuple, stages)))
+
+
+BAD_WEIGHTS = {
+    "stem": (lambda w: replace(w, stem=w.stem[0]), ValueError, "stem must be"),
+    "half": (lambda w: replace(w, stem=w.stem.half()), ValueError, "stem must be .*torch.float16"),
+    "bias": (lambda w: replace(w, stem_bias=w.stem_bias[:-1]), ValueError, "stem_bias must be"),
+    "none": (lambda w: replace(w, stages=()), ValueError, "stages must have equally many"),
+    "fewer": (
+        lambda w: replace(w, stages=(w.stages[0], w.stages[1][:1])),
+        ValueError,
+        r"stages must have equally many blocks, one or more, got \[2, 1\]",
+    ),
+    # Twelve channels are no multiple of eight.
+    "width": (
+        lambda w: with_block(w, 1, 0, bias=torch.zeros(12), conv2=torch.zeros(12, 12, 3, 3)),
+        ValueError,
+        r"conv1 must be dense \(8, 8, 3, 3\)",
+    ),
+    "uneven": (
+        lambda w: with_block(w, 1, 1, bias=torch.zeros(8)), ValueError, "bias must be dense"
+    ),
+    "no shortcut": (
+        lambda w: with_block(w, 1, 0, shortcut=None), ValueError, "just where its channels change"
+    ),
+    "strided": (
+        lambda w: with_block(w, 0, 0, conv1=w.stages[0][0].conv1.mT), ValueError, "conv1 must be"
+    ),
+    "double": (
+        lambda w: with_block(w, 0, 0, conv2=w.stages[0][0].conv2.double()),
+        TypeError,
+        "conv2 must be torch.float32",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", BAD_WEIGHTS)
+def test_weights_that_do_not_fit(backend, name):
+    change, error, message = BAD_WEIGHTS[name]
+    weights = folded_of(made("two stages")[0]).weights
+    operation = EnergyGradient(weights, 10, 14, backend=backend)
+    with pytest.raises(error, match=message):
+        EnergyGradient(change(weights), 10, 14, backend=backend)
+    with pytest.raises(error, match=message):
+        operation.load(change(weights))
+    assert operation.weights is weights
+
+
+@pytest.mark.parametrize("other", ["small", "narrowing"])
+def test_loads_weights_of_one_form_alone(other):
+    operation = EnergyGradient(folded_of(made("two stages")[0]).weights, 10, 14)
+    with pytest.raises(ValueError, match="weights must be like those before"):
+        operation.load(folded_of(made(other)[0]).weights)
+    with pytest.raises(ValueError, match="weights must be like those before"):
+        operation.load(folded_of(made("two stages")[0].double(), torch.float64).weights)
 
 
 def test_what_cannot_be_had():

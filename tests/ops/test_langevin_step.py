@@ -65,6 +65,7 @@ def test_first_bad_is_the_earliest_draw_and_sample():
     x, grad, anchor = tensors()
     first_bad = torch.full((), NEVER)
     options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "first_bad": first_bad}
+    options["backend"] = "reference"
     langevin_step(x, grad, anchor, rng=(5, 76, 0), **options)
     assert int(first_bad) == NEVER
     grad[2, 1, 1], grad[3, 0, 0] = float("nan"), float("inf")
@@ -94,6 +95,21 @@ def test_without_recovery_term(room):
     values = {"drift": 0.7, "pull": 0.0, "noise_std": 0.3, "rng": RNG}
     fast = langevin_step(x, grad, None, backend=room["backend"], **values)
     close(fast, langevin_step(x, grad, None, backend="reference", **values))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_every_half(room, dtype):
+    """Each of the 65,536: numbers without an implicit bit, infinities and NaN among them."""
+    grad = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)[None].to(room["device"])
+    zero = torch.zeros(grad.shape, device=room["device"])
+    values = {"drift": 1.0, "pull": 0.0, "noise_std": 0.0, "rng": RNG}
+    got = langevin_step(zero, grad, None, backend=room["backend"], **values)
+    assert grad.isnan().any()
+    assert grad.isinf().any()
+    # Triton's interpreter widens bfloat16 numbers without an implicit bit wrongly.
+    atol = torch.finfo(dtype).tiny if room["backend"] == "triton" and dtype != torch.float16 else 0
+    torch.testing.assert_close(got, grad.float(), rtol=0, atol=atol, equal_nan=True)
 
 
 def test_a_sample_has_the_same_bits_in_any_batch(room):

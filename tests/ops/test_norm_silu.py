@@ -123,6 +123,15 @@ def test_an_initializers_shapes_on_a_gpu(dtype, shape):
     close(got, exactly(x, weight, bias, **rest), TOLERANCE[dtype])
 
 
+def test_a_result_beside_its_arguments():
+    memory = torch.zeros(2 * 4 * 4 * 8 + 1)
+    x, shifted = memory[:-1].view(2, 4, 4, 8), memory[1:].view(2, 4, 4, 8)
+    with pytest.raises(ValueError, match="out must not share memory with x"):
+        norm_silu(x, torch.zeros(8), torch.zeros(8), out=shifted)
+    with pytest.raises(ValueError, match="out must not share memory with weight"):
+        norm_silu(x, memory[3:11], torch.zeros(8), out=x)
+
+
 def test_empty_batches(triton_device):
     x, weight, bias, rest = made((0, 4, 4, 32), torch.float32, triton_device, each=False)
     assert norm_silu(x, weight, bias, **rest, backend="triton").shape == (0, 4, 4, 32)

@@ -88,15 +88,19 @@ def test_rooms_agree_with_the_reference(room, shape, first_sample):
     assert (fast.cpu() - reference).abs().max() < 2e-6
 
 
-def test_large_radii_agree(room):
+@pytest.fixture(scope="module")
+def many():
+    """Ten million of the reference's draws."""
+    return cdrl_fast.normal((100, 100_000), seed=2, draw=1, backend="reference")
+
+
+def test_large_radii_agree(room, many):
     """Radii up to the largest are met in 10⁷ draws, and agree too. That all agree means that the
     integers are the same: the generator spreads a wrong bit over all of its words."""
-    shape = (1 if room["device"].type == "cpu" and room["backend"] == "triton" else 100, 100_000)
-    place = {"seed": 2, "draw": 1}
-    fast = cdrl_fast.normal(shape, **place, **room).cpu()
-    reference = cdrl_fast.normal(shape, **place, backend="reference")
+    samples = 1 if room["device"].type == "cpu" and room["backend"] == "triton" else 100
+    fast = cdrl_fast.normal((samples, 100_000), seed=2, draw=1, **room).cpu()
     assert fast.abs().max() > 4.2
-    assert (fast - reference).abs().max() < 2e-6
+    assert (fast - many[:samples]).abs().max() < 2e-6
 
 
 def test_index_arithmetic_beyond_32_bits(room):
@@ -134,10 +138,8 @@ def test_backend_that_cannot_be_had():
         cdrl_fast.normal((2, 2), seed=0, draw=0, backend="abacus")
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_distribution(backend):
-    """Ten million draws."""
-    z = cdrl_fast.normal((10_000, 1000), seed=11, draw=5, backend=backend).double().numpy().ravel()
+def test_distribution(many):
+    z = many.double().numpy().ravel()
     n = z.size
     assert abs(z.mean()) < 4 / math.sqrt(n)
     assert abs(z.var() - 1) < 4 * math.sqrt(2 / n)

@@ -224,6 +224,17 @@ def test_empty_batches():
     assert stem_langevin_(y, g, weight, anchor, rng=RNG, **STEP) is y
 
 
+def test_what_is_written_is_apart_from_what_is_read():
+    y, g, weight, _ = arguments((2, 3, 8, 8, 32), torch.float32)
+    memory = torch.zeros(y.numel() + 1)
+    y, shifted = memory[:-1].view(y.shape), memory[1:].view(y.shape)
+    for anchor in (y, shifted):
+        with pytest.raises(ValueError, match="y must not share memory with anchor"):
+            stem_langevin_(y, g, weight, anchor, rng=RNG, **STEP)
+    with pytest.raises(ValueError, match="out must not share memory with g"):
+        stem_gradient(g, weight, out=g.view(-1)[: y.numel()].view(y.shape))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -5,37 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdrl_fast import CDRL, BackendUnavailable, UNetInitializer
+from cdrl_fast import BackendUnavailable
 from cdrl_fast.engine.fold_unet import fold_unet
-from cdrl_fast.ops.unet_forward import UNetForward
-from tests.conftest import randomize
+from cdrl_fast.ops.unet_forward import UNetForward, native
+from tests import unet_cases
 
 CPU = torch.device("cpu")
-# Image channels, size, width, multipliers, blocks and attention of a network; classes and batch.
 CASES = {
+    **unet_cases.CASES,
     "digits": (None, 10, 70),
-    "grey, 28": ((1, 28, 32, (1, 1), 1, (14,)), 0, 3),
-    "colour, 32": ((3, 32, 64, (1, 1, 1), 1, (16, 8)), 5, 2),
-    "two blocks, odd width": ((3, 8, 20, (1, 2, 2), 2, (8, 2)), 3, 7),
     "no attention but the middle's": ((1, 8, 32, (1, 2, 2), 1, ()), 0, 5),
-    "narrowing": ((2, 10, 10, (2, 1), 1, (10,)), 2, 4),
-    "one level": ((1, 5, 6, (3,), 1, (5,)), 0, 33),
+    "one level": (unet_cases.CASES["one level"][0], 0, 33),
 }
 
 
-def made(name, *, seed=0, std=0.05):
-    """A network in eval mode, images, and mixed levels and labels, in float32."""
-    options, classes, batch = CASES[name]
-    torch.manual_seed(seed)
-    if options is None:
-        network = CDRL.from_pretrained("digits").initializer.eval()
-    else:
-        network = UNetInitializer(*options, classes=classes).eval()
-        network = randomize(network, seed, std) if std else network
-    size = network.config["image_size"]
-    x = torch.randn(batch, network.stem.in_channels, size, size)
-    label = torch.arange(batch) % (classes + 1) if classes else None
-    return network, x, torch.linspace(-5, 9.8, batch), label
+def made(name, **options):
+    return unet_cases.made(CASES[name], **options)
 
 
 @torch.no_grad()
@@ -64,12 +49,11 @@ def test_float32(variant, name, shared):
     exact, rows, _ = exactly(network, x, logsnr, label)
     assert len(rows) == (1 if shared else len(x))
     poisoned = torch.full((len(x) + 2, *x.shape[1:]), float("nan"))
-    out = operation(x, rows.float(), out=poisoned[1:-1])
+    native.UNet(operation.weights).run(x, rows.float(), poisoned[1:-1])
     assert operation.room == "native"
-    assert out.data_ptr() == poisoned[1:].data_ptr()
-    close(out, exact)
+    close(poisoned[1:-1], exact)
     assert poisoned[[0, -1]].isnan().all()
-    assert torch.equal(operation(x, rows.float()), out)
+    assert torch.equal(operation(x, rows.float()), poisoned[1:-1])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -79,8 +63,7 @@ def test_the_reference_is_the_module(name):
     operation = UNetForward(folded.weights)
     assert operation.room == "reference"
     assert operation.working_memory(3) is None
-    out = torch.full_like(exact, float("nan"))
-    assert operation(x.double(), rows, out=out) is out
+    out = operation(x.double(), rows)
     assert ((out - exact).abs() <= 1e-12 * exact.abs().max()).all()
 
 
@@ -148,6 +131,15 @@ def test_views_and_empty_batches(variant):
     assert operation(x[:0], rows[:0]).shape == (0, 3, 32, 32)
 
 
+def test_torchs_default_dtype_does_not_matter(variant, request):
+    network, x, logsnr, label = made("narrowing")
+    folded = fold_unet(network, CPU, torch.float32)
+    rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
+    expected = operation(x, rows)
+    request.getfixturevalue("double_by_default")
+    assert torch.equal(operation(x, rows), expected)
+
+
 def test_other_weights_are_taken(variant):
     network, x, logsnr, label = made("narrowing")
     changed = fold_unet(made("narrowing", seed=1)[0], CPU, torch.float32)
@@ -173,8 +165,6 @@ def test_working_memory_is_kept_small():
         ({"rows": torch.zeros(280, 4).mT}, ValueError, "rows must be dense"),
         ({"x": torch.zeros(4, 2, 10, 10).double()}, TypeError, "x must be torch.float32"),
         ({"rows": torch.zeros(1, 280).double()}, TypeError, "rows must be torch.float32"),
-        ({"out": torch.zeros(4, 2, 10, 10).double()}, TypeError, "out must be torch.float32"),
-        ({"out": torch.zeros(4, 2, 10, 5)}, ValueError, "out must be dense, apart from x"),
     ],
 )
 def test_bad_arguments(change, error, message):
@@ -185,8 +175,55 @@ def test_bad_arguments(change, error, message):
     assert rows.shape == (4, 280)
     with pytest.raises(error, match=message):
         operation(**{"x": x, "rows": rows, **change})
-    with pytest.raises(ValueError, match="apart from x"):
-        operation(x, rows, out=x)
+
+
+def changed(weights, path, change):
+    """The weights with what is found along a path of attributes and indices changed."""
+    if not path:
+        return change(weights)
+    head, *rest = path
+    if isinstance(head, str):
+        return replace(weights, **{head: changed(getattr(weights, head), rest, change)})
+    return tuple(changed(w, rest, change) if i == head else w for i, w in enumerate(weights))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("path", "change", "error", "message"),
+    [
+        (["multipliers"], lambda _: (1, 1), ValueError, "conv1's weight must be dense"),
+        (["multipliers"], lambda _: (2,), ValueError, "stages must have the layers"),
+        (["multipliers"], lambda _: (), ValueError, "multipliers and blocks must be positive"),
+        (["blocks"], lambda _: 2, ValueError, "stages must have the layers"),
+        (["attention"], lambda _: (), ValueError, "stages must have the layers"),
+        (["downs"], lambda downs: downs[:1], ValueError, "stages must have the layers"),
+        (["middle", 1, "qkv", "bias"], lambda t: t[:-1], ValueError, "qkv's bias must be dense"),
+        (["ups", 0, 0, "conv1", "weight"], torch.Tensor.double, TypeError, "must be torch.float32"),
+        (["ups", 0, 0, "shortcut"], lambda _: None, ValueError, "a shortcut just where"),
+        (["head", "weight"], lambda t: t.mT, ValueError, "head's weight must be dense"),
+        (["stem", "weight"], lambda t: t[0], ValueError, "stem must be"),
+        (["stem", "weight"], lambda t: t.half(), ValueError, "stem must be .* in torch.float16"),
+        (["norm", "weight"], lambda t: t[:-1], ValueError, "norm's weight must be dense"),
+    ],
+)
+def test_weights_that_do_not_fit(backend, path, change, error, message):
+    weights = fold_unet(made("narrowing")[0], CPU, torch.float32).weights
+    operation = UNetForward(weights, backend=backend)
+    bad = changed(weights, path, change)
+    with pytest.raises(error, match=message):
+        UNetForward(bad, backend=backend)
+    with pytest.raises(error, match=message):
+        operation.load(bad)
+    assert operation.weights is weights
+
+
+@pytest.mark.parametrize("other", ["one level", "two blocks, odd width"])
+def test_loads_weights_of_one_form_alone(other):
+    operation = operation_of(made("narrowing")[0])
+    with pytest.raises(ValueError, match="weights must be like those before"):
+        operation.load(fold_unet(made(other)[0], CPU, torch.float32).weights)
+    with pytest.raises(ValueError, match="weights must be like those before"):
+        operation.load(fold_unet(made("narrowing")[0].double(), CPU, torch.float64).weights)
 
 
 def test_what_cannot_be_had():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cdrl_fast.ops.activations import check_apart
 from cdrl_fast.ops.conv3x3 import reference, tiling, winners
 from cdrl_fast.ops.rooms import CONVOLUTIONS, choose, reason
 from cdrl_fast.ops.signs import WORD
@@ -156,8 +157,4 @@ def _check_rest(
                 f"conv3x3: {name} must be dense with shape {size} on {x.device}, got "
                 f"{tuple(tensor.shape)} on {tensor.device}"
             )
-    begin, end = out.data_ptr(), out.data_ptr() + out.nbytes
-    if begin < x.data_ptr() + x.nbytes and x.data_ptr() < end:
-        raise ValueError(
-            "conv3x3: out must not share memory with x, which is read while out is written"
-        )
+    check_apart("conv3x3", "out", out, {"x": x})

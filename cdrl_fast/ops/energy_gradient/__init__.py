@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.ops.activations import check_apart, check_dense
 from cdrl_fast.ops.energy_gradient import native, reference
 from cdrl_fast.ops.energy_gradient.weights import Block, ResNetWeights
 from cdrl_fast.ops.rooms import ON_CPUS, choose
@@ -28,7 +29,7 @@ class EnergyGradient:
             reference's, bfloat16 the native room's.
 
     Raises:
-        ValueError: a size that does not fit. BackendUnavailable: a room that cannot be had.
+        ValueError: weights or sizes that do not fit. BackendUnavailable: a room not to be had.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -42,6 +43,7 @@ class EnergyGradient:
         bfloat16: bool = False,
         backend: str = "auto",
     ) -> None:
+        weights.check("EnergyGradient")
         weights.check_size("EnergyGradient", height, width)
         stem = weights.stem
         self.room = choose("EnergyGradient", backend, stem.device, stem.dtype, ON_CPUS)
@@ -57,7 +59,8 @@ class EnergyGradient:
         )
 
     def load(self, weights: ResNetWeights) -> None:
-        """Takes other weights of the same shapes."""
+        """Takes other weights of the same form."""
+        weights.check("EnergyGradient", self.weights.form)
         self.weights = weights
         if self._kernel is not None:
             self._kernel.load(weights)
@@ -80,7 +83,8 @@ class EnergyGradient:
             y: (batch, channels, height, width), of the weights' dtype and device.
             rows: (1 or batch, R), dense: for each block the bias row of its first convolution.
             head: (1 or batch, channels of the last block), dense.
-            out: where to write the gradient; dense, of y's shape.
+            out: where to write the gradient; dense, like y, which it may be, else apart from all
+                arguments.
 
         Returns:
             (batch,) and the shape of y.
@@ -89,11 +93,15 @@ class EnergyGradient:
             ValueError: shapes that do not fit. TypeError: dtypes that do not.
         """
         self._check(y, rows, head)
+        if out is not None:
+            check_dense("EnergyGradient", "out", out, y.shape, y.dtype, y.device)
+            read = {"rows": rows, "head": head}
+            check_apart("EnergyGradient", "out", out, read if out is y else {"y": y, **read})
         if self._kernel is None:
             energy, gradient = reference.value_and_gradient(self.weights, y, rows, head)
             return energy, gradient if out is None else out.copy_(gradient)
         energy = y.new_empty(y.shape[0])
-        gradient = torch.empty(y.shape) if out is None else out
+        gradient = torch.empty(y.shape, dtype=y.dtype, device=y.device) if out is None else out
         self._kernel.run(y.contiguous(), rows, head, energy, gradient)
         return energy, gradient
 
@@ -108,6 +116,11 @@ class EnergyGradient:
                 f"EnergyGradient: y must have shape (batch, {', '.join(map(str, self.shape))}), "
                 f"got {tuple(y.shape)}"
             )
+        if y.dtype != like.dtype or y.device != like.device:
+            raise TypeError(
+                f"EnergyGradient: y must be {like.dtype} on {like.device} like the weights, got "
+                f"{y.dtype} on {y.device}"
+            )
         last = len(self.weights.blocks[-1].bias)
         sizes = {"rows": sum(self.weights.row_sizes), "head": last}
         for name, tensor in (("rows", rows), ("head", head)):
@@ -116,9 +129,4 @@ class EnergyGradient:
                     f"EnergyGradient: {name} must have shape (1 or {y.shape[0]}, {sizes[name]}), "
                     f"got {tuple(tensor.shape)}"
                 )
-        for name, tensor in (("y", y), ("rows", rows), ("head", head)):
-            if tensor.dtype != like.dtype or tensor.device != like.device:
-                raise TypeError(
-                    f"EnergyGradient: {name} must be {like.dtype} on {like.device} like the "
-                    f"weights, got {tensor.dtype} on {tensor.device}"
-                )
+            check_dense("EnergyGradient", name, tensor, tensor.shape, like.dtype, like.device)

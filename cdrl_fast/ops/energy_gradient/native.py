@@ -15,16 +15,15 @@ class ResNetGradient:
     def __init__(self, weights: ResNetWeights, height: int, width: int, *, bfloat16: bool) -> None:
         module = load()
         assert module is not None
-        channels = weights.stem.shape[0]
-        multipliers = [len(stage[0].bias) // channels for stage in weights.stages]
+        channels, image_channels = weights.stem.shape[:2]
         self._kernel = module.ResNetGradient(
-            weights.stem.shape[1], channels, multipliers, len(weights.stages[0]), height, width,
+            image_channels, channels, weights.multipliers, len(weights.stages[0]), height, width,
             bfloat16,
         )  # fmt: skip
         self.load(weights)
 
     def load(self, weights: ResNetWeights) -> None:
-        """Packs the weights, float32 on the CPU."""
+        """Packs the weights, which are checked, float32 on the CPU and of one form."""
         self._kernel.load([tensor.data_ptr() for tensor in weights.tensors()])
 
     def run(

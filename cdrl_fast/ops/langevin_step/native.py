@@ -10,6 +10,7 @@ from torch import Tensor
 from cdrl_fast._native import load
 
 GRAD_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""What kernels read gradients as; by its number in the compiled module."""
 
 
 def langevin_step(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cdrl_fast.ops.activations import overlap, same_elements
 from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.library import register
 from cdrl_fast.ops.rooms import choose
-
-GRAD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _into(
@@ -37,12 +36,14 @@ def _into(
         where = place if rng is None else rng
         out.copy_(reference.langevin_step(x, grad, anchor, rows, where, first_bad))
         return
-    grad = grad if grad.dtype in GRAD_DTYPES else grad.float()
+    grad = grad if grad.dtype in native.GRAD_TYPES else grad.float()
     # What a kernel writes must be dense, and must not share memory with what it has yet to read.
     x, grad = x.contiguous(), grad.contiguous()
     anchor = None if anchor is None else anchor.contiguous()
     inputs = [t for t in (x, grad, anchor) if t is not None]
-    direct = out.is_contiguous() and not any(_overlap(out, t) for t in inputs)
+    direct = out.is_contiguous() and all(
+        same_elements(out, t) or not overlap(out, t) for t in inputs
+    )
     target = out if direct else torch.empty_like(x)
     if room == "triton":
         from cdrl_fast.ops.langevin_step import triton
@@ -72,11 +73,3 @@ instead of (seed, draw, first_sample) and moved on by one draw.
 """
 langevin_step_onto = register(f"langevin_step_onto(Tensor(a!) x, {_REST}) -> ()", _onto)
 """The same in place. Two schemas, since a compiler must know whether x is written."""
-
-
-def _overlap(out: Tensor, other: Tensor) -> bool:
-    """Whether two dense tensors share some memory without being the same elements."""
-    a, b = out.data_ptr(), other.data_ptr()
-    if a == b and out.dtype == other.dtype:
-        return False
-    return a < b + other.nbytes and b < a + out.nbytes

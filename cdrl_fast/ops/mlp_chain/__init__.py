@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.ops.activations import overlap
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
 from cdrl_fast.ops.mlp_chain import native, reference
 from cdrl_fast.ops.mlp_chain.plan import HALVES, ChainPlan, packed
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import value
-from cdrl_fast.ops.philox import check_integer, check_place, signed
+from cdrl_fast.ops.philox import check_integer, check_place, check_words, signed
 from cdrl_fast.ops.rooms import WITHOUT_CUDA, choose
 
 __all__ = [
@@ -97,10 +98,12 @@ def mlp_chain_(
     room = _room(backend, y, precision)
     _check_plan(plan, program, y, precision)
     if not y.numel() or steps == 0:
+        if rng is not None:
+            rng[1] += steps
         return y
     with torch.no_grad():
         # The kernel reads the anchor after it has begun to write y.
-        if anchor is not None and anchor.untyped_storage().data_ptr() == _storage(y):
+        if anchor is not None and overlap(y, anchor):
             anchor = anchor.clone()
         if rng is not None and room != "triton":
             place = tuple(rng[:3].tolist())
@@ -170,10 +173,6 @@ def _place(
     return signed(seed), draw, first_sample
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
 def _checked(program: Program, y: Tensor, rows: Tensor | None, precision: str) -> Tensor | None:
     """The rows, dense."""
     if y.dtype not in (torch.float32, torch.float64):
@@ -224,16 +223,8 @@ def _check_chain(
         raise TypeError(f"mlp_chain: anchor must be {y.dtype} like y, got {anchor.dtype}")
     check_coefficients("mlp_chain", coefficients, y.shape[0], anchor)
     check_integer("mlp_chain", "steps", steps, 0, 2**32 + 1)
-    for name, words, count in (("first_bad", first_bad, 1), ("rng", rng, 4)):
-        if words is None:
-            continue
-        if words.dtype != torch.int64:
-            raise TypeError(f"mlp_chain: {name} must be int64, got {words.dtype}")
-        if words.numel() != count or words.device != y.device or not words.is_contiguous():
-            raise ValueError(
-                f"mlp_chain: {name} must have {count} elements side by side on {y.device}, got "
-                f"{tuple(words.shape)} on {words.device}"
-            )
+    check_words("mlp_chain", "first_bad", first_bad, 1, y)
+    check_words("mlp_chain", "rng", rng, 4, y)
 
 
 def _check_plan(plan: ChainPlan | None, program: Program, y: Tensor, precision: str) -> None:

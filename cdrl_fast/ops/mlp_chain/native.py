@@ -92,9 +92,10 @@ def _planned(program: Program, precision: str) -> Any:
             biases.append(0)
     last, half = program.activation, precision == "bf16"
     kind = KINDS.index(last.kind)
-    plan = module.MlpPlan(list(program.widths), shapes, kind, last.slope, half)
-    plan.load(weights, biases, address(program.head), program.constant)
-    return plan
+    return module.MlpPlan(
+        list(program.widths), shapes, kind, last.slope, half, weights, biases,
+        address(program.head), program.constant,
+    )  # fmt: skip
 
 
 def _rows(rows: Tensor | None) -> tuple[int, int]:

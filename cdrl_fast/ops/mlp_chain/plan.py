@@ -34,7 +34,7 @@ class Packed:
         device = program.head.device
         self.table = _table(self.schedule, device)
         elements, singles = self.schedule.sizes
-        self.singles = torch.zeros(singles, device=device)
+        self.singles = torch.zeros(singles, device=device, dtype=torch.float32)
         self.halves = None
         if half is not None:
             # Never empty: a kernel needs an address.
@@ -57,7 +57,7 @@ class Packed:
     def slots(self, programs: int) -> Tensor:
         """Memory for so many programs of the kernel; left as it comes."""
         words = programs * self.schedule.room * SAMPLES
-        return torch.empty(words, device=self.singles.device)
+        return torch.empty(words, device=self.singles.device, dtype=torch.float32)
 
 
 _PACKED: Plans[Packed] = Plans()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from cdrl_fast.ops.coefficients import Coefficient
+from cdrl_fast.ops.langevin_step.reference import langevin_step
 from cdrl_fast.ops.mlp_chain.program import Add, Program
-from cdrl_fast.ops.normal.reference import normal
 
 
 def forward(program: Program, y: Tensor, rows: Tensor | None) -> list[Tensor]:
@@ -79,22 +78,11 @@ def chain(
         place: seed, draw, first_sample.
         first_bad: lowered to (draw + k)·2³¹ + position where a state is not finite.
     """
-    drift, pull, noise_std, rescale = (
-        c[:, None] if isinstance(c, Tensor) and c.dim() else c for c in coefficients
-    )
+    drift, pull, noise_std, rescale = coefficients
     seed, draw, first_sample = place
     for k in range(steps):
         _, gradient = value_and_gradient(program, y, rows)
-        noise = {"seed": seed, "draw": draw + k, "first_sample": first_sample}
-        z = normal(y.shape, device=y.device, dtype=y.dtype, **noise)
-        moved = y + drift * gradient
-        if anchor is not None:
-            moved = moved - pull * (y - anchor)
-        y = moved + noise_std * z
-        if k == steps - 1:
-            y = rescale * y
-        bad = ~torch.isfinite(y).all(dim=1)
-        if first_bad is not None and bad.any():
-            code = (draw + k << 31) + int(bad.int().argmax())
-            first_bad.clamp_(max=code)
+        numbers = (drift, pull, noise_std, rescale if k == steps - 1 else 1.0)
+        where = (seed, draw + k, first_sample)
+        y = langevin_step(y, gradient, anchor, numbers, where, first_bad)
     return y

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import DTYPES, check_dense, wide
+from cdrl_fast.ops.activations import DTYPES, check_apart, check_dense, same_elements, wide
 from cdrl_fast.ops.norm_silu import reference
 from cdrl_fast.ops.rooms import ON_GPUS, choose
 
@@ -34,7 +34,7 @@ def norm_silu(
         row: (1 or batch, 2·channels), scale then shift, like ``bias`` but for the first stride:
             it may be part of a longer row. None is 0.
         activate: whether SiLU follows.
-        out: where to write; like ``x``, which it may be.
+        out: where to write; like ``x``, which it may be, else apart from all arguments.
         backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
 
     Returns:
@@ -72,6 +72,8 @@ def _check(
     for name, tensor in (("weight", weight), ("bias", bias), ("offset", offset)):
         check_dense("norm_silu", name, tensor, (channels,), dtype, x.device)
     check_dense("norm_silu", "out", out, x.shape, x.dtype, x.device)
+    read = {"weight": weight, "bias": bias, "offset": offset, "row": row}
+    check_apart("norm_silu", "out", out, read if same_elements(out, x) else {"x": x, **read})
     if row is None:
         return
     if row.dtype != dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import check_activations, check_dense, wide
+from cdrl_fast.ops.activations import check_activations, check_apart, check_dense, wide
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients
 from cdrl_fast.ops.philox import check_rng, check_words, signed
 from cdrl_fast.ops.rooms import ON_GPUS, choose
@@ -33,7 +33,7 @@ def stem_gradient(
         terms: how many parts g has; a sum over them costs no rounding.
         scale: what g is multiplied by, as that of `head`.
         out: where to write; dense (batch, image channels, height, width), float32 (float64 with
-            float64).
+            float64); apart from g and weight.
         backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
 
     Returns:
@@ -49,6 +49,7 @@ def stem_gradient(
     dtype = wide(g.dtype)
     out = torch.empty(shape, dtype=dtype, device=g.device) if out is None else out
     check_dense("stem_gradient", "out", out, shape, dtype, g.device)
+    check_apart("stem_gradient", "out", out, {"g": g, "weight": weight})
     room = choose("stem_gradient", backend, g.device, g.dtype, ON_GPUS)
     if room == "reference" or not g.numel():
         return out.copy_(reference.stem_gradient(g, weight, terms, scale))
@@ -105,6 +106,7 @@ def stem_langevin_(
     shape = _image_shape(where, g, weight, terms)
     check_dense(where, "y", y, shape, wide(g.dtype), g.device)
     check_dense(where, "anchor", anchor, shape, y.dtype, g.device)
+    check_apart(where, "y", y, {"g": g, "weight": weight, "anchor": anchor})
     check_coefficients(where, coefficients, shape[0], anchor)
     check_words(where, "first_bad", first_bad, 1, y)
     check_rng(where, rng, y)

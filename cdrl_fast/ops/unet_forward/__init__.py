@@ -17,7 +17,6 @@ __all__ = [
     "UNetForward",
     "UNetWeights",
     "check_call",
-    "check_size",
 ]
 
 
@@ -33,43 +32,42 @@ class UNetForward:
             reference's.
 
     Raises:
-        ValueError: an image size that does not fit. BackendUnavailable: a room that cannot be had.
+        ValueError: weights that do not fit. BackendUnavailable: a room that cannot be had.
 
     Source: the initializer of Zhu et al., ICLR 2024.
     """
 
     def __init__(self, weights: UNetWeights, *, backend: str = "auto") -> None:
-        check_size("UNetForward", weights)
+        weights.check("UNetForward")
         stem = weights.stem.weight
         self.room = choose("UNetForward", backend, stem.device, stem.dtype, ON_CPUS)
         self.weights = weights
         self._kernel = native.UNet(weights) if self.room == "native" else None
 
     def load(self, weights: UNetWeights) -> None:
-        """Takes other weights of the same shapes."""
+        """Takes other weights of the same form."""
+        weights.check("UNetForward", self.weights.form)
         self.weights = weights
         if self._kernel is not None:
             self._kernel.load(weights)
 
-    def __call__(self, x: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
         """The network's output for x.
 
         Args:
             x: (batch, channels, size, size), of the weights' dtype and device.
             rows: (1 or batch, R), dense: for each block in order scale, then shift.
-            out: where to write; dense, of x's shape, apart from x.
 
         Returns:
-            ``out``, or a new tensor of x's shape.
+            A new dense tensor of x's shape.
 
         Raises:
             ValueError: shapes that do not fit. TypeError: dtypes that do not.
         """
-        check_call("UNetForward", self.weights, x, rows, out)
+        check_call("UNetForward", self.weights, x, rows)
         if self._kernel is None:
-            result = reference.forward(self.weights, x, rows)
-            return result if out is None else out.copy_(result)
-        out = torch.empty(x.shape) if out is None else out
+            return reference.forward(self.weights, x, rows)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._kernel.run(x.contiguous(), rows, out)
         return out
 
@@ -78,18 +76,7 @@ class UNetForward:
         return None if self._kernel is None else self._kernel.workspace_bytes(batch)
 
 
-def check_size(where: str, weights: UNetWeights) -> None:
-    """Raises unless the images' size can be halved as often as the network does."""
-    multiple = 2 ** (len(weights.multipliers) - 1)
-    if weights.image_size < 1 or weights.image_size % multiple:
-        raise ValueError(
-            f"{where}: image_size must be a multiple of {multiple}, got {weights.image_size}"
-        )
-
-
-def check_call(
-    where: str, weights: UNetWeights, x: Tensor, rows: Tensor, out: Tensor | None
-) -> None:
+def check_call(where: str, weights: UNetWeights, x: Tensor, rows: Tensor) -> None:
     """Raises unless these are arguments of a network with such weights; see `UNetForward`."""
     like, size = weights.stem.weight, sum(weights.row_sizes)
     shape = (like.shape[1], weights.image_size, weights.image_size)
@@ -103,15 +90,8 @@ def check_call(
             f"{where}: rows must be dense, of shape (1 or {x.shape[0]}, {size}), got "
             f"{tuple(rows.shape)} with strides {rows.stride()}"
         )
-    if out is not None and (
-        out.shape != x.shape or not out.is_contiguous() or out.data_ptr() == x.data_ptr() != 0
-    ):
-        raise ValueError(
-            f"{where}: out must be dense, apart from x and of its shape {tuple(x.shape)}, "
-            f"got {tuple(out.shape)} with strides {out.stride()}"
-        )
-    for name, tensor in (("x", x), ("rows", rows), ("out", out)):
-        if tensor is not None and (tensor.dtype != like.dtype or tensor.device != like.device):
+    for name, tensor in (("x", x), ("rows", rows)):
+        if tensor.dtype != like.dtype or tensor.device != like.device:
             raise TypeError(
                 f"{where}: {name} must be {like.dtype} on {like.device} like the weights, "
                 f"got {tensor.dtype} on {tensor.device}"

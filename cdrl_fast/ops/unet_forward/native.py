@@ -27,7 +27,7 @@ class UNet:
         self.load(weights)
 
     def load(self, weights: UNetWeights) -> None:
-        """Packs the weights, float32 on the CPU."""
+        """Packs the weights, which are checked, float32 on the CPU and of one form."""
         self._kernel.load([tensor.data_ptr() for tensor in weights.tensors()])
 
     def run(self, x: Tensor, rows: Tensor, out: Tensor) -> None:
