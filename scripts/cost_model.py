@@ -207,7 +207,7 @@ def count(options: ModelOptions, size: int, channels: int = 3) -> Cost:
     }
     kept, kept_by_blocks = _kept(energy.requires_grad_(True).to(torch.bfloat16), shape)
     precision = Precision("bf16")
-    weights = fold_resnet(energy, META, precision.network).weights
+    weights = fold_resnet(energy, META, precision.state).weights
     passes = ResNetPasses(weights, size, size, precision=precision, backend="reference")
     return Cost(
         levels=options.levels,

@@ -103,7 +103,7 @@ def reference_iteration(trainer):
 def test_an_iteration_holds_a_third_of_the_references_memory():
     recipe = load_recipe("digits")
     data = load_data("digits")
-    config = replace(recipe.training, precision="bf16")
+    config = replace(recipe.training, precision="bf16", batch_size=32)
     trainer = Trainer(recipe.model.build(data), data, config)
     plain = reference_iteration(trainer)
     trainer.step()

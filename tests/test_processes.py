@@ -62,7 +62,8 @@ def test_the_run_is_that_of_one_process(processes, alone, tmp_path):
     same(tmp_path, alone)
 
 
-@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True])
 def test_sharded_parts_stopped_and_resumed_otherwise(alone, tmp_path, again):
     """FSDP2 and accumulation; SIGTERM to one process stops both at a checkpoint; one goes on, or
     both before it."""

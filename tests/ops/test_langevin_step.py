@@ -160,15 +160,17 @@ def test_borders_and_alignment(room, elements, shift):
 
 
 def test_first_bad(room):
-    x, grad, anchor = tensors((300, 3, 32), device=room["device"])
+    # In Triton's interpreter fewer programs, but more than one.
+    n = 40 if room["device"].type == "cpu" and room["backend"] == "triton" else 300
+    x, grad, anchor = tensors((n, 3, 32), device=room["device"])
     first_bad = torch.full((), NEVER, device=room["device"])
     options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "first_bad": first_bad}
     langevin_step(x, grad, anchor, rng=(5, 76, 0), backend=room["backend"], **options)
     assert int(first_bad) == NEVER
-    grad[211, 1, 1], grad[298, 0, 0] = float("nan"), float("-inf")
+    grad[n - 9, 1, 1], grad[n - 2, 0, 0] = float("nan"), float("-inf")
     for draw in (2**32 - 2, 2**32 - 1):
         langevin_step(x, grad, anchor, rng=(5, draw, 0), backend=room["backend"], **options)
-    assert divmod(int(first_bad), 2**31) == (2**32 - 2, 211)
+    assert divmod(int(first_bad), 2**31) == (2**32 - 2, n - 9)
 
 
 @pytest.mark.parametrize("shape", [(40, 3, 7), (4, 4096), (0, 5)])
