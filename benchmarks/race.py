@@ -17,6 +17,15 @@ LONG = 0.2
 """Seconds from which a call warms up by itself and fewer rounds do."""
 
 
+CHECKED_ALONE = False
+"""Whether contenders are only checked, by --benchmark-disable: then small batches will do."""
+
+
+def batch_of(timed: int) -> int:
+    """The batch of a benchmark whose timed one is this."""
+    return min(timed, 2) if CHECKED_ALONE else timed
+
+
 def signs_differ(words: torch.Tensor, expected: torch.Tensor) -> float:
     """Share of the signs that differ: sums in another order turn those of the smallest."""
     return float((unpack(words.cpu()) != unpack(expected.cpu())).float().mean())

@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from race import Race
+from race import Race, batch_of
 
 from cdrl_fast import CDRL, ResNetEnergy
 from cdrl_fast.bench import folded
@@ -73,6 +73,7 @@ def compiled(network, logsnr, label):
 def race(name, device):
     """Each contender's gradient is checked against float64's before it is timed."""
     build, size, batch = CASES[name]
+    batch = batch_of(batch)
     torch.manual_seed(0)
     energy = build().to(device).eval().requires_grad_(False)
     y = torch.randn(batch, energy.stem.in_channels, size, size, device=device)
@@ -115,6 +116,7 @@ def race(name, device):
 @cache
 def guided_race(name, device):
     build, size, batch = GUIDED[name]
+    batch = batch_of(batch)
     torch.manual_seed(0)
     energy = build().to(device).eval().requires_grad_(False)
     y = torch.randn(batch, energy.stem.in_channels, size, size, device=device)

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from race import Race
+from race import Race, batch_of
 
 from cdrl_fast import CDRL, UNetInitializer
 from cdrl_fast.engine.graph import capture
@@ -65,6 +65,7 @@ def replayed(network, device, x, logsnr, label):
 def race(name, device):
     """Each contender's output is checked against float64's before it is timed."""
     build, batch = CASES[name]
+    batch = batch_of(batch)
     torch.manual_seed(0)
     network = build().to(device).eval().requires_grad_(False)
     size = network.config["image_size"]

@@ -259,6 +259,7 @@ def test_draws_samples_and_shows_their_chain(page, tmp_path):
     assert picture(page, before=source)[1].shape == (2 * CELL + 2, 2 * CELL + 2)
 
 
+@pytest.mark.slow
 def test_completes_what_is_painted_over(page):
     open_tab(page, "Complete")
     press(page, "Complete")

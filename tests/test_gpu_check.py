@@ -115,6 +115,7 @@ def test_a_dry_run_finds_what_would_run(tmp_path):
     assert found["status"] == "passed"
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_nothing_fails(check):
     part = script.Part("tests", (*script.PYTEST, "tests/ops", "-k", "no_such_test"), 60.0, 0.0)
     check.run([script.dry(part)])

@@ -34,6 +34,7 @@ def test_the_papers_costs(paper):
     assert paper.state == 5 * paper.exchanged
 
 
+@pytest.mark.slow
 def test_width_and_size_scale_as_they_should():
     flat = ModelOptions(energy_blocks=1, initializer_blocks=1)
     deeper = replace(flat, energy_multipliers=(1, 2, 2, 2, 2), initializer_multipliers=(1, 1, 1, 1))

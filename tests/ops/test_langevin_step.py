@@ -140,7 +140,7 @@ def test_odd_views_and_outputs(room):
     close(shifted, expected)
 
 
-@pytest.mark.parametrize("elements", [5, 8, 1024, 4099])
+@pytest.mark.parametrize("elements", [5, 8, 1024, 2051])
 @pytest.mark.parametrize("shift", [1, 2, 4])
 def test_borders_and_alignment(room, elements, shift):
     """An output in the middle of a poisoned array, at any alignment, in place too."""
@@ -173,7 +173,7 @@ def test_first_bad(room):
     assert divmod(int(first_bad), 2**31) == (2**32 - 2, n - 9)
 
 
-@pytest.mark.parametrize("shape", [(40, 3, 7), (4, 4096), (0, 5)])
+@pytest.mark.parametrize("shape", [(40, 3, 7), (2, 2050), (0, 5)])
 def test_rng_state_is_read_and_moved_on(room, shape):
     """Three steps from a state on the device are three steps with their numbers given."""
     x, grad, anchor = tensors(shape, device=room["device"])

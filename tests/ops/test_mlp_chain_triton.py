@@ -159,7 +159,7 @@ def test_half_precision_rounds_products_and_not_the_state(device, precision):
 @pytest.mark.parametrize(
     ("precision", "per_sample"),
     [
-        ("fp32", False),
+        pytest.param("fp32", False, marks=pytest.mark.slow),
         ("fp16", True),
         pytest.param("fp32", True, marks=pytest.mark.slow),
         pytest.param("fp16", False, marks=pytest.mark.slow),
