@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,21 @@ def logged(folder):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run of one process: its folder and trainer."""
-    folder = tmp_path_factory.mktemp("alone")
-    made = trainer()
-    made.fit(ITERATIONS, folder=folder)
-    return folder, made
+    """A run of one process: its folder and trainer after so many iterations."""
+
+    @cache
+    def of(iterations):
+        folder = tmp_path_factory.mktemp("alone")
+        made = trainer()
+        made.fit(iterations, folder=folder)
+        return folder, made
+
+    return of
 
 
 def same(folder, alone):
     found, expected = logged(folder), logged(alone[0])
-    assert len(found) == len(expected) == ITERATIONS
+    assert len(found) == len(expected) == alone[1].iteration
     for mine, theirs in zip(found, expected, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-9)
     resumed = Trainer.resume(folder, images())
@@ -55,11 +61,18 @@ def same(folder, alone):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_run_is_that_of_one_process(processes, alone, tmp_path):
-    status, output = run(processes, tmp_path)
+@pytest.mark.parametrize(
+    ("processes", "iterations"),
+    [
+        (2, 10),
+        pytest.param(2, ITERATIONS, marks=pytest.mark.slow),
+        pytest.param(4, ITERATIONS, marks=pytest.mark.slow),
+    ],
+)
+def test_the_run_is_that_of_one_process(processes, iterations, alone, tmp_path):
+    status, output = run(processes, tmp_path, iterations)
     assert status == 0, output
-    same(tmp_path, alone)
+    same(tmp_path, alone(iterations))
 
 
 @pytest.mark.slow
@@ -76,7 +89,7 @@ def test_sharded_parts_stopped_and_resumed_otherwise(alone, tmp_path, again):
         status, output = run(2, tmp_path, iterations=18, config=sharded, resume=True)
         assert status == 0, output
     Trainer.resume(tmp_path, images()).fit(ITERATIONS, folder=tmp_path)
-    same(tmp_path, alone)
+    same(tmp_path, alone(ITERATIONS))
 
 
 @pytest.mark.slow

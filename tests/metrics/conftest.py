@@ -25,10 +25,8 @@ def held_out_images(split: tuple[Dataset, Dataset]) -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def classifier(
-    split: tuple[Dataset, Dataset], tmp_path_factory: pytest.TempPathFactory
-) -> Classifier:
-    return train_classifier(split[0], cache=tmp_path_factory.mktemp("classifier"))
+def classifier(split: tuple[Dataset, Dataset]) -> Classifier:
+    return train_classifier(split[0])
 
 
 @pytest.fixture
