@@ -27,7 +27,7 @@ def test_steps_are_run_and_timed(tmp_path, monkeypatch, capsys):
     )
     assert script.main(["--out", str(out)]) == 0
     steps = json.loads(out.read_text())["steps"]
-    assert [row["step"] for row in steps][0] == "echo 2 > number"
+    assert steps[0]["step"] == "echo 2 > number"
     assert len(steps) == 3
     page.write_text("```bash\ntrue\nfalse\ntouch later\n```\n")
     out.unlink()
