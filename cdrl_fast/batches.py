@@ -122,7 +122,7 @@ class Batches:
 
 def check_names(model: CDRL, data: Dataset) -> None:
     """Raises ValueError where a name of the model's classes is another class of the data."""
-    if isinstance(model.classes, int) or not model.num_classes:
+    if isinstance(model.classes, int):
         return
     for index, name in enumerate(data.classes):
         if name in model.classes and model.classes.index(name) != index:

@@ -149,7 +149,7 @@ def read_tensors(folder: Path, files: Mapping[str, bytes], name: str) -> dict[st
 def sums_of(folder: Path, names: Sequence[str]) -> bytes:
     """What `SUMS` holds of files in a folder, which may be larger than the memory."""
     lines = []
-    for name in names:
+    for name in sorted(names):
         with (folder / name).open("rb") as file:
             lines.append(_line(name, hashlib.file_digest(file, "sha256").hexdigest()))
     return "".join(f"{line}\n" for line in lines).encode()

@@ -48,13 +48,11 @@ class TrainingDraws:
 
     def normal(self, like: Tensor, index: int) -> Tensor:
         """Standard normal noise of a tensor's shape."""
-        state = self.state(index)
-        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        if not isinstance(state, Tensor):
-            seed, draw, first = state
-            return normal(like.shape, seed=seed, draw=draw, first_sample=first, **options)
-        zero = torch.zeros(like.shape, **options)
-        return langevin_step_(zero, zero, None, drift=0.0, pull=0.0, noise_std=1.0, rng=state)
+        if not isinstance(self.first, Tensor):
+            return normal(like.shape, dtype=self.dtype, **self._place(index))
+        zero = torch.zeros(like.shape, dtype=self.dtype, device=self.device)
+        rng = self.state(index)
+        return langevin_step_(zero, zero, None, drift=0.0, pull=0.0, noise_std=1.0, rng=rng)
 
     def uniform(self, shape: Sequence[int], index: int) -> Tensor:
         """Uniform numbers in (0, 1], float32."""

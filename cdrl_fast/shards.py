@@ -20,6 +20,7 @@ from cdrl_fast.data.images import as_bytes
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.model import CDRL
 from cdrl_fast.ops.philox import check_integer
+from cdrl_fast.progress import progress_bar
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.schedule import Steps
 
@@ -116,11 +117,11 @@ class _Request:
         self._register()
         if self._merged():
             return self.folder / SAMPLES
-        from tqdm.auto import tqdm
-
         mine = range(worker, self.shards, workers)
-        for i in tqdm(mine, desc="sampling", unit="shard", disable=not progress):
-            self._shard(i)
+        with progress_bar(progress, total=len(mine), desc="sampling", unit="shard") as bar:
+            for i in mine:
+                self._shard(i)
+                bar.update()
         if all(self._place(i).is_dir() for i in range(self.shards)):
             return self._merge()
         return None
@@ -188,8 +189,8 @@ class _Request:
             return False
 
     def _sums(self) -> bytes:
-        names = [REQUEST, SAMPLES] if self.labels is None else [LABELS, REQUEST, SAMPLES]
-        return checkpoint.sums_of(self.folder, sorted(names))
+        names = [REQUEST, SAMPLES] if self.labels is None else [REQUEST, SAMPLES, LABELS]
+        return checkpoint.sums_of(self.folder, names)
 
     def _merge(self) -> Path:
         """All shards in one file; whoever does it writes the same bytes."""

@@ -12,6 +12,7 @@ from cdrl_fast import CDRL, MLPEnergy, NoiseSchedule, ResNetEnergy, TrainConfig,
 from cdrl_fast.data import Dataset
 from cdrl_fast.iteration import Iteration
 from cdrl_fast.iteration_graph import IterationGraph
+from cdrl_fast.saved import newest_readable
 from tests.conftest import weights
 from tests.test_graph import Recorder
 
@@ -78,18 +79,12 @@ def test_goes_on_after_a_roll_back_or_a_resume(recorder, image_model, images, tm
     graphed.fit(2, folder=tmp_path)
     plain.fit(5)
     graphed.step()
-    graphed._restore(*_newest(tmp_path))
+    graphed._restore(*newest_readable(tmp_path))
     graphed.fit(5)
     resumed = Trainer.resume(tmp_path, images)
     resumed.fit(5)
     for trainer in (graphed, resumed):
         torch.testing.assert_close(weights(trainer.model), weights(plain.model), rtol=0, atol=1e-5)
-
-
-def _newest(folder):
-    from cdrl_fast.saved import newest_readable
-
-    return newest_readable(folder)
 
 
 def test_without_a_capture_it_warns_and_trains(recorder, image_model, images, monkeypatch):
