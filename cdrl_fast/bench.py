@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from cdrl_fast import reference
 from cdrl_fast._native import load
 from cdrl_fast.conditions import classes_in_turn
-from cdrl_fast.floor import flop_of
+from cdrl_fast.floor import flop_of, product_rate
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks.layers import SpectralConv2d, SpectralLinear, fix_weights
+from cdrl_fast.precision import Precision
 from cdrl_fast.sampler import Sampler
 
 
@@ -240,9 +241,5 @@ def processor_rate(model: CDRL) -> float:
     if device.type == "cpu" and module is not None:
         threads = torch.get_num_threads()
         return max(float(module.peak_flops(half, threads)) for half in (False, True))
-    best = 0.0
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(2048, 2048, device=device, dtype=dtype)
-        seconds = _timed({"": partial(torch.mm, a, a)}, 5, model)[""]
-        best = max(best, 2 * 2048**3 / seconds)
-    return best
+    tried = (Precision("fp32"), Precision("bf16"))
+    return max(product_rate(device, each.network, each.products) for each in tried)

@@ -117,8 +117,8 @@ class Choice:
                 dtype=x0.dtype,
                 backend=self.backend,
             ).repeat_interleave(self.candidates, 0)
-            for std in (variance**0.5, -(variance**0.5)):
-                x = signal * x0 + std * noise
+            for signed in (noise, -noise):
+                x = self.schedule.add_noise(x0, signed, t)
                 slope = energy.gradient(level.scale * x) * (level.scale / level.energy_variance)
                 total += (x0 - (x + variance * slope) / signal).square()
         return total / (2 * _NOISES)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from cdrl_fast import __version__
 from cdrl_fast.app import App
 from cdrl_fast.bench import bench
 from cdrl_fast.commands.demo import Demo
@@ -62,6 +63,9 @@ class About:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (2: wrong input, 130: stopped by Ctrl-C)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(f"cdrl-fast {__version__}")
+        return 0
     try:
         train = Annotated[Train, tyro.conf.subcommand("train", default=Train.of(_recipe_of(words)))]
         command: Any = tyro.cli(

@@ -81,8 +81,7 @@ class Held(Free):
         schedule = self._schedule
         # x_T belongs to a level T + 1, whose index is 0: that of the one shared noise, too.
         index = level_draw(t + 1, schedule.levels) if self._of.noise == "fresh" else 0
-        signal, std = np.sqrt(schedule.alpha_bar[t]), np.sqrt(schedule.noise_variance[t])
-        return float(signal) * self._values + float(std) * self._normal(index)
+        return schedule.add_noise(self._values, self._normal(index), t)
 
     def _normal(self, index: int) -> Tensor:
         return normal(

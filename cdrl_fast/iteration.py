@@ -13,7 +13,7 @@ from cdrl_fast.engine.plan import PassesPlan
 from cdrl_fast.levels import LevelTable, NoiseTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy, UNetInitializer
-from cdrl_fast.networks.layers import dropout_from, power_iterations, set_recompute
+from cdrl_fast.networks.layers import dropout_from, network_power_iteration, set_recompute
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.products import products
 from cdrl_fast.precision import Precision
@@ -102,7 +102,7 @@ class Iteration:
         found: list[dict[str, Tensor]] = []
         with whole(self.model.energy), products(self.precision.products):
             if self._ours:
-                power_iterations(self.model.energy)
+                network_power_iteration(self.model.energy)
             self._chain.refresh()
             for i in range(parts):
                 some = slice(i * size, (i + 1) * size)

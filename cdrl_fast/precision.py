@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -22,7 +23,8 @@ _DTYPES = {
     "bf16": (torch.float32, torch.bfloat16),
     "fp16": (torch.float32, torch.float16),
 }
-NAMES = ("auto", *_DTYPES)
+PrecisionName = Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"]
+NAMES = get_args(PrecisionName)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 StepScale = Literal["cumulative", "constant"]
 
@@ -183,6 +184,24 @@ class NoiseSchedule:
     def noise_variance(self) -> NDArray[np.float64]:
         """1 - alpha_bar_t = sigmoid(-λ_t), without the cancellation at t = 0; float64."""
         return _frozen(1.0 / (1.0 + np.exp(self.logsnr)))
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: int) -> Tensor:
+        """x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
+
+        Args:
+            x0: samples, any shape and floating-point dtype.
+            noise: ε, standard normal, of the same shape.
+            t: noise index, 0 … T.
+
+        Example:
+            >>> import torch
+            >>> from cdrl_fast import NoiseSchedule
+            >>> x0 = torch.ones(2, 2)
+            >>> bool((NoiseSchedule().add_noise(x0, torch.zeros(2, 2), 0) > 0.99).all())
+            True
+        """
+        signal, std = np.sqrt(self.alpha_bar[t]), np.sqrt(self.noise_variance[t])
+        return float(signal) * x0 + float(std) * noise
 
     def plan(self, steps: Steps = None) -> StepPlan:
         """The step plan that ``steps`` stands for.

@@ -81,8 +81,7 @@ def level_densities(
                 device=x0.device,
                 dtype=x0.dtype,
             )
-            signal, variance = schedule.alpha_bar[t - 1], schedule.noise_variance[t - 1]
-            x = float(signal) ** 0.5 * x0 + float(variance) ** 0.5 * noise
+            x = schedule.add_noise(x0, noise, t - 1)
         value = frozen.at(level.logsnr, terms).value(level.scale * x)
         found.append(value / level.energy_variance)
     return torch.stack(found)

@@ -39,6 +39,8 @@ def sample_to_folder(
     guidance: float = 0.0,
     batch_size: int = 512,
     denoise_scale: float = 1.0,
+    correctors: int = 0,
+    metropolis: bool = False,
     worker: int = 0,
     workers: int = 1,
     progress: bool = False,
@@ -55,7 +57,7 @@ def sample_to_folder(
         sampler: of one model.
         n: how many; at least 1.
         folder: made if it is not there; all workers must see it.
-        seed, steps, guidance, denoise_scale: as in `Sampler.sample`.
+        seed, steps, guidance, denoise_scale, correctors, metropolis: as in `Sampler.sample`.
         label: class numbers or names, taken in turn; None: no label.
         batch_size: samples a shard.
         worker, workers: which one this is, of how many.
@@ -87,7 +89,8 @@ def sample_to_folder(
     check_integer(where, "worker", worker, 0, workers)
     request = _Request(
         sampler, n, Path(folder), batch_size, _labels(sampler.model, label, n),
-        {"seed": seed, "steps": steps, "guidance": guidance, "denoise_scale": denoise_scale},
+        {"seed": seed, "steps": steps, "guidance": guidance, "denoise_scale": denoise_scale,
+         "correctors": correctors, "metropolis": metropolis},
     )  # fmt: skip
     try:
         return request.run(worker, workers, progress)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cdrl_fast.field_types import check_field_types
+from cdrl_fast.precision import PrecisionName
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class TrainConfig:
     label_drop: float = 0.1
     flip: bool = False
     seed: int = 0
-    precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    precision: PrecisionName = "auto"
     recompute: Literal["nothing", "activations", "blocks"] = "activations"
     graph: Literal["auto", "off"] = "auto"
     patience: int = 3

@@ -108,14 +108,20 @@ class Attribute:
         return cls(TELLING, WAYS, (1, 2), both_ways(train), by_way(train), *parts)
 
 
-def trained(data: Dataset, out: Path, iterations: int) -> CDRL:
-    """The model of strokes; a run that is there goes on."""
+def trained(data: Dataset, out: Path, iterations: int, start: CDRL | None) -> CDRL:
+    """A model of ``data``, begun with the weights of ``start`` that fit; a run that is there goes
+    on."""
     recipe = load_recipe("digits")
     config = replace(recipe.training, label_drop=0.2)
     if checkpoints_of(out):
         trainer = Trainer.resume(out, data, config=config)
     else:
-        trainer = Trainer(recipe.model.build(data), data, config)
+        model = recipe.model.build(data)
+        weights = model.state_dict()
+        for name, value in {} if start is None else start.state_dict().items():
+            if value.shape == weights[name].shape:
+                weights[name].copy_(value)
+        trainer = Trainer(model, data, config)
     trainer.fit(iterations, folder=out, progress=True)
     return trainer.ema
 
@@ -145,18 +151,20 @@ def main() -> None:
     parser.add_argument("--attribute", choices=["stroke", "flip"], default="stroke")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=6000, help="of each model trained here")
+    parser.add_argument("--start", help="a model whose weights that training starts from")
     parser.add_argument("--samples", type=int, default=20, help="of each digit and attribute")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 1.0, 2.0])
     parser.add_argument("--correctors", type=int, default=15)
     options = parser.parse_args()
     train, held = load_data("digits").split(0.2)
     attribute = getattr(Attribute, options.attribute)(train, held)
+    start = CDRL.from_pretrained(options.start) if options.start else None
     if attribute.of_class is None:
         digits, seen, shown = CDRL.from_pretrained("digits"), train, held
     else:
-        digits = trained(attribute.of_class, options.out / "classes", options.iterations)
+        digits = trained(attribute.of_class, options.out / "classes", options.iterations, start)
         seen, shown = attribute.of_class, both_ways(only(held, attribute.digits))
-    second = trained(attribute.training, options.out / "run", options.iterations)
+    second = trained(attribute.training, options.out / "run", options.iterations, start)
     of_class = train_classifier(seen)
     of_value = train_classifier(attribute.clear, seed=1)
     rows = {

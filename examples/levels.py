@@ -23,8 +23,8 @@ from cdrl_fast.report import film_strip
 def noised(model: CDRL, x0: Tensor) -> list[Tensor]:
     """√ᾱ_t x_0 + √(1 - ᾱ_t) ε for t = 0 … T, one ε a sample."""
     noise = normal(x0.shape, seed=0, draw=0)
-    alpha_bar = model.schedule.alpha_bar
-    return [float(a) ** 0.5 * x0 + float(1 - a) ** 0.5 * noise for a in alpha_bar]
+    schedule = model.schedule
+    return [schedule.add_noise(x0, noise, t) for t in range(schedule.levels + 1)]
 
 
 def proposals(model: CDRL, chains: int) -> tuple[list[Tensor], list[str]]:

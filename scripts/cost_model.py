@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cdrl_fast.data import Dataset
 from cdrl_fast.engine.fold import fold_resnet
 from cdrl_fast.engine.passes import ResNetPasses
+from cdrl_fast.floor import flop_of
 from cdrl_fast.networks.resnet import ResNetBlock
 from cdrl_fast.precision import Precision
 from cdrl_fast.recipe import ModelOptions
@@ -193,11 +193,12 @@ def count(options: ModelOptions, size: int, channels: int = 3) -> Cost:
     def through(network: nn.Module, *, frozen: bool = False, back: bool = True) -> float:
         network.requires_grad_(not frozen)
 
-        with FlopCounterMode(display=False) as counter:
+        def call() -> None:
             value = network(*_inputs(1, shape, gradient=frozen))
             if back:
                 value.sum().backward()
-        return counter.get_total_flops()
+
+        return flop_of(call)
 
     found = {
         "gradient": through(energy, frozen=True),

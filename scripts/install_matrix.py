@@ -96,7 +96,9 @@ def main() -> int:
         about(work, python, ": native\n")
         samples(work, python)
         shutil.copytree(ROOT / "tests", work / "tests")
-        print(run(work, python, "-m", "pytest", "tests/ops", "-q", "-k", "not triton"))
+        print(
+            run(work, python, "-m", "pytest", "tests/ops", "-q", "-n", "auto", "-k", "not triton")
+        )
 
         print("== no compiler, no triton", flush=True)
         wheel = built(work / "bare", **without_compiler(work / "empty"))

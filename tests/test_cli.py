@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import cdrl_fast
 from cdrl_fast import CDRL, ChainDiverged, Sampler
 from cdrl_fast.cli import main
 from cdrl_fast.saved import checkpoints_of
@@ -81,6 +82,21 @@ def test_sample_pictures_and_values(tmp_path, capsys):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+def test_sample_takes_what_the_sampler_takes(tmp_path):
+    """Metropolis-corrected chains with correctors, in float64, into a file and into a folder."""
+    options = ["sample", "--n", "2", "--steps", "1", "--correctors", "1", "--metropolis"]
+    options += ["--precision", "fp64", "--out"]
+    assert main([*options, str(tmp_path / "x.npz")]) == 0
+    sampler = Sampler.from_pretrained("digits", precision="fp64")
+    expected = sampler.sample(2, steps=1, correctors=1, metropolis=True)
+    got = torch.from_numpy(np.load(tmp_path / "x.npz")["samples"])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert main([*options, str(tmp_path / "shards")]) == 0
+    stored = np.load(tmp_path / "shards" / "samples.npy")
+    bytes_ = torch.from_numpy(stored).permute(0, 3, 1, 2)
+    assert (bytes_ - 127.5 * (expected + 1)).abs().max() <= 0.5 + 1e-9
+
+
 def test_evaluate(tmp_path, monkeypatch, capsys):
     out = tmp_path / "figures.json"
     options = ["--samples", "30", "--steps", "3", "--guidance", "1", "--out", str(out)]
@@ -108,6 +124,7 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
         (["train", "--metrics-every", "5", "--held-out", "0", "--out", "{}/x"], "pass --held-out"),
         (["sample", "--out", "{}/v1.0"], "expected .png, .jpg, .npz, or a folder's name"),
         (["sample", "--device", "foo"], "device: expected auto, cpu, cuda or cuda:N, got 'foo'"),
+        (["sample", "--metropolis", "--precision", "tf32"], "precision"),
         (["sample", "--device", "cuda:99"], "CUDA devices"),
         (["sample", "--model", "checkerboard", "--label", "cat"], "label"),
         (["import", "{}/none.pth.tar", "{}/x"], "none.pth.tar"),
@@ -126,6 +143,11 @@ def test_a_picture_is_not_for_several_workers(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert main(["sample", "--device", "cpu", "--out", str(tmp_path / "x.png")]) == 2
     assert "several workers share a folder of shards" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cdrl-fast {cdrl_fast.__version__}\n"
 
 
 def test_help_names_every_command(capsys):

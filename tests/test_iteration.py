@@ -21,7 +21,7 @@ from cdrl_fast import (
     reference,
 )
 from cdrl_fast.data import Dataset, load_data
-from cdrl_fast.networks.layers import SpectralNorm, power_iterations, set_recompute
+from cdrl_fast.networks.layers import SpectralNorm, network_power_iteration, set_recompute
 from cdrl_fast.recipe import load_recipe
 from tests.live_memory import peak
 
@@ -60,7 +60,7 @@ def test_half_precision_adds_little_to_a_batchs_own_noise():
 def test_power_iterations_of_all_layers_are_those_of_each(image_model):
     energy = image_model.energy.double()
     twin = copy.deepcopy(energy)
-    power_iterations(energy)
+    network_power_iteration(energy)
     layers = [m for m in twin.modules() if isinstance(m, SpectralNorm)]
     before = [layer.u.clone() for layer in layers]
     for layer in layers:

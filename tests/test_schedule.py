@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 
 from cdrl_fast import NoiseSchedule, StepPlan
 
@@ -31,6 +32,15 @@ def test_logsnr_and_alpha_bar():
     assert all(agrees(a, b, 6) for a, b in zip(schedule.logsnr, LOGSNR, strict=True))
     assert all(agrees(a, b, 8) for a, b in zip(schedule.alpha_bar, ALPHA_BAR, strict=True))
     np.testing.assert_allclose(schedule.alpha_bar + schedule.noise_variance, 1, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("t", [0, 3, 6])
+def test_add_noise(t):
+    """√ᾱ_t and √(1 - ᾱ_t) of what is given, in its dtype."""
+    x0, noise = torch.tensor([2.0, 0.0]), torch.tensor([0.0, -1.0])
+    got = NoiseSchedule().add_noise(x0, noise, t)
+    expected = torch.tensor([2 * ALPHA_BAR[t] ** 0.5, -((1 - ALPHA_BAR[t]) ** 0.5)])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("t", range(1, 7))

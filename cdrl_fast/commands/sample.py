@@ -13,6 +13,7 @@ from cdrl_fast import report
 from cdrl_fast.checkpoint import write_npz
 from cdrl_fast.commands.words import device_of, labels_of, one_plan
 from cdrl_fast.model import CDRL
+from cdrl_fast.precision import PrecisionName
 from cdrl_fast.processes import worker, worker_device
 from cdrl_fast.sampler import Sampler
 from cdrl_fast.shards import sample_to_folder
@@ -40,6 +41,12 @@ class Sample:
     seed: int = 0
     batch_size: int | None = None
     denoise_scale: float = 1.0
+    correctors: int = 0
+    """Extra Langevin steps a level."""
+    metropolis: bool = False
+    """Accept or refuse each Langevin step (MALA); with --precision fp32 or fp64."""
+    precision: PrecisionName = "auto"
+    """Of the networks, as in Sampler; auto: bf16 where the processor multiplies it, else fp32."""
     device: str = "auto"
 
     def run(self) -> None:
@@ -49,19 +56,21 @@ class Sample:
             "steps": one_plan(self.steps),
             "guidance": self.guidance,
             "denoise_scale": self.denoise_scale,
+            "correctors": self.correctors,
+            "metropolis": self.metropolis,
             "progress": True,
         }
-        label = labels_of(self.label, model)
+        label, sampler = labels_of(self.label, model), Sampler(model, precision=self.precision)
         if self.out.suffix:
             _check_picture(self.out)
             options |= {"label": label, "batch_size": self.batch_size}
-            write_samples(Sampler(model).sample(self.n, **options).cpu(), self.out)
+            write_samples(sampler.sample(self.n, **options).cpu(), self.out)
             print(f"{self.out}: {self.n} samples")
             return
         rank, workers = worker()
         options |= {"worker": rank, "workers": workers, "batch_size": self.batch_size or 512}
         in_turn = label if isinstance(label, list) or label is None else [label]
-        done = sample_to_folder(Sampler(model), self.n, self.out, label=in_turn, **options)
+        done = sample_to_folder(sampler, self.n, self.out, label=in_turn, **options)
         if done is not None:
             print(f"{done}: {self.n} samples")
 

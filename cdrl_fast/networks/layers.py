@@ -115,7 +115,7 @@ class SpectralConv2d(nn.Conv2d, SpectralNorm):
 
 
 @torch.no_grad()
-def power_iterations(network: nn.Module) -> None:
+def network_power_iteration(network: nn.Module) -> None:
     """One power iteration of every layer with spectral norm, those of one shape together."""
     groups: dict[torch.Size, list[SpectralNorm]] = {}
     for layer in network.modules():
@@ -162,7 +162,7 @@ class Recomputing(nn.Module):
     """A module that can keep less for its gradient and compute it again (activation checkpointing).
 
     What is computed again must be the same both times: power iterations are to run apart, see
-    `power_iterations`, and dropout masks to come from a stream.
+    `network_power_iteration`, and dropout masks to come from a stream.
 
     Attributes:
         recompute: "nothing"; "activations": norms and activations of the U-Net; or "blocks": all
