@@ -72,13 +72,13 @@ def test_train_drl_and_points(tmp_path):
 
 def test_sample_pictures_and_values(tmp_path, capsys):
     picture, values = tmp_path / "x.png", tmp_path / "x.npz"
-    options = ["sample", "--n", "3", "--label", "7", "--guidance", "1", "--steps", "2"]
+    options = ["sample", "--n", "3", "--label", "7", "1", "--guidance", "1", "--steps", "2"]
     assert main([*options, "--out", str(picture)]) == 0
     assert Image.open(picture).width > 3 * 8
     assert main([*options, "--out", str(values), "--batch-size", "2"]) == 0
     got = torch.from_numpy(np.load(values)["samples"])
     model = CDRL.from_pretrained("digits")
-    expected = Sampler(model).sample(3, label="7", guidance=1.0, steps=2)
+    expected = Sampler(model).sample(3, label=["7", "1", "7"], guidance=1.0, steps=2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
@@ -112,6 +112,7 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
     ("words", "message"),
     [
         (["sample", "--model", "nothing"], "nothing: no such model"),
+        (["sample", "--n", "1", "--label", "1", "2"], "2 classes cannot take turns in 1 samples"),
         (["sample", "--label", "ten"], "unknown class 'ten'"),
         (["sample", "--steps", "0"], "steps: expected at least 1, got 0"),
         (["sample", "--steps", "few"], "or tuned, got 'few'"),

@@ -34,7 +34,7 @@ class Sample:
     n: Annotated[int, tyro.conf.arg(aliases=["-n", "--num"])] = 64
     """How many. Under torchrun -n, since it takes --n and --num for options of its own."""
     label: tuple[str, ...] = ()
-    """A class name or number, or n of them; into a folder: classes to take in turn."""
+    """Class names or numbers, taken in turn."""
     guidance: float = 0.0
     steps: tuple[str, ...] = ()
     """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
@@ -60,16 +60,20 @@ class Sample:
             "metropolis": self.metropolis,
             "progress": True,
         }
-        label, sampler = labels_of(self.label, model), Sampler(model, precision=self.precision)
+        label = labels_of(self.label, model)
+        in_turn = label if isinstance(label, list) or label is None else [label]
+        if in_turn is not None and len(in_turn) > self.n:
+            raise ValueError(f"label: {len(in_turn)} classes cannot take turns in {self.n} samples")
+        sampler = Sampler(model, precision=self.precision)
         if self.out.suffix:
             _check_picture(self.out)
-            options |= {"label": label, "batch_size": self.batch_size}
+            each = None if in_turn is None else (in_turn * -(-self.n // len(in_turn)))[: self.n]
+            options |= {"label": each, "batch_size": self.batch_size}
             write_samples(sampler.sample(self.n, **options).cpu(), self.out)
             print(f"{self.out}: {self.n} samples")
             return
         rank, workers = worker()
         options |= {"worker": rank, "workers": workers, "batch_size": self.batch_size or 512}
-        in_turn = label if isinstance(label, list) or label is None else [label]
         done = sample_to_folder(sampler, self.n, self.out, label=in_turn, **options)
         if done is not None:
             print(f"{done}: {self.n} samples")
