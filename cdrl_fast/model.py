@@ -134,6 +134,42 @@ class CDRL(nn.Module):
         energy: Tensor = self.energy(level.scale * x, logsnr, label)
         return energy / level.energy_variance
 
+    @torch.no_grad()
+    def warm_start(self, other: CDRL) -> list[str]:
+        """Takes over the weights of the layers that another model has, too: to train on from there.
+
+        Args:
+            other: a model whose layers have the same names, and shapes where they are to be taken.
+
+        Returns:
+            The layers that keep their own weights, such as the labels' where the classes differ.
+
+        Raises:
+            ValueError: no layer fits.
+
+        Example:
+            >>> from cdrl_fast import CDRL
+            >>> digits = CDRL.from_pretrained("digits")
+            >>> CDRL.from_config(digits.to_config()).warm_start(digits)
+            []
+        """
+        theirs = dict(other.named_modules())
+        kept, taken = [], 0
+        for name, module in self.named_modules():
+            own = _tensors(module)
+            if not own:
+                continue
+            found = _tensors(theirs[name]) if name in theirs else {}
+            if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in found.items()}:
+                for key, value in found.items():
+                    own[key].copy_(value)
+                taken += 1
+            else:
+                kept.append(name)
+        if not taken:
+            raise ValueError("warm_start: the models have no layer in common")
+        return kept
+
     def label_indices(self, label: Label, n: int) -> Tensor | None:
         """Labels as int64 of shape (n,) or (1,), 0 being "no label"; None where there are none.
 
@@ -314,6 +350,11 @@ class CDRL(nn.Module):
                 f"{folder}: the weights do not fit config.json: {error}"
             ) from None
         return model.eval()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and buffers, without those of the modules in it."""
+    return dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
 
 
 def _sample_shape(

@@ -99,6 +99,8 @@ class Recipe:
         image_size: images are resized to it; None keeps their size.
         held_out: share of the data that training does not see; 0 keeps everything.
         iterations: the run's total.
+        start: a model whose weights training starts from where layers agree, as
+            `CDRL.from_pretrained` takes it; None: fresh weights.
         model, training: see `ModelOptions` and `TrainConfig`.
     """
 
@@ -106,6 +108,7 @@ class Recipe:
     image_size: int | None = None
     held_out: float = 0.0
     iterations: int = 10_000
+    start: str | None = None
     model: ModelOptions = field(default_factory=ModelOptions)
     training: TrainConfig = field(default_factory=TrainConfig)
 

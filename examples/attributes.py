@@ -109,18 +109,15 @@ class Attribute:
 
 
 def trained(data: Dataset, out: Path, iterations: int, start: CDRL | None) -> CDRL:
-    """A model of ``data``, begun with the weights of ``start`` that fit; a run that is there goes
-    on."""
+    """A model of ``data``, begun with the weights of ``start`` that fit; a run there goes on."""
     recipe = load_recipe("digits")
     config = replace(recipe.training, label_drop=0.2)
     if checkpoints_of(out):
         trainer = Trainer.resume(out, data, config=config)
     else:
         model = recipe.model.build(data)
-        weights = model.state_dict()
-        for name, value in {} if start is None else start.state_dict().items():
-            if value.shape == weights[name].shape:
-                weights[name].copy_(value)
+        if start is not None:
+            model.warm_start(start)
         trainer = Trainer(model, data, config)
     trainer.fit(iterations, folder=out, progress=True)
     return trainer.ema

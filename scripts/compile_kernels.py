@@ -21,7 +21,8 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import chain, islice, product, repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -47,6 +48,8 @@ from cdrl_fast.ops.pool import triton as pool  # noqa: E402
 from cdrl_fast.ops.stem import triton as stem  # noqa: E402
 from cdrl_fast.ops.stem_gradient import triton as stem_gradient  # noqa: E402
 
+PARTS = 2
+"""Of an architecture's kernels, each compiled in a process of its own."""
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = "wide"
 HALF = "half"
@@ -241,9 +244,9 @@ def chains() -> Iterator[tuple[str, Launch]]:
         yield f"{name} gradient", mlp_chain.arguments(packed, None, y, *asked)
 
 
-def triton_kernels(arch: int) -> Iterator[Result]:
+def triton_kernels(arch: int, part: int) -> Iterator[Result]:
     triton.runtime.driver.set_active(Target(arch))
-    for name, launch in launches(arch):
+    for name, launch in islice(launches(arch), part, None, PARTS):
         yield compiled(f"triton {name}", launch, arch)
 
 
@@ -258,8 +261,8 @@ def compiled(name: str, launch: Launch, arch: int) -> Result:
     return replace(Result(name, *result), shared=made.metadata.shared)
 
 
-def cuda_kernels(arch: int, nvcc: str) -> Iterator[Result]:
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+def cuda_kernels(arch: int, nvcc: str, part: int) -> Iterator[Result]:
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))[part::PARTS]:
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernels.cubin"
             command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin"]
@@ -296,8 +299,10 @@ def _tool(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def all_kernels(arch: int, nvcc: str | None) -> list[Result]:
-    return [*triton_kernels(arch), *(cuda_kernels(arch, nvcc) if nvcc else ())]
+def kernels(task: tuple[int, int], nvcc: str | None) -> list[Result]:
+    """A part of an architecture's kernels."""
+    arch, part = task
+    return [*triton_kernels(arch, part), *(cuda_kernels(arch, nvcc, part) if nvcc else ())]
 
 
 def main() -> int:
@@ -314,18 +319,19 @@ def main() -> int:
     )
     bad = 0
     archs = [int(name) for name in options.archs.split(",")]
+    tasks = list(product(archs, range(PARTS)))
     # A process each: triton keeps one target, and compiling is on one core.
-    with ProcessPoolExecutor(min(len(archs), os.cpu_count() or 1)) as pool:
-        made = list(pool.map(all_kernels, archs, repeat(nvcc)))
-    for arch, results in zip(archs, made, strict=True):
-        for r in results:
-            faults = r.faults()
-            bad += bool(faults)
-            print(
-                f"{r.registers:9} {r.stack:5} {r.local:5} {r.shared:6} {r.wide:4} {r.narrow:4}"
-                f"  {','.join(r.tiles):19} sm_{arch} {r.name}"
-                f"{''.join(f'  <- {fault}' for fault in faults)}"
-            )
+    workers, spawn = min(len(tasks), os.cpu_count() or 1), get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, max_tasks_per_child=1) as pool:
+        made = list(pool.map(kernels, tasks, repeat(nvcc)))
+    for r in sorted(chain.from_iterable(made), key=lambda r: (r.arch, r.name)):
+        faults = r.faults()
+        bad += bool(faults)
+        print(
+            f"{r.registers:9} {r.stack:5} {r.local:5} {r.shared:6} {r.wide:4} {r.narrow:4}"
+            f"  {','.join(r.tiles):19} sm_{r.arch} {r.name}"
+            f"{''.join(f'  <- {fault}' for fault in faults)}"
+        )
     print(f"{bad} kernels are not as they should be" if bad else "all as they should be")
     return int(bad > 0)
 

@@ -47,6 +47,21 @@ def test_train_stops_and_goes_on(tmp_path, capsys, monkeypatch):
     assert weights(again) == weights(whole)
 
 
+def test_train_starts_from_another_model(tmp_path, capsys):
+    """What it starts from is in the recipe, and stays there when the run is taken up again."""
+    rate, out = ["--iterations", "1", "--energy-lr", "1e-30", "--ema-decay", "0"], ["--out"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*SMALL, *rate, "--seed", "1", "--no-conditional", *out, str(first)]) == 0
+    assert main([*SMALL, *rate, "--start", str(first), *out, str(second)]) == 0
+    assert "but for energy.embedding.label" in capsys.readouterr().out
+    stems = [CDRL.from_pretrained(run).energy.stem.weight for run in (first, second)]
+    torch.testing.assert_close(*stems)
+    assert main([*SMALL, *rate, "--resume", "auto", *out, str(second)]) == 0
+    assert json.loads((second / "recipe.json").read_text())["start"] == str(first)
+    assert main([*SMALL, "--start", "checkerboard", *out, str(tmp_path / "x")]) == 2
+    assert "no layer in common" in capsys.readouterr().err
+
+
 def test_train_refuses_a_folder_in_use_and_other_networks(tmp_path, capsys):
     out = ["--out", str(tmp_path / "run"), "--iterations", "1"]
     assert main([*SMALL, *out]) == 0

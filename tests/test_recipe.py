@@ -56,6 +56,28 @@ def test_shipped_recipes_build_and_round_trip(path, tmp_path):
     assert load_recipe(copy) == recipe
 
 
+def small_model(classes, seed, width=8):
+    options = ModelOptions(width, (1,), 1, initializer_width=8, initializer_multipliers=(1,))
+    data = Dataset("", np.zeros((1, 1, 4, 4), np.uint8), np.ones(1, np.int64), classes)
+    return options.build(data, seed)
+
+
+def test_warm_start_takes_the_layers_that_fit():
+    """Of other classes all but the labels' layers, whose spectral norms stay as they are, too."""
+    model, other = small_model(("a", "b"), 0), small_model(("a", "b", "c"), 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kept = model.warm_start(other)
+    assert "energy.embedding.label" in kept
+    assert all("label" in name for name in kept)
+    theirs = other.state_dict()
+    for name, value in model.state_dict().items():
+        own = name.rpartition(".")[0] in kept
+        assert torch.equal(value, before[name] if own else theirs[name]), name
+    assert not torch.equal(model.energy.stem.weight, before["energy.stem.weight"])
+    with pytest.raises(ValueError, match="no layer in common"):
+        model.warm_start(CDRL.from_pretrained("checkerboard"))
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_papers_networks_have_their_sizes(name):
     recipe = load_recipe(name)

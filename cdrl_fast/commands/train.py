@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +18,7 @@ from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.data import Dataset
 from cdrl_fast.errors import CDRLError, CheckpointError
 from cdrl_fast.evaluation import Judge, evaluate
+from cdrl_fast.model import CDRL
 from cdrl_fast.pages import PAGE, model_page
 from cdrl_fast.processes import process_group, worker
 from cdrl_fast.recipe import RECIPE, ModelOptions, Recipe, load_recipe
@@ -44,6 +45,8 @@ class Train:
     image_size: int | None = None
     held_out: float = 0.0
     iterations: int = 10_000
+    start: str | None = None
+    """A shipped model, a folder or a Hub id, whose weights training starts from."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest checkpoint in the folder, if there is one."""
     device: str = "auto"
@@ -61,6 +64,7 @@ class Train:
             image_size=recipe.image_size,
             held_out=recipe.held_out,
             iterations=recipe.iterations,
+            start=recipe.start,
             model=recipe.model,
             training=recipe.training,
         )
@@ -71,7 +75,13 @@ class Train:
 
     def _run(self, device: torch.device) -> None:
         recipe = Recipe(
-            self.data, self.image_size, self.held_out, self.iterations, self.model, self.training
+            data=self.data,
+            image_size=self.image_size,
+            held_out=self.held_out,
+            iterations=self.iterations,
+            start=self.start,
+            model=self.model,
+            training=self.training,
         )
         train, held_out = load_split(self.data, self.image_size, self.held_out)
         compared = held_out is not None and train.labels is not None
@@ -119,11 +129,17 @@ class Train:
                 )
             trainer = Trainer.resume(self.out, train, config=self.training, device=device)
             if first:
-                write_atomic(stored, json_to_bytes(recipe.to_dict()))
+                now = replace(recipe, start=before.start)
+                write_atomic(stored, json_to_bytes(now.to_dict()))
             return trainer
+        model = self.model.build(train, self.training.seed).to(device)
+        if self.start is not None:
+            kept = model.warm_start(CDRL.from_pretrained(self.start))
+            if first:
+                told = f", but for {', '.join(kept)}" if kept else ""
+                print(f"{self.out}: starts with the weights of {self.start}{told}")
         if first:
             write_atomic(stored, json_to_bytes(recipe.to_dict()))
-        model = self.model.build(train, self.training.seed).to(device)
         return Trainer(model, train, self.training)
 
 
