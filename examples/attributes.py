@@ -123,9 +123,15 @@ def trained(data: Dataset, out: Path, iterations: int, start: CDRL | None) -> CD
     return trainer.ema
 
 
-def combined(digits: CDRL, second: CDRL, weight: float, digit: str, value: str) -> Density:
-    """p(x|digit) p(x|value)^(1+w) / p(x)^(1+w), the base being the second model's p(x)."""
-    return product(given(digits, digit), guided(given(second, value), second, weight), base=second)
+def combined(
+    digits: CDRL, second: CDRL, of_class: float, weight: float, digit: str, value: str
+) -> Density:
+    """p(x|digit) p(x|value)^(1+w) / p(x)^(1+w), the base being the second model's p(x).
+
+    And the digit guided with a weight of its own, by the first model's p(x).
+    """
+    parts = guided(given(digits, digit), digits, of_class), given(second, value)
+    return product(parts[0], guided(parts[1], second, weight), base=second)
 
 
 def drawn(
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("--start", help="a model whose weights that training starts from")
     parser.add_argument("--samples", type=int, default=20, help="of each digit and attribute")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 1.0, 2.0])
+    parser.add_argument("--class-weight", type=float, default=0.0, help="of guiding the class")
     parser.add_argument("--correctors", type=int, default=15)
     options = parser.parse_args()
     train, held = load_data("digits").split(0.2)
@@ -175,7 +182,9 @@ def main() -> None:
         f"{options.attribute} alone": lambda digit, value: given(second, value),
     }
     for weight in options.weights:
-        sources[f"both, w = {weight:g}"] = partial(combined, digits, second, weight)
+        sources[f"both, w = {weight:g}"] = partial(
+            combined, digits, second, options.class_weight, weight
+        )
     for name, source in sources.items():
         images, classes, values = drawn(attribute, source, options.samples, options.correctors)
         right = of_class.predict(images) == classes, of_value.predict(images) == values
