@@ -44,6 +44,12 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 
 
+def cost(setting: dict[str, Any]) -> float:
+    """Steps, those of 15 steps a level in one pass being 1."""
+    steps = setting.get("steps", 15) + setting.get("correctors", 0)
+    return float(setting.get("passes", 1) * steps / 15)
+
+
 def nearest_completion(images: Tensor, known: Tensor, train: Tensor) -> Tensor:
     """Each image with the unknown pixels of the training image closest in the known ones."""
     rows, found = train.flatten(1), []
@@ -132,7 +138,12 @@ def main() -> None:
     parser.add_argument("--held-out", type=float, default=0.2, help="share unseen in training")
     parser.add_argument("--images", type=int, default=None, help="so many of the held-out ones")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--most-passes", type=int, default=16, help="0: candidates alone")
+    parser.add_argument(
+        "--most-cost",
+        type=int,
+        default=16,
+        help="leave out what takes longer than so many plain chains",
+    )
     parser.add_argument("--candidates", type=int, nargs="*", default=[10], help="of 2 passes")
     parser.add_argument("--device", default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/inpainting"))
@@ -140,9 +151,9 @@ def main() -> None:
     train, held_out = load_data(options.data).split(options.held_out)
     sampler = Sampler(CDRL.from_pretrained(options.model), device=options.device)
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = [s for s in SETTINGS if s.get("passes", 1) <= options.most_passes]
+    settings = [s for s in SETTINGS if cost(s) <= options.most_cost]
     settings += [{"candidates": n, "passes": 2, "steps": 5} for n in options.candidates]
-    picture(sampler, held_out, options.out / "inpainting.png", max(1, options.most_passes))
+    picture(sampler, held_out, options.out / "inpainting.png", max(1, options.most_cost))
     if options.images is not None:
         held_out = held_out.subset(np.arange(min(options.images, len(held_out))))
     rows = table(sampler, train, held_out, options.seeds, settings)

@@ -68,7 +68,7 @@ def test_what_is_mirrored():
 
 
 def test_inpainting(run):
-    options = ["--images", "3", "--seeds", "1", "--most-passes", "1", "--candidates", "2"]
+    options = ["--images", "3", "--seeds", "1", "--most-cost", "1", "--candidates", "2"]
     out = run(inpainting, *options)
     rows = json.loads((out / "figures.json").read_text())["rows"]
     assert [r["completion"] for r in rows].count("candidates 2, passes 2, steps 5") == 2
