@@ -193,6 +193,9 @@ class NoiseSchedule:
             noise: ε, standard normal, of the same shape.
             t: noise index, 0 … T.
 
+        Raises:
+            ValueError: no such index.
+
         Example:
             >>> import torch
             >>> from cdrl_fast import NoiseSchedule
@@ -200,6 +203,8 @@ class NoiseSchedule:
             >>> bool((NoiseSchedule().add_noise(x0, torch.zeros(2, 2), 0) > 0.99).all())
             True
         """
+        if not 0 <= t <= self.levels:
+            raise ValueError(f"add_noise: expected t of 0 to {self.levels}, got {t}")
         signal, std = np.sqrt(self.alpha_bar[t]), np.sqrt(self.noise_variance[t])
         return float(signal) * x0 + float(std) * noise
 

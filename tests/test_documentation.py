@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 SHORT = {
     "train": "--iterations 1 --batch-size 4 --steps 1 --energy-width 8 --energy-blocks 1 "
     "--initializer-width 8 --levels 2 --metrics-every 0 --preview-every 0",
-    "sample": "-n 2 --steps 1",
+    "sample": "-n 10 --steps 1",
     "inpaint": "--samples 1 --n 2 --passes 1 --steps 1",
     "evaluate": "--samples 30",
     "tune": "--samples 20 --budget 12 --minutes 0.01",

@@ -43,6 +43,12 @@ def test_add_noise(t):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("t", [-1, 7])
+def test_no_noise_index(t):
+    with pytest.raises(ValueError, match=f"expected t of 0 to 6, got {t}"):
+        NoiseSchedule().add_noise(torch.zeros(1), torch.zeros(1), t)
+
+
 @pytest.mark.parametrize("t", range(1, 7))
 def test_image_levels(t):
     schedule = NoiseSchedule()
