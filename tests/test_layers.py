@@ -28,6 +28,7 @@ SAME_FLOOR = {
     ("checkpoint", "errors"),
     ("precision", "errors"),
     ("train_config", "field_types"),
+    ("train_config", "precision"),
     ("saved", "checkpoint"),
     ("saved", "errors"),
     ("precision", "_native"),
@@ -45,7 +46,8 @@ SAME_FLOOR = {
     ("iteration_graph", "iteration"),
 }
 CLOSED = {
-    "networks": set(), "schedule": set(), "checkpoint": {"errors"}, "train_config": {"field_types"},
+    "networks": set(), "schedule": set(), "checkpoint": {"errors"},
+    "train_config": {"field_types", "precision"},
     "ops": {"errors", "_native"},
     "precision": {"errors", "_native"},
     "engine": {"ops", "networks", "precision", "schedule", "errors"},

@@ -44,7 +44,7 @@ SIGNATURES = {
     "batch_size)",
     "Sampler.level_statistics": "(self, images, *, label, levels, seed, batch_size)",
     "sample_to_folder": "(sampler, n, folder, *, seed, steps, label, guidance, batch_size, "
-    "denoise_scale, worker, workers, progress)",
+    "denoise_scale, correctors, metropolis, worker, workers, progress)",
     "Sampler.inpaint": "(self, images, known, *, seed, steps, label, guidance, samples, "
     "first_sample, batch_size, noise, passes, candidates, denoise_scale, correctors, progress)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
