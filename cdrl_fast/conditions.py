@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -80,3 +81,18 @@ def _terms(slots: list[Slot], device: torch.device) -> Terms:
 def classes_in_turn(model: CDRL, n: int) -> Tensor | None:
     """Labels 1, 2, … repeated for ``n`` samples; None where the model has no classes."""
     return torch.arange(n) % model.num_classes + 1 if model.num_classes else None
+
+
+def labels_in_turn(model: CDRL, label: Sequence[int | str] | None, n: int) -> Tensor | None:
+    """Classes by number or name, repeated for ``n`` samples: int64 (n,); None where there are none.
+
+    Raises:
+        ValueError: a single class, no class, or one that the model does not have.
+    """
+    if label is None:
+        return None
+    if isinstance(label, (str, int)) or not len(label):
+        raise ValueError(f"label: expected a list of classes to take in turn, got {label!r}")
+    found = model.label_indices(list(label), len(label))  # type: ignore[arg-type]
+    assert found is not None
+    return found.repeat(-(-n // len(label)))[:n]

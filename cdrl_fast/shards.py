@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl_fast import checkpoint
+from cdrl_fast.conditions import labels_in_turn
 from cdrl_fast.data.images import as_bytes
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.model import CDRL
@@ -88,7 +89,7 @@ def sample_to_folder(
     check_integer(where, "workers", workers, 1, 2**31)
     check_integer(where, "worker", worker, 0, workers)
     request = _Request(
-        sampler, n, Path(folder), batch_size, _labels(sampler.model, label, n),
+        sampler, n, Path(folder), batch_size, labels_in_turn(sampler.model, label, n),
         {"seed": seed, "steps": steps, "guidance": guidance, "denoise_scale": denoise_scale,
          "correctors": correctors, "metropolis": metropolis},
     )  # fmt: skip
@@ -213,16 +214,6 @@ class _Request:
             checkpoint.write_atomic(self.folder / LABELS, _bytes(self.labels.numpy()))
         checkpoint.write_atomic(self.folder / checkpoint.SUMS, self._sums())
         return self.folder / SAMPLES
-
-
-def _labels(model: CDRL, label: Sequence[int | str] | None, n: int) -> Tensor | None:
-    if label is None:
-        return None
-    if isinstance(label, (str, int)) or not len(label):
-        raise ValueError(f"label: expected a list of classes to take in turn, got {label!r}")
-    found = model.label_indices(list(label), len(label))  # type: ignore[arg-type]
-    assert found is not None
-    return found.repeat(-(-n // len(label)))[:n]
 
 
 def _stored(samples: Tensor) -> Array:

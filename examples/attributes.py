@@ -130,8 +130,9 @@ def combined(
 
     And the digit guided with a weight of its own, by the first model's p(x).
     """
-    parts = guided(given(digits, digit), digits, of_class), given(second, value)
-    return product(parts[0], guided(parts[1], second, weight), base=second)
+    of_digit = guided(given(digits, digit), digits, of_class)
+    of_value = guided(given(second, value), second, weight)
+    return product(of_digit, of_value, base=second)
 
 
 def drawn(

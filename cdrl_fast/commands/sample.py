@@ -12,6 +12,7 @@ import tyro
 from cdrl_fast import report
 from cdrl_fast.checkpoint import write_npz
 from cdrl_fast.commands.words import device_of, labels_of, one_plan
+from cdrl_fast.conditions import labels_in_turn
 from cdrl_fast.model import CDRL
 from cdrl_fast.precision import PrecisionName
 from cdrl_fast.processes import worker, worker_device
@@ -67,7 +68,7 @@ class Sample:
         sampler = Sampler(model, precision=self.precision)
         if self.out.suffix:
             _check_picture(self.out)
-            each = None if in_turn is None else (in_turn * -(-self.n // len(in_turn)))[: self.n]
+            each = labels_in_turn(model, in_turn, self.n)
             options |= {"label": each, "batch_size": self.batch_size}
             write_samples(sampler.sample(self.n, **options).cpu(), self.out)
             print(f"{self.out}: {self.n} samples")
