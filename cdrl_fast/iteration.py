@@ -13,15 +13,32 @@ from cdrl_fast.engine.plan import PassesPlan
 from cdrl_fast.levels import LevelTable, NoiseTable, noised_pair, per_sample
 from cdrl_fast.model import CDRL
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy, UNetInitializer
-from cdrl_fast.networks.layers import dropout_from, network_power_iteration, set_recompute
+from cdrl_fast.networks.layers import (
+    Kernels,
+    dropout_from,
+    network_power_iteration,
+    set_recompute,
+    using_kernels,
+)
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.products import products
+from cdrl_fast.ops.rooms import reason
+from cdrl_fast.ops.train_conv3x3 import train_conv3x3
+from cdrl_fast.ops.train_norm_silu import train_norm_silu
 from cdrl_fast.precision import Precision
 from cdrl_fast.processes import Group, SharedNetwork, whole
 from cdrl_fast.train_config import TrainConfig
 
 # Indices of the training draws (`batches` has two more); step k adds k to the initializer's.
 NOISE, POSTERIOR, LEVEL, DROPOUT, INITIALIZER = 0, 1, 2, 16, 2**16
+
+
+def _kernels(model: CDRL, precision: Precision) -> Kernels | None:
+    """What computes the losses in torch's place: on CPUs, in float32, the compiled module."""
+    device = next(model.parameters()).device
+    if precision.name != "fp32" or reason("native", device) is not None:
+        return None
+    return Kernels(train_conv3x3, train_norm_silu)
 
 
 def moved(first_bad: Tensor, samples: int) -> Tensor:
@@ -63,7 +80,10 @@ class Iteration:
         # Ours run their power iterations apart, so that both phases are the same function.
         self._ours = type(model.energy) in (ResNetEnergy, MLPEnergy)
         self._alone = group.size == 1
-        set_recompute(model, config.recompute)
+        self._kernels = _kernels(model, precision)
+        # The kernels keep no more than what is computed again for its gradient elsewhere.
+        spared = self._kernels is not None and config.recompute == "activations"
+        set_recompute(model, "nothing" if spared else config.recompute)
         self._energy = SharedNetwork(model.energy, group, shard=config.shard)
         self._initializer = None
         if model.initializer is not None:
@@ -100,7 +120,11 @@ class Iteration:
         parts = self.config.accumulate
         size, draws = len(x0) // parts, self.draws(first)
         found: list[dict[str, Tensor]] = []
-        with whole(self.model.energy), products(self.precision.products):
+        with (
+            whole(self.model.energy),
+            products(self.precision.products),
+            using_kernels(self.model, self._kernels),
+        ):
             if self._ours:
                 network_power_iteration(self.model.energy)
             self._chain.refresh()

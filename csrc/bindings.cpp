@@ -10,6 +10,8 @@
 #include "cpu/kernels.h"
 #include "cpu/mlp_plan.h"
 #include "cpu/resnet_gradient.h"
+#include "cpu/train_conv3x3.h"
+#include "cpu/train_norm_silu.h"
 #include "cpu/unet_forward.h"
 #ifdef CDRL_WITH_CUDA
 #include "cuda/kernels.h"
@@ -183,6 +185,50 @@ PYBIND11_MODULE(_C, m) {
     cdrl::cpu::normal(arguments, threads);
   });
 
+  m.def("train_conv3x3",
+        [](int64_t batch, int height, int width, int in, int out, uintptr_t x, uintptr_t weight,
+           uintptr_t bias, uintptr_t y, int threads) {
+          const py::gil_scoped_release release;
+          cdrl::cpu::train_conv3x3({batch, height, width, in, out}, address<const float>(x),
+                                   address<const float>(weight), address<const float>(bias),
+                                   address<float>(y), threads);
+        });
+  m.def("train_conv3x3_gradients",
+        [](int64_t batch, int height, int width, int in, int out, uintptr_t x, uintptr_t weight,
+           uintptr_t y_grad, uintptr_t x_grad, uintptr_t weight_grad, uintptr_t bias_grad,
+           int threads) {
+          const py::gil_scoped_release release;
+          cdrl::cpu::train_conv3x3_gradients(
+              {batch, height, width, in, out}, address<const float>(x), address<const float>(weight),
+              {address<const float>(y_grad), address<float>(x_grad), address<float>(weight_grad),
+               address<float>(bias_grad)},
+              threads);
+        });
+  m.def("train_norm_silu",
+        [](int64_t batch, int64_t positions, int channels, int groups, bool activate, uintptr_t x,
+           uintptr_t weight, uintptr_t bias, uintptr_t row, uintptr_t moments, uintptr_t y,
+           int threads) {
+          const py::gil_scoped_release release;
+          cdrl::cpu::train_norm_silu(
+              {batch, positions, channels, groups, activate, address<const float>(x),
+               address<const float>(weight), address<const float>(bias), address<const float>(row),
+               address<float>(moments)},
+              address<float>(y), threads);
+        });
+  m.def("train_norm_silu_gradients",
+        [](int64_t batch, int64_t positions, int channels, int groups, bool activate, uintptr_t x,
+           uintptr_t weight, uintptr_t bias, uintptr_t row, uintptr_t moments, uintptr_t y_grad,
+           uintptr_t x_grad, uintptr_t weight_grad, uintptr_t bias_grad, uintptr_t row_grad,
+           int threads) {
+          const py::gil_scoped_release release;
+          cdrl::cpu::train_norm_silu_gradients(
+              {batch, positions, channels, groups, activate, address<const float>(x),
+               address<const float>(weight), address<const float>(bias), address<const float>(row),
+               address<float>(moments)},
+              {address<const float>(y_grad), address<float>(x_grad), address<float>(weight_grad),
+               address<float>(bias_grad), address<float>(row_grad)},
+              threads);
+        });
   add_resnet_gradient(m);
   add_mlp_plan(m);
 

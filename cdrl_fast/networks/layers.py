@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -103,15 +103,96 @@ class SpectralLinear(nn.Linear, SpectralNorm):
         return F.linear(x, self.normalized_weight(), self.bias)
 
 
-class SpectralConv2d(nn.Conv2d, SpectralNorm):
-    """3×3 convolution with zero padding, bias and spectral norm."""
+class Kernels(NamedTuple):
+    """Functions that do the bulk of a network's work in the place of torch's operations.
+
+    Attributes:
+        conv3x3: (x, weight, bias) → a 3×3 convolution with zero borders.
+        norm_silu: (x, weight, bias, groups, row=, activate=) → as `GroupNormSilu`.
+    """
+
+    conv3x3: Callable[[Tensor, Tensor, Tensor], Tensor]
+    norm_silu: Callable[..., Tensor]
+
+
+class Replaceable(nn.Module):
+    """A module whose work kernels may do: None is torch's operations."""
+
+    kernels: Kernels | None = None
+
+
+@contextmanager
+def using_kernels(network: nn.Module, kernels: Kernels | None) -> Iterator[None]:
+    """Within the block these do the network's work."""
+    modules = [m for m in network.modules() if isinstance(m, Replaceable)]
+    for module in modules:
+        module.kernels = kernels
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.kernels = None
+
+
+class Conv3x3(nn.Conv2d, Replaceable):
+    """3×3 convolution with zero padding and bias."""
+
+    bias: Tensor
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._convolved(x, self.weight)
+
+    def _convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.conv3x3(x, weight, self.bias)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class SpectralConv2d(Conv3x3, SpectralNorm):
+    """3×3 convolution with zero padding, bias and spectral norm."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
         self._start_power_iteration()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.normalized_weight(), self.bias, padding=1)
+        return self._convolved(x, self.normalized_weight())
+
+
+class Conv1x1(nn.Conv2d, Replaceable):
+    """1×1 convolution with bias: a linear map of each pixel's channels."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernels is None:
+            return super().forward(x)
+        # Kernels give channels-last maps, on which this is one matrix product.
+        pixels = F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias)
+        return pixels.permute(0, 3, 1, 2)
+
+
+class GroupNormSilu(nn.GroupNorm, Replaceable):
+    """silu(norm(x)·(1 + scale) + shift), with 32 groups, or as many as divide the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, channels), channels, eps=1e-6)
+
+    def forward(self, x: Tensor, row: Tensor | None = None, *, activate: bool = True) -> Tensor:
+        """``row`` is (batch, 2·channels), scale then shift; None is 0. The last may be left out."""
+        if self.kernels is not None:
+            return self.kernels.norm_silu(
+                x, self.weight, self.bias, self.num_groups, row=row, activate=activate
+            )
+        h = super().forward(x)
+        if row is not None:
+            scale, shift = row[:, :, None, None].chunk(2, dim=1)
+            h = h * (1 + scale) + shift
+        return F.silu(h) if activate else h
 
 
 @torch.no_grad()

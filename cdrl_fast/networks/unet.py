@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,16 +11,14 @@ from torch.nn import functional as F
 from cdrl_fast.networks.layers import (
     Classes,
     Conditional,
+    Conv1x1,
+    Conv3x3,
+    GroupNormSilu,
     Recomputing,
     StreamDropout,
     level_embedding,
     one_hot,
 )
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or as many as divide the channels of a narrow network."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
 class UNetBlock(Recomputing):
@@ -41,15 +38,13 @@ class UNetBlock(Recomputing):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
+        self.norm1 = GroupNormSilu(in_channels)
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.norm2 = GroupNormSilu(out_channels)
         self.condition = nn.Linear(embedding, 2 * out_channels)
         self.dropout = StreamDropout(dropout)
-        self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-        )
+        self.conv2 = zeroed(Conv3x3(out_channels, out_channels))
+        self.shortcut = Conv1x1(in_channels, out_channels) if in_channels != out_channels else None
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
@@ -57,15 +52,15 @@ class UNetBlock(Recomputing):
         return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample else x
 
     def _before(self, x: Tensor) -> Tensor:
-        return self._resampled(F.silu(self.norm1(x)))
+        return self._resampled(self.norm1(x))
 
-    def _between(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return self.dropout(F.silu(self.norm2(h) * (1 + scale) + shift))
+    def _between(self, h: Tensor, row: Tensor) -> Tensor:
+        return self.dropout(self.norm2(h, row))
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
         h = self.conv1(self._kept("activations", self._before, x))
-        scale, shift = self.condition(activated_embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(self._kept("activations", self._between, h, scale, shift))
+        row = self.condition(activated_embedding)
+        h = self.conv2(self._kept("activations", self._between, h, row))
         x = self._resampled(x)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
@@ -75,12 +70,12 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+        self.norm = GroupNormSilu(channels)
+        self.qkv = Conv1x1(channels, 3 * channels)
+        self.out = zeroed(Conv1x1(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2).mT
+        qkv = self.qkv(self.norm(x, activate=False)).flatten(2).mT
         q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=2))
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
         return x + self.out(h.reshape(x.shape))
@@ -156,10 +151,10 @@ class UNetInitializer(Conditional):
         self.embed1 = nn.Linear(width, 4 * width)
         self.embed2 = nn.Linear(4 * width, 4 * width)
         self.label = nn.Linear(self.num_classes + 1, 4 * width) if self.num_classes else None
-        self.stem = nn.Conv2d(image_channels, width, 3, padding=1)
+        self.stem = Conv3x3(image_channels, width)
         self._build_stages([m * width for m in multipliers], blocks, tuple(attention), dropout)
-        self.norm = group_norm(multipliers[0] * width)
-        self.head = zeroed(nn.Conv2d(multipliers[0] * width, image_channels, 3, padding=1))
+        self.norm = GroupNormSilu(multipliers[0] * width)
+        self.head = zeroed(Conv3x3(multipliers[0] * width, image_channels))
 
     def _build_stages(
         self, widths: list[int], blocks: int, attention: tuple[int, ...], dropout: float
@@ -233,7 +228,7 @@ class UNetInitializer(Conditional):
                 else:
                     joined = h if layer.resample else torch.cat([h, skips.pop()], dim=1)
                     h = self._kept("blocks", layer, joined, e)
-        return x + self.head(F.silu(self.norm(h)))
+        return x + self.head(self.norm(h))
 
 
 def zeroed(conv: nn.Conv2d) -> nn.Conv2d:

@@ -41,6 +41,55 @@ inline Sixteen silu(Sixteen x) {
   return {_mm512_div_ps(x.v, _mm512_add_ps(e.v, _mm512_set1_ps(1.0f)))};
 }
 
+// Its derivative: s (1 + x (1 - s)), s = 1 / (1 + e^-x).
+inline Sixteen silu_slope(Sixteen x) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 s = _mm512_div_ps(one, _mm512_add_ps(exponential(x.times(-1.0f)).v, one));
+  return {_mm512_mul_ps(s, _mm512_fmadd_ps(x.v, _mm512_sub_ps(one, s), one))};
+}
+
+#elif defined(__AVX2__)
+
+inline __m256 exponential(__m256 a) {
+  const __m256 x = _mm256_min_ps(_mm256_set1_ps(kHighest), _mm256_max_ps(_mm256_set1_ps(kLowest), a));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(kLog2e)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(kLn2Low),
+                                    _mm256_fnmadd_ps(n, _mm256_set1_ps(kLn2High), x));
+  __m256 q = _mm256_fmadd_ps(_mm256_set1_ps(kExp6), r, _mm256_set1_ps(kExp5));
+  q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(kExp4));
+  q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(kExp3));
+  q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(kExp2));
+  const __m256 p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), q, r);
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(_mm256_add_ps(p, _mm256_set1_ps(1.0f)),
+                       _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+// 1 + e^-x.
+inline __m256 one_and_falling(__m256 x) {
+  const __m256 e = exponential(_mm256_sub_ps(_mm256_setzero_ps(), x));
+  return _mm256_add_ps(e, _mm256_set1_ps(1.0f));
+}
+
+inline __m256 silu_slope(__m256 x) {
+  const __m256 one = _mm256_set1_ps(1.0f), s = _mm256_div_ps(one, one_and_falling(x));
+  return _mm256_mul_ps(s, _mm256_fmadd_ps(x, _mm256_sub_ps(one, s), one));
+}
+
+inline Sixteen exponential(const Sixteen& a) { return {exponential(a.low), exponential(a.high)}; }
+
+inline Sixteen affine(const Sixteen& x, const Sixteen& a, const Sixteen& b) {
+  return {_mm256_fmadd_ps(x.low, a.low, b.low), _mm256_fmadd_ps(x.high, a.high, b.high)};
+}
+
+inline Sixteen silu(const Sixteen& x) {
+  return {_mm256_div_ps(x.low, one_and_falling(x.low)),
+          _mm256_div_ps(x.high, one_and_falling(x.high))};
+}
+
+inline Sixteen silu_slope(const Sixteen& x) { return {silu_slope(x.low), silu_slope(x.high)}; }
+
 #else
 
 // Plain loops, which compilers vectorise.
@@ -79,6 +128,17 @@ inline Sixteen silu(const Sixteen& x) {
   x.put(numbers[0]);
   exponential(x.times(-1.0f)).put(numbers[1]);
   for (int i = 0; i < 16; ++i) numbers[0][i] /= 1.0f + numbers[1][i];
+  return Sixteen::load(numbers[0]);
+}
+
+inline Sixteen silu_slope(const Sixteen& x) {
+  float numbers[2][16];
+  x.put(numbers[0]);
+  exponential(x.times(-1.0f)).put(numbers[1]);
+  for (int i = 0; i < 16; ++i) {
+    const float s = 1.0f / (1.0f + numbers[1][i]);
+    numbers[0][i] = s * (1.0f + numbers[0][i] * (1.0f - s));
+  }
   return Sixteen::load(numbers[0]);
 }
 

@@ -6,6 +6,8 @@
 
 #include "common/arguments.h"
 #include "cpu/resnet_network.h"
+#include "cpu/train_conv3x3.h"
+#include "cpu/train_norm_silu.h"
 #include "cpu/unet_network.h"
 
 namespace cdrl::cpu {
@@ -34,6 +36,17 @@ struct Kernels {
   int64_t (*mlp_chain)(const MlpProgram&, const MlpCall&, int64_t begin, int count, float* room);
   // A U-Net's output of a few samples, on one thread.
   void (*unet_group)(const UNetNetwork&, const UNetGroup&, UNetBuffers&);
+  // A part of a convolution with packed weights, and of its weight's gradient, added to transformed
+  // `sums`, which the bias's follows; and what goes before and after, for the n-th block of outputs. Transposed weights are
+  // those of the input's gradient.
+  void (*conv3x3_part)(const ConvPart&, const float* weights, const float* bias, float* y);
+  void (*conv3x3_weight_part)(const ConvPart&, const float* y_grad, float* sums);
+  void (*conv3x3_pack)(const ConvShape&, const float* weight, bool transposed, int n, float* to);
+  void (*conv3x3_unpack)(const ConvShape&, const float* sums, int n, float* weight_grad);
+  // A norm of one sample; and its gradients, those in weight and bias to its own row of two arrays.
+  void (*norm_silu_sample)(const NormSilu&, int64_t sample, float* y, float* memory);
+  void (*norm_silu_gradients_sample)(const NormSilu&, const NormSiluGradients&, int64_t sample,
+                                     float* weight_grads, float* bias_grads, float* memory);
   // Runs the inner loop on data in the nearest cache; returns the operations done.
   double (*products)(bool bfloat16, int repeats);
 };

@@ -19,7 +19,8 @@ struct Sixteen {
   static Sixteen load(const uint16_t* p) { return {Vector::load_bfloat16(p)}; }
   Sixteen plus(Sixteen a) const { return {_mm512_add_ps(v, a.v)}; }
   Sixteen minus(Sixteen a) const { return {_mm512_sub_ps(v, a.v)}; }
-  Sixteen times(float a) const { return {_mm512_mul_ps(v, _mm512_set1_ps(a))}; }
+  Sixteen times(Sixteen a) const { return {_mm512_mul_ps(v, a.v)}; }
+  Sixteen times(float a) const { return times(Sixteen{_mm512_set1_ps(a)}); }
   // One bit for each channel.
   uint16_t positive() const {
     return uint16_t(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ));
@@ -48,9 +49,12 @@ struct Sixteen {
   Sixteen minus(const Sixteen& a) const {
     return {_mm256_sub_ps(low, a.low), _mm256_sub_ps(high, a.high)};
   }
+  Sixteen times(const Sixteen& a) const {
+    return {_mm256_mul_ps(low, a.low), _mm256_mul_ps(high, a.high)};
+  }
   Sixteen times(float a) const {
     const __m256 factor = _mm256_set1_ps(a);
-    return {_mm256_mul_ps(low, factor), _mm256_mul_ps(high, factor)};
+    return times(Sixteen{factor, factor});
   }
   uint16_t positive() const { return uint16_t(above_zero(low) | above_zero(high) << 8); }
   Sixteen sloped(uint16_t bits) const { return {sloped(low, bits), sloped(high, bits >> 8)}; }
@@ -102,6 +106,11 @@ struct Sixteen {
   Sixteen minus(const Sixteen& a) const {
     Sixteen result;
     for (int i = 0; i < 16; ++i) result.v[i] = v[i] - a.v[i];
+    return result;
+  }
+  Sixteen times(const Sixteen& a) const {
+    Sixteen result;
+    for (int i = 0; i < 16; ++i) result.v[i] = v[i] * a.v[i];
     return result;
   }
   Sixteen times(float a) const {

@@ -28,16 +28,14 @@ inline void transform_out(const Sixteen* m, Sixteen* out) {
   out[1] = m[1].minus(m[2]).minus(m[3]);
 }
 
-// Bᵀ d B of the 4×4 positions from `d` on, to `out` with `step` from one product to the next.
-template <class Element>
-inline void transform_patch(const Element* d, int64_t pitch, int64_t column, Element* out,
-                            int64_t step) {
+// Bᵀ d B of 4×4 positions, load(row, column) being one's sixteen channels, to `out` with `step` from
+// one product to the next.
+template <class Load, class Element>
+inline void transform_patch(const Load& load, Element* out, int64_t step) {
   Sixteen first[4][4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    Sixteen values[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) values[i] = Sixteen::load(d + i * pitch + j * column);
+    const Sixteen values[4] = {load(0, j), load(1, j), load(2, j), load(3, j)};
     transform_in(values, first[j]);
   }
 #pragma GCC unroll 4
@@ -100,7 +98,9 @@ struct Patches {
     const Element* corner = plane - pitch - column;
     for (int n = 0; n < in; ++n, corner += grid.padded * kBlock) {
       for (int p = 0; p < count; ++p, out += kBlock) {
-        transform_patch(corner + padded[p], pitch, column, out, int64_t(in) * count * kBlock);
+        const Element* d = corner + padded[p];
+        transform_patch([=](int i, int j) { return Sixteen::load(d + i * pitch + j * column); },
+                        out, int64_t(in) * count * kBlock);
       }
     }
   }

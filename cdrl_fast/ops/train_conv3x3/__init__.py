@@ -1,0 +1,61 @@
+"""A 3×3 convolution whose weight is being learned: the result, and gradients by autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.ops.rooms import ON_CPUS, choose
+from cdrl_fast.ops.train_conv3x3 import native, reference
+
+
+def train_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
+    """weight * x + bias, with zero borders; differentiable in all three.
+
+    Args:
+        x: (batch, in, height, width), in any memory format.
+        weight: (out, in, 3, 3).
+        bias: (out,).
+        backend: "native" (C++, on CPUs), "reference" (torch's own convolution), or "auto": the
+            first that can. float32 outside autocast is the native room's; its gradients cannot be
+            differentiated again.
+
+    Returns:
+        (batch, out, height, width); the native room's is channels-last.
+
+    Raises:
+        ValueError: shapes that do not fit. TypeError: dtypes that do not. BackendUnavailable: an
+            explicit backend that cannot be had.
+
+    Source: Lavin & Gray, CVPR 2016, F(2×2, 3×3), forward and in both gradients.
+    """
+    _check(x, weight, bias)
+    room = choose("train_conv3x3", backend, x.device, x.dtype, ON_CPUS)
+    if room == "native":
+        why = _why_not_native(x)
+        if why is None:
+            return native.TrainConv3x3.run(x, weight, bias)
+        if backend == "native":
+            raise BackendUnavailable(f"train_conv3x3: {why}")
+    return reference.train_conv3x3(x, weight, bias)
+
+
+def _why_not_native(x: Tensor) -> str | None:
+    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return "the native room computes in float32, without autocast"
+    return None if x.numel() else f"the native room needs a pixel, got {tuple(x.shape)}"
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    if not x.dtype == weight.dtype == bias.dtype or not x.is_floating_point():
+        raise TypeError(
+            f"train_conv3x3: x, weight and bias must be of one floating dtype, got {x.dtype}, "
+            f"{weight.dtype} and {bias.dtype}"
+        )
+    fits = x.dim() == 4 and weight.shape[1:] == (x.shape[1], 3, 3)
+    if not fits or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            "train_conv3x3: expected x (batch, in, height, width), weight (out, in, 3, 3) and bias "
+            f"(out,), got {tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )

@@ -1,0 +1,71 @@
+"""`train_conv3x3` in C++ (csrc/cpu/train_conv3x3.cpp), as autograd sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from cdrl_fast._native import load
+
+BLOCK = 16
+"""Kernels take numbers of channels that are its multiples."""
+
+
+class TrainConv3x3(torch.autograd.Function):
+    """The convolution; it keeps x and the weight."""
+
+    @staticmethod
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The result for checked arguments."""
+        outs, ins = -weight.shape[0] % BLOCK, -weight.shape[1] % BLOCK
+        if outs or ins:
+            # With zeros, of which nothing comes: an image has few channels.
+            x, weight = F.pad(x, (0, 0, 0, 0, 0, ins)), F.pad(weight, (0, 0, 0, 0, 0, ins, 0, outs))
+            y = TrainConv3x3.run(x, weight, F.pad(bias, (0, outs)))
+            return y[:, : weight.shape[0] - outs]
+        result: Tensor = TrainConv3x3.apply(  # type: ignore[no-untyped-call]
+            x.contiguous(memory_format=torch.channels_last), weight.contiguous(), bias.contiguous()
+        )
+        return result
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        _module().train_conv3x3(
+            *_sizes(x, weight), *_addresses(x, weight, bias, y), torch.get_num_threads()
+        )
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        y_grad = y_grad.contiguous(memory_format=torch.channels_last)
+        x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        weight_grad, bias_grad = torch.empty_like(weight), weight.new_empty(weight.shape[0])
+        _module().train_conv3x3_gradients(
+            *_sizes(x, weight), *_addresses(x, weight, y_grad, x_grad, weight_grad, bias_grad),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return x_grad, weight_grad, bias_grad
+
+
+def _module() -> Any:
+    module = load()
+    assert module is not None
+    return module
+
+
+def _sizes(x: Tensor, weight: Tensor) -> tuple[int, ...]:
+    batch, channels, height, width = x.shape
+    return batch, height, width, channels, weight.shape[0]
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]

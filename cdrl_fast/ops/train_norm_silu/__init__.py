@@ -1,0 +1,82 @@
+"""Group norm with scale and shift, and SiLU, being learned: the result, and gradients by autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.ops.rooms import ON_CPUS, choose
+from cdrl_fast.ops.train_norm_silu import native, reference
+
+
+def train_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    *,
+    row: Tensor | None = None,
+    activate: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """silu(norm(x)·(1 + scale) + shift), differentiable in all; norm is a group norm, ε = 1e-6.
+
+    Args:
+        x: (batch, channels, height, width), in any memory format.
+        weight, bias: (channels,), of the norm.
+        groups: of channels; divides them.
+        row: (batch, 2·channels), scale then shift. None is 0.
+        activate: whether SiLU follows.
+        backend: "native" (C++, on CPUs), "reference" (torch's own operations), or "auto": the first
+            that can. float32 outside autocast, with channels that are a multiple of 16, is the
+            native room's; its gradients cannot be differentiated again.
+
+    Returns:
+        The shape of x; the native room's is channels-last.
+
+    Raises:
+        ValueError: shapes that do not fit. TypeError: dtypes that do not. BackendUnavailable: an
+            explicit backend that cannot be had.
+
+    Source: the initializer of Zhu et al., ICLR 2024; Wu & He, ECCV 2018.
+    """
+    _check(x, weight, bias, groups, row)
+    room = choose("train_norm_silu", backend, x.device, x.dtype, ON_CPUS)
+    if room == "native":
+        why = _why_not_native(x)
+        if why is None:
+            return native.TrainNormSilu.run(x, weight, bias, row, groups, activate)
+        if backend == "native":
+            raise BackendUnavailable(f"train_norm_silu: {why}")
+    return reference.train_norm_silu(x, weight, bias, groups, row, activate)
+
+
+def _why_not_native(x: Tensor) -> str | None:
+    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return "the native room computes in float32, without autocast"
+    if x.shape[1] % native.BLOCK or not x.numel():
+        return (
+            f"the native room takes channels that are a multiple of {native.BLOCK} and at least one "
+            f"pixel, got {tuple(x.shape)}"
+        )
+    return None
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, row: Tensor | None) -> None:
+    given = {"weight": weight, "bias": bias} | ({} if row is None else {"row": row})
+    if not x.is_floating_point() or any(t.dtype != x.dtype for t in given.values()):
+        kinds = ", ".join(f"{name} {t.dtype}" for name, t in {"x": x, **given}.items())
+        raise TypeError(f"train_norm_silu: expected one floating dtype, got {kinds}")
+    channels = x.shape[1] if x.dim() == 4 else 0
+    if not channels or groups < 1 or channels % groups:
+        raise ValueError(
+            "train_norm_silu: expected x (batch, channels, height, width) and groups that divide "
+            f"its channels, got {tuple(x.shape)} and {groups}"
+        )
+    shapes = {"weight": (channels,), "bias": (channels,), "row": (x.shape[0], 2 * channels)}
+    for name, tensor in given.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(
+                f"train_norm_silu: {name} must be {shapes[name]}, got {tuple(tensor.shape)}"
+            )
