@@ -34,9 +34,12 @@ NOISE, POSTERIOR, LEVEL, DROPOUT, INITIALIZER = 0, 1, 2, 16, 2**16
 
 
 def _kernels(model: CDRL, precision: Precision) -> Kernels | None:
-    """What computes the losses in torch's place: on CPUs, in float32, the compiled module."""
+    """What computes the losses of the library's networks for images on CPUs, in float32."""
     device = next(model.parameters()).device
-    if precision.name != "fp32" or reason("native", device) is not None:
+    ours = isinstance(model.energy, ResNetEnergy) and isinstance(
+        model.initializer, (UNetInitializer, type(None))
+    )
+    if not ours or precision.name == "fp64" or reason("native", device) is not None:
         return None
     return Kernels(train_conv3x3, train_norm_silu)
 
@@ -58,7 +61,8 @@ class Iteration:
     Args:
         model: in its dtype, on its device.
         config: seed, variance_reduction, recompute, accumulate and shard are read.
-        precision: of the chain, and, by autocast, of the losses.
+        precision: of the chain, and, by autocast, of the losses; on CPUs the library's networks
+            for images have kernels for those, which compute in float32.
         group: the processes that share the batch.
 
     Attributes:
@@ -81,9 +85,7 @@ class Iteration:
         self._ours = type(model.energy) in (ResNetEnergy, MLPEnergy)
         self._alone = group.size == 1
         self._kernels = _kernels(model, precision)
-        # The kernels keep no more than what is computed again for its gradient elsewhere.
-        spared = self._kernels is not None and config.recompute == "activations"
-        set_recompute(model, "nothing" if spared else config.recompute)
+        set_recompute(model, config.recompute)
         self._energy = SharedNetwork(model.energy, group, shard=config.shard)
         self._initializer = None
         if model.initializer is not None:
@@ -143,11 +145,16 @@ class Iteration:
     ) -> dict[str, Tensor]:
         """Adds the gradients of a part of the batch; after the last one they are complete."""
         energy = self.model.energy
-        level, x_noisy, x_clean = self.noised(x0, draws)
         energy.train(not self._ours)
-        y = per_sample(level.scale, x_clean) * x_clean
-        with self._energy.summing(last=False):
-            positive = self._phase(y, level, label, -1.0)
+        level, x_noisy, x_clean = self.noised(x0, draws)
+
+        def positive_phase() -> Tensor:
+            with self._energy.summing(last=False):
+                return self._phase(per_sample(level.scale, x_clean) * x_clean, level, label, -1.0)
+
+        # Other people's energies may change in train mode, so theirs comes before the chain. Ours
+        # leaves its gradients late: the initializer's graph is the largest thing in memory.
+        positive = None if self._ours else positive_phase()
         found: dict[str, Tensor] = {}
         with self._dropout(draws), self._summing_initializer(last):
             proposal = self._propose(x_noisy, level, label, draws)
@@ -159,19 +166,24 @@ class Iteration:
                 loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
                 self._backward(loss)
                 found["initializer_loss"] = loss.detach()
+                del loss
         del proposal
+        positive = positive_phase() if positive is None else positive
         with self._energy.summing(last=last):
             negative = self._phase(revised, level, label, 1.0)
         found["energy_loss"] = (level.loss_weight * (negative - positive)).mean()
         found["energy_gap"] = (positive - negative).mean()
         return found
 
+    def _autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._kernels else self.precision.autocast(self.device)
+
     def _summing_initializer(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext() if self._initializer is None else self._initializer.summing(last=last)
 
     def _phase(self, y: Tensor, level: LevelTable, label: Tensor | None, sign: float) -> Tensor:
         """f(y), having added the gradient of ± mean(w_t f(y)) to the parameters'."""
-        with self.precision.autocast(self.device):
+        with self._autocast():
             value = self._energy(y, level.logsnr, label)
         value = value.to(self.dtype)
         self._backward(sign * (level.loss_weight * value).mean())
@@ -203,7 +215,7 @@ class Iteration:
         if self._initializer is None:
             return x_noisy
         self._initializer.network.train()
-        with self.precision.autocast(self.device):
+        with self._autocast():
             mean = self._initializer(x_noisy, level.logsnr_noisy, label)
         mean = mean.to(self.dtype)
         return mean + per_sample(level.init_std, mean) * draws.normal(mean, INITIALIZER)

@@ -29,7 +29,8 @@ class TrainConfig:
         label_drop: probability that a label is replaced by "no label".
         flip: mirror images at random.
         seed: of all noise and of the data's order.
-        precision: of the Langevin chain, as in `Sampler`, and by autocast of the losses; the
+        precision: of the Langevin chain, as in `Sampler`, and by autocast of the losses, where no
+            kernels compute those in float32 (on CPUs, the library's networks for images); the
             weights keep the model's dtype. "auto" is "fp64" for a float64 model, else "bf16" where
             the processor multiplies it and the energy has kernels, else "fp32"; a resumed run
             keeps its own.

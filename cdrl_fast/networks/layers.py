@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 LEAK = 0.2
 Recompute = Literal["nothing", "activations", "blocks"]
 Classes = int | Sequence[str]
+Again = Callable[[], Tensor]
 
 
 def leaky(x: Tensor) -> Tensor:
@@ -107,11 +108,12 @@ class Kernels(NamedTuple):
     """Functions that do the bulk of a network's work in the place of torch's operations.
 
     Attributes:
-        conv3x3: (x, weight, bias) → a 3×3 convolution with zero borders.
+        conv3x3: (x, weight, bias, again=) → a 3×3 convolution with zero borders; where ``again`` is
+            not None it makes x once more, which need not be kept.
         norm_silu: (x, weight, bias, groups, row=, activate=) → as `GroupNormSilu`.
     """
 
-    conv3x3: Callable[[Tensor, Tensor, Tensor], Tensor]
+    conv3x3: Callable[..., Tensor]
     norm_silu: Callable[..., Tensor]
 
 
@@ -142,12 +144,13 @@ class Conv3x3(nn.Conv2d, Replaceable):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._convolved(x, self.weight)
+    def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
+        """``again`` makes x once more, for kernels that then keep less."""
+        return self._convolved(x, self.weight, again)
 
-    def _convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _convolved(self, x: Tensor, weight: Tensor, again: Again | None) -> Tensor:
         if self.kernels is not None:
-            return self.kernels.conv3x3(x, weight, self.bias)
+            return self.kernels.conv3x3(x, weight, self.bias, again=again)
         return F.conv2d(x, weight, self.bias, padding=1)
 
 
@@ -158,8 +161,8 @@ class SpectralConv2d(Conv3x3, SpectralNorm):
         super().__init__(in_channels, out_channels)
         self._start_power_iteration()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._convolved(x, self.normalized_weight())
+    def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
+        return self._convolved(x, self.normalized_weight(), again)
 
 
 class Conv1x1(nn.Conv2d, Replaceable):
@@ -257,6 +260,15 @@ class Recomputing(nn.Module):
         if self.recompute == what and torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
         return function(*inputs)
+
+    def _convolved(
+        self, conv: Conv3x3, before: Callable[..., Tensor], *inputs: Tensor
+    ) -> Tensor:
+        """conv(before(inputs)), of whose first part the inputs alone are kept if that is asked for."""
+        if conv.kernels is None:
+            return conv(self._kept("activations", before, *inputs))  # type: ignore[no-any-return]
+        again = partial(before, *inputs) if self.recompute == "activations" else None
+        return conv(before(*inputs), again)  # type: ignore[no-any-return]
 
 
 def set_recompute(network: nn.Module, what: Recompute) -> None:

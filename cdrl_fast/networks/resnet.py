@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +54,9 @@ class ResNetBlock(nn.Module):
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
         with unrounded(self.level.weight):
             row = leaky(self.level(activated_embedding))[:, :, None, None]
-        h = self.conv1(leaky(x))
+        h = self.conv1(leaky(x), partial(leaky, x))
         h = h + row.to(h.dtype)
-        h = self.conv2(leaky(h))
+        h = self.conv2(leaky(h), partial(leaky, h))
         h = h * self.gain.to(h.dtype)
         return h + (x if self.shortcut is None else self.shortcut(x))
 

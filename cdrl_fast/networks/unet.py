@@ -58,11 +58,13 @@ class UNetBlock(Recomputing):
         return self.dropout(self.norm2(h, row))
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        h = self.conv1(self._kept("activations", self._before, x))
+        # First, for its gradient is then taken last, and nothing waits for it meanwhile.
+        short = self._resampled(x)
+        if self.shortcut is not None:
+            short = self.shortcut(short)
+        h = self._convolved(self.conv1, self._before, x)
         row = self.condition(activated_embedding)
-        h = self.conv2(self._kept("activations", self._between, h, row))
-        x = self._resampled(x)
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        return self._convolved(self.conv2, self._between, h, row) + short
 
 
 class Attention(nn.Module):
@@ -228,7 +230,7 @@ class UNetInitializer(Conditional):
                 else:
                     joined = h if layer.resample else torch.cat([h, skips.pop()], dim=1)
                     h = self._kept("blocks", layer, joined, e)
-        return x + self.head(self.norm(h))
+        return x + self._convolved(self.head, self.norm, h)
 
 
 def zeroed(conv: nn.Conv2d) -> nn.Conv2d:

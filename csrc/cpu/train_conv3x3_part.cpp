@@ -85,12 +85,23 @@ void transform_all(const Positions& positions, const float* x, const float* zero
   }
 }
 
-// A times a column of two.
-inline void spread(const Sixteen* d, Sixteen* out) {
-  out[0] = d[0];
-  out[1] = d[0].plus(d[1]);
-  out[2] = d[0].minus(d[1]);
-  out[3] = d[1].times(-1.0f);
+// Row i of A times a column of two.
+template <int i>
+inline Sixteen spread_row(const Sixteen& a, const Sixteen& b) {
+  if constexpr (i == 0) return a;
+  if constexpr (i == 1) return a.plus(b);
+  if constexpr (i == 2) return a.minus(b);
+  return b.times(-1.0f);
+}
+
+// Row i of A d Aᵀ, d being two rows of two, to `out` with `step` from one product to the next.
+template <int i>
+inline void spread(const Sixteen* d, float* out, int64_t step) {
+  const Sixteen left = spread_row<i>(d[0], d[2]), right = spread_row<i>(d[1], d[3]);
+  spread_row<0>(left, right).put(out + 4 * i * step);
+  spread_row<1>(left, right).put(out + (4 * i + 1) * step);
+  spread_row<2>(left, right).put(out + (4 * i + 2) * step);
+  spread_row<3>(left, right).put(out + (4 * i + 3) * step);
 }
 
 // A dy Aᵀ of every patch and block: [product][block][patch]; and dy added to `bias`.
@@ -98,31 +109,22 @@ void spread_all(const Positions& positions, const float* y_grad, const float* ze
                 float* to, float* bias) {
   const int64_t block = positions.count * int64_t(kBlock), step = blocks * block;
   for (int p = 0; p < positions.count; ++p) {
-    const float* at[2][2];
+    const float* at[4];
     for (int i = 0; i < 4; ++i) {
       const float* place = positions.at(y_grad, p, i / 2, i % 2);
-      at[i / 2][i % 2] = place == nullptr ? zeros : place;
+      at[i] = place == nullptr ? zeros : place;
     }
-    for (int n = 0; n < blocks; ++n) {
+    for (int n = 0; n < blocks; ++n, bias += kBlock) {
       float* products = to + n * block + p * kBlock;
-      Sixteen columns[2][4];
-#pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) {
-        const Sixteen values[2] = {Sixteen::load(at[0][j] + n * kBlock),
-                                   Sixteen::load(at[1][j] + n * kBlock)};
-        spread(values, columns[j]);
-      }
-      Sixteen::load(bias + n * kBlock).plus(columns[0][1]).plus(columns[1][1])
-          .put(bias + n * kBlock);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const Sixteen values[2] = {columns[0][i], columns[1][i]};
-        Sixteen row[4];
-        spread(values, row);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) row[j].put(products + (4 * i + j) * step);
-      }
+      const Sixteen d[4] = {Sixteen::load(at[0] + n * kBlock), Sixteen::load(at[1] + n * kBlock),
+                            Sixteen::load(at[2] + n * kBlock), Sixteen::load(at[3] + n * kBlock)};
+      spread<0>(d, products, step);
+      spread<1>(d, products, step);
+      spread<2>(d, products, step);
+      spread<3>(d, products, step);
+      Sixteen::load(bias).plus(d[0].plus(d[1])).plus(d[2].plus(d[3])).put(bias);
     }
+    bias -= blocks * kBlock;
   }
 }
 

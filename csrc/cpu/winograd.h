@@ -14,55 +14,62 @@ namespace {
 using cdrl::cpu::kPatches;
 using cdrl::cpu::kProducts;
 
-// Bᵀ times a column.
-inline void transform_in(const Sixteen* d, Sixteen* out) {
-  out[0] = d[0].minus(d[2]);
-  out[1] = d[1].plus(d[2]);
-  out[2] = d[2].minus(d[1]);
-  out[3] = d[1].minus(d[3]);
+// Row i of Bᵀ times a column.
+template <int i>
+inline Sixteen in_row(const Sixteen& a, const Sixteen& b, const Sixteen& c, const Sixteen& d) {
+  if constexpr (i == 0) return a.minus(c);
+  if constexpr (i == 1) return b.plus(c);
+  if constexpr (i == 2) return c.minus(b);
+  return b.minus(d);
 }
 
-// Aᵀ times a column.
-inline void transform_out(const Sixteen* m, Sixteen* out) {
-  out[0] = m[0].plus(m[1]).plus(m[2]);
-  out[1] = m[1].minus(m[2]).minus(m[3]);
+// Row i of Aᵀ times a column.
+template <int i>
+inline Sixteen out_row(const Sixteen& a, const Sixteen& b, const Sixteen& c, const Sixteen& d) {
+  return i == 0 ? a.plus(b).plus(c) : b.minus(c).minus(d);
+}
+
+// Row i of Bᵀ d B. Rows one by one, and inputs loaded for each: few registers serve, and the columns
+// that a row doesn't need are not loaded.
+template <int i, class Load, class Element>
+inline void transform_row(const Load& load, Element* out, int64_t step) {
+  Sixteen row[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) row[j] = in_row<i>(load(0, j), load(1, j), load(2, j), load(3, j));
+  in_row<0>(row[0], row[1], row[2], row[3]).put(out + 4 * i * step);
+  in_row<1>(row[0], row[1], row[2], row[3]).put(out + (4 * i + 1) * step);
+  in_row<2>(row[0], row[1], row[2], row[3]).put(out + (4 * i + 2) * step);
+  in_row<3>(row[0], row[1], row[2], row[3]).put(out + (4 * i + 3) * step);
 }
 
 // Bᵀ d B of 4×4 positions, load(row, column) being one's sixteen channels, to `out` with `step` from
 // one product to the next.
 template <class Load, class Element>
 inline void transform_patch(const Load& load, Element* out, int64_t step) {
-  Sixteen first[4][4];
+  transform_row<0>(load, out, step);
+  transform_row<1>(load, out, step);
+  transform_row<2>(load, out, step);
+  transform_row<3>(load, out, step);
+}
+
+// Row i of Aᵀ m A.
+template <int i>
+inline void transform_products_row(const float* m, int64_t step, Sixteen* out) {
+  Sixteen row[4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    const Sixteen values[4] = {load(0, j), load(1, j), load(2, j), load(3, j)};
-    transform_in(values, first[j]);
+    const float* column = m + j * step;
+    row[j] = out_row<i>(Sixteen::load(column), Sixteen::load(column + 4 * step),
+                        Sixteen::load(column + 8 * step), Sixteen::load(column + 12 * step));
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const Sixteen values[4] = {first[0][i], first[1][i], first[2][i], first[3][i]};
-    Sixteen row[4];
-    transform_in(values, row);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) row[j].put(out + (4 * i + j) * step);
-  }
+  out[0] = out_row<0>(row[0], row[1], row[2], row[3]);
+  out[1] = out_row<1>(row[0], row[1], row[2], row[3]);
 }
 
 // Aᵀ m A of the products from `m` on, `step` apart.
 inline void transform_products(const float* m, int64_t step, Sixteen (*out)[2]) {
-  Sixteen first[4][2];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    Sixteen values[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) values[i] = Sixteen::load(m + (4 * i + j) * step);
-    transform_out(values, first[j]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    const Sixteen values[4] = {first[0][i], first[1][i], first[2][i], first[3][i]};
-    transform_out(values, out[i]);
-  }
+  transform_products_row<0>(m, step, out[0]);
+  transform_products_row<1>(m, step, out[1]);
 }
 
 // A few patches, one after the other in the order [patch row][patch column][sample].

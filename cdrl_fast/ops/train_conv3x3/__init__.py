@@ -10,13 +10,21 @@ from cdrl_fast.ops.rooms import ON_CPUS, choose
 from cdrl_fast.ops.train_conv3x3 import native, reference
 
 
-def train_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
+def train_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    again: native.Again | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """weight * x + bias, with zero borders; differentiable in all three.
 
     Args:
         x: (batch, in, height, width), in any memory format.
         weight: (out, in, 3, 3).
         bias: (out,).
+        again: makes x once more, so that the native room need not keep it for its gradients.
         backend: "native" (C++, on CPUs), "reference" (torch's own convolution), or "auto": the
             first that can. float32 outside autocast is the native room's; its gradients cannot be
             differentiated again.
@@ -35,7 +43,7 @@ def train_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "au
     if room == "native":
         why = _why_not_native(x)
         if why is None:
-            return native.TrainConv3x3.run(x, weight, bias)
+            return native.TrainConv3x3.run(x, weight, bias, again)
         if backend == "native":
             raise BackendUnavailable(f"train_conv3x3: {why}")
     return reference.train_conv3x3(x, weight, bias)

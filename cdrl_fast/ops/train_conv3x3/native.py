@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,30 +12,35 @@ from torch.nn import functional as F
 
 from cdrl_fast._native import load
 
+Again = Callable[[], Tensor]
+
 BLOCK = 16
 """Kernels take numbers of channels that are its multiples."""
 
 
 class TrainConv3x3(torch.autograd.Function):
-    """The convolution; it keeps x and the weight."""
+    """The convolution; it keeps the weight, and x unless that can be made again."""
 
     @staticmethod
-    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def run(x: Tensor, weight: Tensor, bias: Tensor, again: Again | None) -> Tensor:
         """The result for checked arguments."""
         outs, ins = -weight.shape[0] % BLOCK, -weight.shape[1] % BLOCK
         if outs or ins:
             # With zeros, of which nothing comes: an image has few channels.
-            x, weight = F.pad(x, (0, 0, 0, 0, 0, ins)), F.pad(weight, (0, 0, 0, 0, 0, ins, 0, outs))
-            y = TrainConv3x3.run(x, weight, F.pad(bias, (0, outs)))
+            weight = F.pad(weight, (0, 0, 0, 0, 0, ins, 0, outs))
+            y = TrainConv3x3.run(_widened(x), weight, F.pad(bias, (0, outs)), again)
             return y[:, : weight.shape[0] - outs]
         result: Tensor = TrainConv3x3.apply(  # type: ignore[no-untyped-call]
-            x.contiguous(memory_format=torch.channels_last), weight.contiguous(), bias.contiguous()
+            _dense(x), weight.contiguous(), bias.contiguous(), again
         )
         return result
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, again: Again | None
+    ) -> Tensor:
+        ctx.save_for_backward(None if again else x, weight)
+        ctx.again = again
         shape = (x.shape[0], weight.shape[0], *x.shape[2:])
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         _module().train_conv3x3(
@@ -44,16 +50,28 @@ class TrainConv3x3(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        y_grad = y_grad.contiguous(memory_format=torch.channels_last)
+        if x is None:
+            x, ctx.again = _dense(_widened(ctx.again())), None
+        y_grad = _dense(y_grad)
         x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         weight_grad, bias_grad = torch.empty_like(weight), weight.new_empty(weight.shape[0])
         _module().train_conv3x3_gradients(
             *_sizes(x, weight), *_addresses(x, weight, y_grad, x_grad, weight_grad, bias_grad),
             torch.get_num_threads(),
         )  # fmt: skip
-        return x_grad, weight_grad, bias_grad
+        return x_grad, weight_grad, bias_grad, None
+
+
+def _widened(x: Tensor) -> Tensor:
+    """With channels of zeros, to a multiple of `BLOCK`."""
+    ins = -x.shape[1] % BLOCK
+    return F.pad(x, (0, 0, 0, 0, 0, ins)) if ins else x
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _module() -> Any:
