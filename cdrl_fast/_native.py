@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-INTERFACE = 3
+INTERFACE = 4
 """Number of the calls between Python and the module; raised when they change."""
 
 

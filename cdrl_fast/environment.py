@@ -31,6 +31,8 @@ OPERATIONS = {
     "head": ON_GPUS,
     "stem_gradient": ON_GPUS,
     "norm_silu": ON_GPUS,
+    "train_conv3x3": ON_CPUS,
+    "train_norm_silu": ON_CPUS,
 }
 """The rooms that each operation has."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")

@@ -14,8 +14,8 @@ using cdrl::cpu::NormSiluGradients;
 
 constexpr double kEpsilon = 1e-6;
 
-// One sample: of each channel what x is multiplied with and what is added, for n's unit form and for
-// act's argument.
+// One sample. Of each channel are kept the mean and the reciprocal deviation of its group, and what
+// x - mean is multiplied with, and what is added, for act's argument.
 class Sample {
  public:
   Sample(const NormSilu& norm, int64_t index, float* memory)
@@ -36,7 +36,7 @@ class Sample {
     find_moments();
     prepare();
     each([&](int64_t at, int c, Sixteen x) {
-      const Sixteen v = affine(x, Sixteen::load(factor_ + c), Sixteen::load(term_ + c));
+      const Sixteen v = argument(x, c);
       (norm_.activate ? silu(v) : v).put(y + at);
     });
   }
@@ -47,9 +47,8 @@ class Sample {
     prepare();
     std::fill(sums_, sums_ + 2 * channels_, 0.0f);
     each([&](int64_t at, int c, Sixteen x) {
-      const Sixteen v = affine(x, Sixteen::load(factor_ + c), Sixteen::load(term_ + c));
       Sixteen grad = Sixteen::load(y_grad + at);
-      if (norm_.activate) grad = grad.times(silu_slope(v));
+      if (norm_.activate) grad = grad.times(silu_slope(argument(x, c)));
       grad.put(x_grad + at);
       Sixteen::load(sums_ + c).plus(grad).put(sums_ + c);
       affine(grad, unit(x, c), Sixteen::load(products_ + c)).put(products_ + c);
@@ -73,9 +72,14 @@ class Sample {
     }
   }
 
+  Sixteen from_mean(const Sixteen& x, int c) const { return x.minus(Sixteen::load(mean_ + c)); }
   // (x - mean) / deviation.
   Sixteen unit(const Sixteen& x, int c) const {
-    return x.minus(Sixteen::load(mean_ + c)).times(Sixteen::load(inverse_ + c));
+    return from_mean(x, c).times(Sixteen::load(inverse_ + c));
+  }
+  // Of act.
+  Sixteen argument(const Sixteen& x, int c) const {
+    return affine(from_mean(x, c), Sixteen::load(factor_ + c), Sixteen::load(term_ + c));
   }
 
   // Sums over positions become sums over groups: of each group `use(group, sum)`.
@@ -88,8 +92,9 @@ class Sample {
     }
   }
 
+  // Twice over x: what the first mean is off by, the second sums tell.
   void find_moments() {
-    std::fill(sums_, sums_ + channels_, 0.0f);
+    std::fill(sums_, sums_ + 2 * channels_, 0.0f);
     each([&](int64_t, int c, Sixteen x) { Sixteen::load(sums_ + c).plus(x).put(sums_ + c); });
     each_group(sums_, [&](int g, double mean) {
       moments_[g] = float(mean);
@@ -97,23 +102,28 @@ class Sample {
     });
     std::fill(sums_, sums_ + channels_, 0.0f);
     each([&](int64_t, int c, Sixteen x) {
-      const Sixteen from_mean = x.minus(Sixteen::load(mean_ + c));
-      affine(from_mean, from_mean, Sixteen::load(sums_ + c)).put(sums_ + c);
+      const Sixteen d = from_mean(x, c);
+      Sixteen::load(sums_ + c).plus(d).put(sums_ + c);
+      affine(d, d, Sixteen::load(products_ + c)).put(products_ + c);
     });
-    each_group(sums_, [&](int g, double variance) {
-      moments_[norm_.groups + g] = float(1.0 / std::sqrt(variance + kEpsilon));
+    each_group(products_, [&](int g, double square) { moments_[norm_.groups + g] = float(square); });
+    each_group(sums_, [&](int g, double off) {
+      const double variance = moments_[norm_.groups + g] - off * off;
+      moments_[g] = float(moments_[g] + off);
+      // Rounding may leave a little less than nothing; NaN must stay.
+      moments_[norm_.groups + g] =
+          float(1.0 / std::sqrt(variance < 0.0 ? kEpsilon : variance + kEpsilon));
     });
   }
 
   void prepare() {
     for (int c = 0; c < channels_; ++c) {
-      const double mean = moments_[c / size_], inverse = moments_[norm_.groups + c / size_];
+      const float mean = moments_[c / size_], inverse = moments_[norm_.groups + c / size_];
       const double more = scale_ == nullptr ? 1.0 : 1.0 + double(scale_[c]);
       const double shift = scale_ == nullptr ? 0.0 : scale_[channels_ + c];
-      const double factor = inverse * norm_.weight[c];
-      mean_[c] = float(mean), inverse_[c] = float(inverse);
-      factor_[c] = float(factor * more);
-      term_[c] = float((norm_.bias[c] - mean * factor) * more + shift);
+      mean_[c] = mean, inverse_[c] = inverse;
+      factor_[c] = float(double(inverse) * norm_.weight[c] * more);
+      term_[c] = float(norm_.bias[c] * more + shift);
     }
   }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdrl_fast.networks.unet import group_norm
+from cdrl_fast.networks.layers import GroupNormSilu
 from cdrl_fast.ops.norm_silu import norm_silu
 
 # Groups of 2, 1, 3, 9, 5 and 17 channels, one or several a program; maps larger than a tile.
@@ -35,7 +35,7 @@ def exactly(x, weight, bias, offset=None, row=None, activate=True):
     channels, planes = x.shape[3], x.double().permute(0, 3, 1, 2)
     if offset is not None:
         planes = planes + offset.double()[:, None, None]
-    norm = group_norm(channels)
+    norm = GroupNormSilu(channels)
     groups = planes.reshape(x.shape[0], norm.num_groups, -1)
     groups = groups - groups.mean(dim=2, keepdim=True)
     groups = groups / (groups.square().mean(dim=2, keepdim=True) + norm.eps).sqrt()
