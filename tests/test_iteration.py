@@ -83,6 +83,41 @@ def test_recomputing_changes_nothing(image_model, what):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+def distances(ours, theirs):
+    return [float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True)]
+
+
+@compiled
+def test_losses_by_kernels_are_those_by_torch():
+    trainer = digits(precision="fp32")
+    assert trainer._gradients._kernels is not None
+    by_kernels = gradients(trainer)
+    trainer = digits(precision="fp32")
+    trainer._gradients._kernels = None
+    # f⁺ and f⁻ nearly cancel, and rounding turns signs of LeakyReLU.
+    assert max(distances(by_kernels, gradients(trainer))) < 1e-3
+    again = gradients(digits(precision="fp32"))
+    assert all(map(torch.equal, again, by_kernels))
+
+
+@compiled
+@pytest.mark.parametrize("what", ["nothing", "blocks"])
+def test_recomputing_changes_nothing_for_kernels(what):
+    usual = gradients(digits(precision="fp32"))
+    assert all(map(torch.equal, gradients(digits(precision="fp32", recompute=what)), usual))
+
+
+@compiled
+def test_kernels_are_gone_after_an_iteration():
+    trainer = digits(precision="fp32")
+    gradients(trainer)
+    model = trainer.model
+    y = torch.zeros(2, *model.sample_shape, requires_grad=True)
+    (slope,) = torch.autograd.grad(model.energy(y, torch.zeros(1)).sum(), y, create_graph=True)
+    slope.sum().backward()  # kernels could not be differentiated twice
+    assert model.energy.stem.kernels is None
+
+
 def reference_iteration(trainer):
     model = copy.deepcopy(trainer.model)
     set_recompute(model, "nothing")
@@ -100,10 +135,11 @@ def reference_iteration(trainer):
 
 
 @compiled
-def test_an_iteration_holds_a_third_of_the_references_memory():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_iteration_holds_a_third_of_the_references_memory(precision):
     recipe = load_recipe("digits")
     data = load_data("digits")
-    config = replace(recipe.training, precision="bf16", batch_size=32)
+    config = replace(recipe.training, precision=precision, batch_size=32)
     trainer = Trainer(recipe.model.build(data), data, config)
     plain = reference_iteration(trainer)
     trainer.step()

@@ -261,14 +261,12 @@ class Recomputing(nn.Module):
             return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
         return function(*inputs)
 
-    def _convolved(
-        self, conv: Conv3x3, before: Callable[..., Tensor], *inputs: Tensor
-    ) -> Tensor:
-        """conv(before(inputs)), of whose first part the inputs alone are kept if that is asked for."""
+    def _convolved(self, conv: Conv3x3, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """conv(before(inputs)), of which the inputs alone are kept if that is asked for."""
         if conv.kernels is None:
-            return conv(self._kept("activations", before, *inputs))  # type: ignore[no-any-return]
+            return conv(self._kept("activations", before, *inputs))
         again = partial(before, *inputs) if self.recompute == "activations" else None
-        return conv(before(*inputs), again)  # type: ignore[no-any-return]
+        return conv(before(*inputs), again)
 
 
 def set_recompute(network: nn.Module, what: Recompute) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from cdrl_fast.networks.layers import (
     level_embedding,
     one_hot,
 )
+
+Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
 class UNetBlock(Recomputing):
@@ -233,7 +236,7 @@ class UNetInitializer(Conditional):
         return x + self._convolved(self.head, self.norm, h)
 
 
-def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+def zeroed(conv: Conv) -> Conv:
     """The convolution with zero weights and biases, so that its branch starts as nothing."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:

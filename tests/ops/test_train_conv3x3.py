@@ -108,7 +108,7 @@ def test_a_broken_sample_breaks_no_other(variant):
 
 
 def test_what_the_native_room_leaves_to_torch():
-    given, grad = made((2, 16, 16, 4, 4))
+    given, _ = made((2, 16, 16, 4, 4))
     with torch.autocast("cpu", torch.bfloat16):
         assert train_conv3x3(*given).dtype == torch.bfloat16
         with pytest.raises(BackendUnavailable, match="without autocast"):

@@ -36,9 +36,7 @@ class TrainConv3x3(torch.autograd.Function):
         return result
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, again: Again | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, again: Again | None) -> Tensor:
         ctx.save_for_backward(None if again else x, weight)
         ctx.again = again
         shape = (x.shape[0], weight.shape[0], *x.shape[2:])
@@ -49,7 +47,7 @@ class TrainConv3x3(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         if x is None:

@@ -1,4 +1,4 @@
-"""Group norm with scale and shift, and SiLU, being learned: the result, and gradients by autograd."""
+"""Group norm, scale, shift and SiLU, being learned: the result, and gradients by autograd."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _why_not_native(x: Tensor) -> str | None:
         return "the native room computes in float32, without autocast"
     if x.shape[1] % native.BLOCK or not x.numel():
         return (
-            f"the native room takes channels that are a multiple of {native.BLOCK} and at least one "
-            f"pixel, got {tuple(x.shape)}"
+            f"the native room takes channels that are a multiple of {native.BLOCK}, and at least "
+            f"one pixel, got {tuple(x.shape)}"
         )
     return None
 

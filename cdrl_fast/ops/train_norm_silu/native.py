@@ -53,7 +53,7 @@ class TrainNormSilu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
         given = ctx.saved_tensors
         x, weight, bias, row, _ = given

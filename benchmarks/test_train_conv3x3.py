@@ -1,0 +1,68 @@
+"""A convolution that is being learned, with all its gradients: PyTorch, channels-last, and ours."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from race import Race, batch_of
+from torch.nn import functional as F
+
+from cdrl_fast.ops import rooms
+from cdrl_fast.ops.train_conv3x3 import train_conv3x3
+
+# Batch, channels in and out, side: of the shipped digits recipe and of width 32 at 28×28.
+CASES = {"8×8, 32 to 32": (64, 32, 32, 8), "14×14, 64 to 64": (64, 64, 64, 14)}
+NAMES = ("eager", "afternoon", "native")
+
+
+def plain(x, weight, bias):
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def native(x, weight, bias):
+    return train_conv3x3(x, weight, bias, backend="native")
+
+
+def with_gradients(function, given, grad):
+    """A call gives the result and three gradients."""
+    leaves = [t.requires_grad_() for t in given]
+
+    def run():
+        y = function(*leaves)
+        return y, *torch.autograd.grad(y, leaves, grad)
+
+    return run
+
+
+@cache
+def race(name, device):
+    batch, ins, outs, side = CASES[name]
+    batch = batch_of(batch)
+    given = (
+        torch.randn(batch, ins, side, side), torch.randn(outs, ins, 3, 3) / 17, torch.randn(outs),
+    )  # fmt: skip
+    grad = torch.randn(batch, outs, side, side)
+    last = [t.clone(memory_format=torch.channels_last) for t in (given[0], grad)]
+    found = {
+        "eager": with_gradients(plain, [t.clone() for t in given], grad),
+        "afternoon": with_gradients(plain, [last[0], *given[1:]], last[1]),
+        "native": with_gradients(native, [last[0].detach().clone(), *given[1:]], last[1]),
+    }
+    exact = with_gradients(plain, [t.detach().double() for t in given], grad.double())()
+    for contender, run in found.items():
+        for got, wanted in zip(run(), exact, strict=True):
+            error = (got - wanted).norm() / wanted.norm()
+            assert error < 2e-6, (contender, error)
+    products = batch * ins * outs * 9 * side**2
+    work = {"calls": 1, "gflop": 6 * products / 1e9}
+    return Race(f"train_conv3x3, batch {batch}, {name}", device, work, found)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_train_conv3x3(benchmark, name, case, device, rounds):
+    if why := rooms.reason("native", device):
+        pytest.skip(why)
+    race(case, device).time(benchmark, name, rounds)
