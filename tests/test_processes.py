@@ -12,7 +12,7 @@ from cdrl_fast import CDRL, Trainer
 from cdrl_fast.run_folder import LOG
 from cdrl_fast.train_config import TrainConfig
 from tests.conftest import torchrun, weights
-from tests.train_together import images, trainer
+from tests.train_together import CONFIG, images, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS = 50
@@ -73,6 +73,19 @@ def test_the_run_is_that_of_one_process(processes, iterations, alone, tmp_path):
     status, output = run(processes, tmp_path, iterations)
     assert status == 0, output
     same(tmp_path, alone(iterations))
+
+
+def test_in_float32_by_kernels(tmp_path):
+    """FSDP2 and accumulation, where compiled kernels compute the losses."""
+    config = {"precision": "fp32", "warmup": 0}
+    made = trainer(TrainConfig(**{**CONFIG, **config}))
+    made.fit(4, folder=tmp_path / "alone")
+    sharded = {**config, "shard": True, "accumulate": 2}
+    status, output = run(2, tmp_path / "together", 4, sharded)
+    assert status == 0, output
+    found, expected = logged(tmp_path / "together"), logged(tmp_path / "alone")
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ CONFIG = {
 
 
 def trainer(config: TrainConfig | None = None) -> Trainer:
-    """Of a tiny conditional model with dropout, in float64, on random images."""
+    """Of a tiny conditional model with dropout on random images; float64 unless the config says so."""
+    config = config or TrainConfig(**CONFIG)
     torch.manual_seed(0)
     model = CDRL(
         ResNetEnergy(1, 8, (1, 2), 1, classes=2),
@@ -29,7 +30,7 @@ def trainer(config: TrainConfig | None = None) -> Trainer:
         NoiseSchedule(levels=3, steps=4),
         sample_shape=(1, 8, 8),
     )
-    return Trainer(model.double(), images(), config or TrainConfig(**CONFIG))
+    return Trainer(model.double() if config.precision == "fp64" else model, images(), config)
 
 
 def images() -> Dataset:
