@@ -31,6 +31,19 @@ def signs_differ(words: torch.Tensor, expected: torch.Tensor) -> float:
     return float((unpack(words.cpu()) != unpack(expected.cpu())).float().mean())
 
 
+def with_gradients(
+    function: Callable[..., torch.Tensor], given: list[torch.Tensor], grad: torch.Tensor
+) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """A call gives the function's result and, by autograd, the gradients of all that is given."""
+    leaves = [t.requires_grad_() for t in given]
+
+    def run() -> tuple[torch.Tensor, ...]:
+        y = function(*leaves)
+        return y, *torch.autograd.grad(y, leaves, grad)
+
+    return run
+
+
 @dataclass
 class Race:
     """Some ways to do the same work.

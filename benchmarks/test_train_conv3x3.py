@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from race import Race, batch_of
+from race import Race, batch_of, with_gradients
 from torch.nn import functional as F
 
 from cdrl_fast.ops import rooms
@@ -23,17 +23,6 @@ def plain(x, weight, bias):
 
 def native(x, weight, bias):
     return train_conv3x3(x, weight, bias, backend="native")
-
-
-def with_gradients(function, given, grad):
-    """A call gives the result and three gradients."""
-    leaves = [t.requires_grad_() for t in given]
-
-    def run():
-        y = function(*leaves)
-        return y, *torch.autograd.grad(y, leaves, grad)
-
-    return run
 
 
 @cache

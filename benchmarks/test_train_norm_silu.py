@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from race import Race, batch_of
+from race import Race, batch_of, with_gradients
 from torch.nn import functional as F
 
 from cdrl_fast.ops import rooms
@@ -26,17 +26,6 @@ def plain(x, weight, bias, row):
 
 def native(x, weight, bias, row):
     return train_norm_silu(x, weight, bias, GROUPS, row=row, backend="native")
-
-
-def with_gradients(function, given, grad):
-    """A call gives the result and four gradients."""
-    leaves = [t.requires_grad_() for t in given]
-
-    def run():
-        y = function(*leaves)
-        return y, *torch.autograd.grad(y, leaves, grad)
-
-    return run
 
 
 @cache

@@ -21,7 +21,7 @@ CONFIG = {
 
 
 def trainer(config: TrainConfig | None = None) -> Trainer:
-    """Of a tiny conditional model with dropout on random images; float64 unless the config says so."""
+    """Of a tiny conditional model with dropout on random images; in the config's precision."""
     config = config or TrainConfig(**CONFIG)
     torch.manual_seed(0)
     model = CDRL(
