@@ -189,7 +189,7 @@ def test_inpaint_a_folder_with_a_mask_picture(tmp_path, capsys):
     Image.fromarray(white).save(tmp_path / "mask.png")
     options = ["--images", str(pictures), "--mask", str(tmp_path / "mask.png"), "--n", "2"]
     options += ["--samples", "3", "--steps", "2", "--label", "7", "1", "--out", str(out)]
-    assert main(["inpaint", *options]) == 0
+    assert main(["inpaint", *options, "--precision", "fp64"]) == 0
     assert "3 completions of 2 images" in capsys.readouterr().out
     archive = np.load(out / "completions.npz")
     known = np.broadcast_to(white == 0, (2, 1, 8, 8))
@@ -197,12 +197,12 @@ def test_inpaint_a_folder_with_a_mask_picture(tmp_path, capsys):
     assert archive["completions"].shape == (2, 3, 1, 8, 8)
     images = torch.from_numpy(archive["images"])
     torch.testing.assert_close(images[:, 0], torch.from_numpy(values[:2] / 127.5 - 1).float())
-    sampler = Sampler(CDRL.from_pretrained("digits"))
+    sampler = Sampler(CDRL.from_pretrained("digits"), precision="fp64")
     expected = sampler.inpaint(
         images, torch.from_numpy(known.copy()), samples=3, steps=2, label=["7", "1"]
     )
     got = torch.from_numpy(archive["completions"]).flatten(0, 1)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
     assert Image.open(out / "overview.png").width > 4 * 8
     single = np.asarray(Image.open(out / "00001-02.png").convert("L"))
     np.testing.assert_array_equal(single[white == 0], values[1][white == 0])

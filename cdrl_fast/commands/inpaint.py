@@ -17,6 +17,7 @@ from cdrl_fast.errors import DataError
 from cdrl_fast.inpainting import ObservationNoise
 from cdrl_fast.masks import known_mask
 from cdrl_fast.model import CDRL
+from cdrl_fast.precision import PrecisionName
 from cdrl_fast.sampler import Sampler
 
 
@@ -55,13 +56,15 @@ class Inpaint:
     """Of the noise, and of a random mask."""
     batch_size: int | None = None
     """Chains at a time, for less memory; by default all."""
+    precision: PrecisionName = "auto"
+    """Of the networks, as in Sampler; auto: bf16 where the processor multiplies it, else fp32."""
     device: str = "auto"
     """A torch device; auto: a GPU where there is one."""
 
     def run(self) -> None:
         model = CDRL.from_pretrained(self.model).to(device_of(self.device))
         images, known = load_masked(self.images, self.mask, model, self.n, seed=self.seed)
-        completions = Sampler(model).inpaint(
+        completions = Sampler(model, precision=self.precision).inpaint(
             images,
             known,
             seed=self.seed,
