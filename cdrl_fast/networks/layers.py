@@ -165,6 +165,19 @@ class SpectralConv2d(Conv3x3, SpectralNorm):
         return self._convolved(x, self.normalized_weight(), again)
 
 
+def kernels_of(module: nn.Module) -> Kernels | None:
+    """What does a module's work; None for torch."""
+    return module.kernels if isinstance(module, Replaceable) else None
+
+
+def convolved(conv: nn.Module, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """conv(before(inputs)), of which kernels keep the inputs alone."""
+    x = before(*inputs)
+    again = () if kernels_of(conv) is None else (partial(before, *inputs),)
+    result: Tensor = conv(x, *again)
+    return result
+
+
 class Conv1x1(nn.Conv2d, Replaceable):
     """1×1 convolution with bias: a linear map of each pixel's channels."""
 
@@ -261,12 +274,15 @@ class Recomputing(nn.Module):
             return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
         return function(*inputs)
 
-    def _convolved(self, conv: Conv3x3, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def _convolved(self, conv: nn.Module, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """conv(before(inputs)), of which the inputs alone are kept if that is asked for."""
-        if conv.kernels is None:
-            return conv(self._kept("activations", before, *inputs))
-        again = partial(before, *inputs) if self.recompute == "activations" else None
-        return conv(before(*inputs), again)
+        if kernels_of(conv) is None:
+            result: Tensor = conv(self._kept("activations", before, *inputs))
+        elif self.recompute == "activations":
+            result = convolved(conv, before, *inputs)
+        else:
+            result = conv(before(*inputs))
+        return result
 
 
 def set_recompute(network: nn.Module, what: Recompute) -> None:

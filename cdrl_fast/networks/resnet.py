@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from cdrl_fast.networks.layers import (
     Conditional,
     SpectralConv2d,
     SpectralLinear,
+    convolved,
     leaky,
     level_embedding,
     one_hot,
@@ -54,9 +54,9 @@ class ResNetBlock(nn.Module):
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
         with unrounded(self.level.weight):
             row = leaky(self.level(activated_embedding))[:, :, None, None]
-        h = self.conv1(leaky(x), partial(leaky, x))
+        h = convolved(self.conv1, leaky, x)
         h = h + row.to(h.dtype)
-        h = self.conv2(leaky(h), partial(leaky, h))
+        h = convolved(self.conv2, leaky, h)
         h = h * self.gain.to(h.dtype)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
