@@ -36,9 +36,8 @@ NOISE, POSTERIOR, LEVEL, DROPOUT, INITIALIZER = 0, 1, 2, 16, 2**16
 def _kernels(model: CDRL, precision: Precision) -> Kernels | None:
     """What computes the losses of the library's networks for images on CPUs, in float32."""
     device = next(model.parameters()).device
-    ours = isinstance(model.energy, ResNetEnergy) and isinstance(
-        model.initializer, (UNetInitializer, type(None))
-    )
+    networks = (type(model.energy), type(model.initializer))
+    ours = networks in ((ResNetEnergy, UNetInitializer), (ResNetEnergy, type(None)))
     if not ours or precision.name == "fp64" or reason("native", device) is not None:
         return None
     return Kernels(train_conv3x3, train_norm_silu)
