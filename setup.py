@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -65,13 +66,17 @@ class CMakeBuild(build_ext):
             import pybind11
         except ImportError as error:
             raise OSError(f"pybind11 cannot be imported: {error}") from error
-        work = Path(self.build_temp).resolve()
+        # One folder whatever asks for the build, so that another one compiles what has changed.
+        tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        work = ROOT.resolve() / "build" / tag
         work.mkdir(parents=True, exist_ok=True)
         archs = os.environ.get("CDRL_CUDA_ARCHS", "80;90;100").replace(",", ";")
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
+            # An earlier build's may have been in an environment that is gone.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCDRL_INTERFACE={interface()}",
