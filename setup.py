@@ -70,13 +70,15 @@ class CMakeBuild(build_ext):
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         work = ROOT.resolve() / "build" / tag
         work.mkdir(parents=True, exist_ok=True)
+        beside = str(Path(sys.executable).parent)
         archs = os.environ.get("CDRL_CUDA_ARCHS", "80;90;100").replace(",", ";")
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
-            # An earlier build's may have been in an environment that is gone.
-            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
+            # An earlier build's may have been in an environment that is gone. The one beside Python
+            # comes first: another version cannot read its log and would compile all again.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=beside) or shutil.which('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCDRL_INTERFACE={interface()}",

@@ -11,6 +11,13 @@
 
 namespace {
 
+// Without vector registers a transform is a great deal of code, of which one copy is enough.
+#if defined(__AVX2__)
+#define CDRL_TRANSFORM inline
+#else
+#define CDRL_TRANSFORM __attribute__((noinline))
+#endif
+
 using cdrl::cpu::kPatches;
 using cdrl::cpu::kProducts;
 
@@ -45,7 +52,7 @@ inline void transform_row(const Load& load, Element* out, int64_t step) {
 // Bᵀ d B of 4×4 positions, load(row, column) being one's sixteen channels, to `out` with `step` from
 // one product to the next.
 template <class Load, class Element>
-inline void transform_patch(const Load& load, Element* out, int64_t step) {
+CDRL_TRANSFORM void transform_patch(const Load& load, Element* out, int64_t step) {
   transform_row<0>(load, out, step);
   transform_row<1>(load, out, step);
   transform_row<2>(load, out, step);
@@ -67,7 +74,7 @@ inline void transform_products_row(const float* m, int64_t step, Sixteen* out) {
 }
 
 // Aᵀ m A of the products from `m` on, `step` apart.
-inline void transform_products(const float* m, int64_t step, Sixteen (*out)[2]) {
+CDRL_TRANSFORM void transform_products(const float* m, int64_t step, Sixteen (*out)[2]) {
   transform_products_row<0>(m, step, out[0]);
   transform_products_row<1>(m, step, out[1]);
 }
