@@ -61,22 +61,26 @@ struct Places {
   }
 };
 
+// Calls run.conv3x3_pack or conv3x3_unpack for every block of outputs: on threads only where there are
+// many weights, for waking them takes as long as some thousands.
+template <class Body>
+void each_block(int outs, const Places& places, const Body& body) {
+  const bool worth = places.threads > 1 && places.sum > kProducts * 128 * 128;
+#pragma omp parallel for num_threads(places.threads) if (worth)
+  for (int n = 0; n < outs / kBlock; ++n) body(n);
+}
+
 }  // namespace
 
 void train_conv3x3(const ConvShape& shape, const float* x, const float* weight, const float* bias,
                    float* y, int threads) {
   const Places places(shape, threads);
   const Kernels& run = kernels();
-#pragma omp parallel num_threads(places.threads) if (places.threads > 1)
-  {
-#pragma omp for
-    for (int n = 0; n < shape.out / kBlock; ++n) {
-      run.conv3x3_pack(shape, weight, false, n, places.weights);
-    }
-#pragma omp for
-    for (int i = 0; i < places.threads; ++i) {
-      run.conv3x3_part(places.of(shape, x, i), places.weights, bias, y);
-    }
+  each_block(shape.out, places,
+             [&](int n) { run.conv3x3_pack(shape, weight, false, n, places.weights); });
+#pragma omp parallel for num_threads(places.threads) if (places.threads > 1)
+  for (int i = 0; i < places.threads; ++i) {
+    run.conv3x3_part(places.of(shape, x, i), places.weights, bias, y);
   }
 }
 
@@ -85,32 +89,25 @@ void train_conv3x3_gradients(const ConvShape& shape, const float* x, const float
   const Places places(shape, threads);
   const Kernels& run = kernels();
   const ConvShape back = shape.transposed();
-#pragma omp parallel num_threads(places.threads) if (places.threads > 1)
-  {
-    if (to.x != nullptr) {
-#pragma omp for
-      for (int n = 0; n < back.out / kBlock; ++n) {
-        run.conv3x3_pack(back, weight, true, n, places.weights);
-      }
-    }
-#pragma omp for
-    for (int i = 0; i < places.threads; ++i) {
-      if (to.x != nullptr) {
-        run.conv3x3_part(places.of(back, to.y, i), places.weights, nullptr, to.x);
-      }
-      float* sums = places.sums + i * places.sum;
-      std::fill(sums, sums + places.sum, 0.0f);
-      run.conv3x3_weight_part(places.of(shape, x, i), to.y, sums);
-    }
-#pragma omp for
-    for (int64_t k = 0; k < places.sum; ++k) {
-      for (int i = 1; i < places.threads; ++i) places.sums[k] += places.sums[i * places.sum + k];
-    }
-#pragma omp for
-    for (int n = 0; n < shape.out / kBlock; ++n) {
-      run.conv3x3_unpack(shape, places.sums, n, to.weight);
-    }
+  if (to.x != nullptr) {
+    each_block(back.out, places,
+               [&](int n) { run.conv3x3_pack(back, weight, true, n, places.weights); });
   }
+#pragma omp parallel for num_threads(places.threads) if (places.threads > 1)
+  for (int i = 0; i < places.threads; ++i) {
+    if (to.x != nullptr) {
+      run.conv3x3_part(places.of(back, to.y, i), places.weights, nullptr, to.x);
+    }
+    float* sums = places.sums + i * places.sum;
+    std::fill(sums, sums + places.sum, 0.0f);
+    run.conv3x3_weight_part(places.of(shape, x, i), to.y, sums);
+  }
+  for (int i = 1; i < places.threads; ++i) {
+    const float* more = places.sums + i * places.sum;
+    for (int64_t k = 0; k < places.sum; ++k) places.sums[k] += more[k];
+  }
+  each_block(shape.out, places,
+             [&](int n) { run.conv3x3_unpack(shape, places.sums, n, to.weight); });
   const float* bias = places.sums + places.sum - shape.out;
   std::copy(bias, bias + shape.out, to.bias);
 }
