@@ -90,7 +90,9 @@ def sanitizer(tool: str, tests: str, filtered: bool) -> Part:
 
 def parts(out: Path, commit: str, architecture: str) -> list[Part]:
     """All parts in order."""
-    build = {"CDRL_NATIVE": "ON", "CDRL_CUDA": "ON", "CDRL_CUDA_ARCHS": architecture}
+    # The tools that installed the package, so that only what is new is compiled.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    build = {"CDRL_NATIVE": "ON", "CDRL_CUDA": "ON", "CDRL_CUDA_ARCHS": architecture, "PATH": path}
     script = str(ROOT / "scripts" / "gpu_baseline.py")
     rates = (script, "--out", str(out / "rates.json"), "--commit", commit, "--deadline", "60")
     results = ("--results", str(out / "benchmarks.jsonl"), "--commit", commit)
