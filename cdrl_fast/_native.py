@@ -7,6 +7,10 @@ import json
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INTERFACE = 4
 """Number of the calls between Python and the module; raised when they change."""
@@ -40,6 +44,18 @@ def _why_absent() -> str | None:
 def load() -> ModuleType | None:
     """The compiled module, or None."""
     return _loaded()[0]
+
+
+def module() -> ModuleType:
+    """The compiled module, for callers whose room was chosen because it is there."""
+    found = load()
+    assert found is not None
+    return found
+
+
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """Where tensors are in memory, as the module takes them; 0 for None."""
+    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def reason() -> str | None:

@@ -37,8 +37,8 @@ struct Kernels {
   // A U-Net's output of a few samples, on one thread.
   void (*unet_group)(const UNetNetwork&, const UNetGroup&, UNetBuffers&);
   // A part of a convolution with packed weights, and of its weight's gradient, added to transformed
-  // `sums`, which the bias's follows; and what goes before and after, for the n-th block of outputs. Transposed weights are
-  // those of the input's gradient.
+  // `sums`, which the bias's follows; and what goes before and after, for the n-th block of outputs.
+  // Transposed weights are those of the input's gradient.
   void (*conv3x3_part)(const ConvPart&, const float* weights, const float* bias, float* y);
   void (*conv3x3_weight_part)(const ConvPart&, const float* y_grad, float* sums);
   void (*conv3x3_pack)(const ConvShape&, const float* weight, bool transposed, int n, float* to);

@@ -22,7 +22,6 @@ struct Guarded {
   Floats values;
   explicit Guarded(size_t count) : values(count + 2, kPoison) {}
   float* data() { return values.data() + 1; }
-  size_t size() const { return values.size() - 2; }
   bool inside() const { return values.front() == kPoison && values.back() == kPoison; }
 };
 

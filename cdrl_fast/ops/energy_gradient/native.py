@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast._native import load
+from cdrl_fast._native import module
 from cdrl_fast.ops.energy_gradient.weights import ResNetWeights
 
 
@@ -13,10 +13,9 @@ class ResNetGradient:
     """The compiled network for images of one size, with packed weights of its own."""
 
     def __init__(self, weights: ResNetWeights, height: int, width: int, *, bfloat16: bool) -> None:
-        module = load()
-        assert module is not None
+        compiled = module()
         channels, image_channels = weights.stem.shape[:2]
-        self._kernel = module.ResNetGradient(
+        self._kernel = compiled.ResNetGradient(
             image_channels, channels, weights.multipliers, len(weights.stages[0]), height, width,
             bfloat16,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cdrl_fast._native import load
+from cdrl_fast._native import module
 
 GRAD_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """What kernels read gradients as; by its number in the compiled module."""
@@ -25,8 +25,7 @@ def langevin_step(
     first_bad: Tensor | None,
 ) -> None:
     """Writes ``out``, which may be ``x``; float32, dense and not empty, on the CPU or a GPU."""
-    module = load()
-    assert module is not None
+    compiled = module()
     batch = x.shape[0]
     arguments = (
         out.data_ptr(),
@@ -44,9 +43,9 @@ def langevin_step(
     )
     if x.is_cuda:
         stream = torch.cuda.current_stream(x.device).cuda_stream
-        module.langevin_step_cuda(*arguments, x.device.index, stream)
+        compiled.langevin_step_cuda(*arguments, x.device.index, stream)
     else:
-        module.langevin_step_cpu(*arguments, torch.get_num_threads())
+        compiled.langevin_step_cpu(*arguments, torch.get_num_threads())
 
 
 def bound(
@@ -57,15 +56,14 @@ def bound(
     first_bad: Tensor,
 ) -> Callable[[Tensor, int], None]:
     """`langevin_step` in place on ``x``, as a function of (grad, draw): 2 µs a call, not 20."""
-    module = load()
-    assert module is not None
+    compiled = module()
     batch, address, bad = x.shape[0], x.data_ptr(), first_bad.data_ptr()
     sizes = (0, batch, x.numel() // batch, 0, *coefficients, seed)
     if x.is_cuda:
-        kernel = module.langevin_step_cuda
+        kernel = compiled.langevin_step_cuda
         where: tuple[int, ...] = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
     else:
-        kernel = module.langevin_step_cpu
+        kernel = compiled.langevin_step_cpu
         where = (torch.get_num_threads(),)
     code, written = GRAD_TYPES[x.dtype], torch.autograd.graph.increment_version
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl_fast._native import load
+from cdrl_fast._native import module
 from cdrl_fast.ops.mlp_chain.cache import Plans
 from cdrl_fast.ops.mlp_chain.program import KINDS, Linear, Program
 
@@ -66,8 +66,7 @@ def plan_of(program: Program, precision: str) -> Any:
 
 
 def _planned(program: Program, precision: str) -> Any:
-    module = load()
-    assert module is not None
+    compiled = module()
     shapes: list[tuple[int, int, int, float, bool, int]] = []
     weights: list[int] = []
     biases: list[int] = []
@@ -92,7 +91,7 @@ def _planned(program: Program, precision: str) -> Any:
             biases.append(0)
     last, half = program.activation, precision == "bf16"
     kind = KINDS.index(last.kind)
-    return module.MlpPlan(
+    return compiled.MlpPlan(
         list(program.widths), shapes, kind, last.slope, half, weights, biases,
         address(program.head), program.constant,
     )  # fmt: skip

@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast._native import load
+from cdrl_fast._native import module
 
 
 def normal(out: Tensor, seed: int, draw: int, first_sample: int) -> None:
     """Fills ``out``, float32, dense and not empty, on the CPU or on a CUDA device."""
-    module = load()
-    assert module is not None
+    compiled = module()
     batch = out.shape[0]
     arguments = (out.data_ptr(), batch, out.numel() // batch, seed, draw, first_sample)
     if out.is_cuda:
         stream = torch.cuda.current_stream(out.device).cuda_stream
-        module.normal_cuda(*arguments, out.device.index, stream)
+        compiled.normal_cuda(*arguments, out.device.index, stream)
     else:
-        module.normal_cpu(*arguments, torch.get_num_threads())
+        compiled.normal_cpu(*arguments, torch.get_num_threads())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cdrl_fast._native import load
+from cdrl_fast._native import addresses, module
 
 Again = Callable[[], Tensor]
 
@@ -41,8 +41,8 @@ class TrainConv3x3(torch.autograd.Function):
         ctx.again = again
         shape = (x.shape[0], weight.shape[0], *x.shape[2:])
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        _module().train_conv3x3(
-            *_sizes(x, weight), *_addresses(x, weight, bias, y), torch.get_num_threads()
+        module().train_conv3x3(
+            *_sizes(x, weight), *addresses(x, weight, bias, y), torch.get_num_threads()
         )
         return y
 
@@ -55,8 +55,8 @@ class TrainConv3x3(torch.autograd.Function):
         y_grad = _dense(y_grad)
         x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         weight_grad, bias_grad = torch.empty_like(weight), weight.new_empty(weight.shape[0])
-        _module().train_conv3x3_gradients(
-            *_sizes(x, weight), *_addresses(x, weight, y_grad, x_grad, weight_grad, bias_grad),
+        module().train_conv3x3_gradients(
+            *_sizes(x, weight), *addresses(x, weight, y_grad, x_grad, weight_grad, bias_grad),
             torch.get_num_threads(),
         )  # fmt: skip
         return x_grad, weight_grad, bias_grad, None
@@ -72,16 +72,6 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _module() -> Any:
-    module = load()
-    assert module is not None
-    return module
-
-
 def _sizes(x: Tensor, weight: Tensor) -> tuple[int, ...]:
     batch, channels, height, width = x.shape
     return batch, height, width, channels, weight.shape[0]
-
-
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]

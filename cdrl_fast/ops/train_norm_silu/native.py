@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cdrl_fast._native import load
+from cdrl_fast._native import addresses, module
 
 BLOCK = 16
 """The number of channels is its multiple."""
@@ -46,8 +46,8 @@ class TrainNormSilu(torch.autograd.Function):
         moments, y = x.new_empty(x.shape[0], 2 * groups), torch.empty_like(x)
         ctx.save_for_backward(x, weight, bias, row, moments)
         ctx.groups, ctx.activate = groups, activate
-        _module().train_norm_silu(
-            *_sizes(x, groups), activate, *_addresses(x, weight, bias, row, moments, y),
+        module().train_norm_silu(
+            *_sizes(x, groups), activate, *addresses(x, weight, bias, row, moments, y),
             torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -59,23 +59,13 @@ class TrainNormSilu(torch.autograd.Function):
         x, weight, bias, row, _ = given
         y_grad = y_grad.contiguous(memory_format=torch.channels_last)
         found = [None if t is None else torch.empty_like(t) for t in (x, weight, bias, row)]
-        _module().train_norm_silu_gradients(
-            *_sizes(x, ctx.groups), ctx.activate, *_addresses(*given, y_grad, *found),
+        module().train_norm_silu_gradients(
+            *_sizes(x, ctx.groups), ctx.activate, *addresses(*given, y_grad, *found),
             torch.get_num_threads(),
         )  # fmt: skip
         return *found, None, None
 
 
-def _module() -> Any:
-    module = load()
-    assert module is not None
-    return module
-
-
 def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
     batch, channels, height, width = x.shape
     return batch, height * width, channels, groups
-
-
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast._native import load
+from cdrl_fast._native import module
 from cdrl_fast.ops.unet_forward.weights import UNetWeights
 
 
@@ -13,10 +13,9 @@ class UNet:
     """The compiled network, with packed weights of its own."""
 
     def __init__(self, weights: UNetWeights) -> None:
-        module = load()
-        assert module is not None
+        compiled = module()
         width, image_channels = weights.stem.weight.shape[:2]
-        self._kernel = module.UNetForward(
+        self._kernel = compiled.UNetForward(
             image_channels,
             weights.image_size,
             width,
