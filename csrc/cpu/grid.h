@@ -2,28 +2,30 @@
 // the nearest cache.
 #pragma once
 
-#include "cpu/resnet_network.h"
+#include "cpu/patches.h"
 #include "cpu/sixteen.h"
 #include "cpu/tile.h"
 
 namespace {
 
-// Positions of a chunk of samples, flat [row][column][sample] or with borders (resnet_network.h).
+// Positions of a chunk of samples, flat [row][column][sample] or with borders (patches.h).
 // Everything is in positions, of `kBlock` numbers each.
 struct Grid {
   int height, width, samples;
+  int side;               // of the patches that convolutions cut them into, if any do
   int64_t line, count;    // of a row and of all rows, without borders
   int64_t pitch, padded;  // the same with borders
   int64_t origin;         // of the first position, among those with borders
 
-  Grid(int height, int width, int samples)
+  Grid(int height, int width, int samples, int side)
       : height(height),
         width(width),
         samples(samples),
+        side(side),
         line(int64_t(width) * samples),
         count(line * height),
         pitch(line + samples),
-        padded(cdrl::cpu::padded_positions(height, width, samples)),
+        padded(cdrl::cpu::padded_positions(height, width, samples, side)),
         origin(samples + pitch) {}
 
   // Where block `n` of position (row, x) is, x counting columns and samples; in elements.

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/block.h"
+#include "cpu/patches.h"
 
 namespace cdrl::cpu {
 
@@ -67,48 +67,68 @@ inline void pack(const Source& from, void* to, bool bfloat16) {
   }
 }
 
-// G times a column of three, of 16 weights at a time, which compilers vectorise.
-inline void transform_weights(const double (*w)[kBlock], int step, double (*g)[kBlock],
-                              int to_step) {
+// G times a column of three (transforms.h), of 16 weights at a time, which compilers vectorise.
+template <int side>
+void transform_weights(const double (*w)[kBlock], int step, double (*g)[kBlock], int to_step) {
+  constexpr double a = 0.70710678118654752, b = 1.41421356237309505;
   for (int n = 0; n < kBlock; ++n) {
-    const double outer = w[0][n] + w[2 * step][n], inner = w[step][n];
-    g[0][n] = w[0][n];
-    g[to_step][n] = 0.5 * (outer + inner);
-    g[2 * to_step][n] = 0.5 * (outer - inner);
-    g[3 * to_step][n] = w[2 * step][n];
+    const double first = w[0][n], inner = w[step][n], last = w[2 * step][n];
+    g[0][n] = first;
+    if constexpr (side == 2) {
+      g[to_step][n] = 0.5 * (first + last + inner);
+      g[2 * to_step][n] = 0.5 * (first + last - inner);
+    } else {
+      g[to_step][n] = (first + 0.5 * last + a * inner) / -1.5;
+      g[2 * to_step][n] = (first + 0.5 * last - a * inner) / -1.5;
+      g[3 * to_step][n] = (first + 2.0 * last + b * inner) / 6.0;
+      g[4 * to_step][n] = (first + 2.0 * last - b * inner) / 6.0;
+    }
+    g[(side + 1) * to_step][n] = last;
   }
 }
 
-// G w Gᵀ of every 3×3 weight (see winograd.h), rounded once: a matrix for each of 16 products, `step`
-// elements apart, and in it blocks of outputs `block_step` apart.
-template <class Element>
-void pack_products(const Source& from, Element* to, int64_t step, int64_t block_step) {
+// G w Gᵀ of every 3×3 weight, rounded once, as `weights_at` says for `in` blocks of inputs: from the
+// block on that `to` points at, for there may be others.
+template <int side, class Element>
+void pack_products(const Source& from, Element* to, int64_t in) {
+  constexpr int count = side + 2;
   using At = Place<Element>;
-  for (int o = 0; o < from.outs; o += kBlock, to += block_step) {
+  for (int o = 0; o < from.outs; o += kBlock) {
     const int outs = std::min(kBlock, from.outs - o);
     for (int i = 0; i < from.ins; ++i) {
-      double w[9][kBlock] = {}, rows[12][kBlock], products[16][kBlock];
+      double w[9][kBlock] = {}, rows[3 * count][kBlock], products[count * count][kBlock];
       for (int n = 0; n < outs; ++n) {
         const float* taps = from.weight + (o + n) * from.out_step + i * from.in_step;
         for (int t = 0; t < 9; ++t) w[t][n] = taps[t * from.tap_step];
       }
-      for (int c = 0; c < 3; ++c) transform_weights(w + c, 3, rows + c, 3);
-      for (int r = 0; r < 4; ++r) transform_weights(rows + 3 * r, 1, products + 4 * r, 1);
-      Element* place = At::of(to, i);
-      for (int t = 0; t < 16; ++t, place += step) {
+      for (int c = 0; c < 3; ++c) transform_weights<side>(w + c, 3, rows + c, 3);
+      for (int r = 0; r < count; ++r) {
+        transform_weights<side>(rows + 3 * r, 1, products + count * r, 1);
+      }
+      for (int t = 0; t < count * count; ++t) {
+        Element* place = to + weights_at(side, t, o / kBlock, blocks_of(from.outs), in);
+        place = At::of(place, i);
         for (int n = 0; n < outs; ++n) put(place + n * At::kDepth, float(products[t][n]));
       }
     }
   }
 }
 
-inline void pack_convolution(const Source& from, void* to, bool bfloat16) {
-  const int64_t block = int64_t(blocks_of(from.ins)) * kBlock * kBlock;
-  const int64_t step = blocks_of(from.outs) * block;
-  if (bfloat16) {
-    pack_products(from, static_cast<uint16_t*>(to), step, block);
+// The same for float32, and patches of some side.
+inline void pack_products(const Source& from, float* to, int64_t in, int side) {
+  if (side == 4) {
+    pack_products<4>(from, to, in);
   } else {
-    pack_products(from, static_cast<float*>(to), step, block);
+    pack_products<2>(from, to, in);
+  }
+}
+
+inline void pack_convolution(const Source& from, void* to, bool bfloat16, int side) {
+  const int in = blocks_of(from.ins);
+  if (bfloat16) {
+    pack_products<2>(from, static_cast<uint16_t*>(to), in);
+  } else {
+    pack_products(from, static_cast<float*>(to), in, side);
   }
 }
 

@@ -43,7 +43,8 @@ void ResNetGradient::add_stages(const std::vector<int>& multipliers, int blocks,
   int channels = width_, limit = 1;
   for (size_t i = 0; i < multipliers.size(); ++i) {
     const int first = int(blocks_.size());
-    ResNetStage stage{height >> i, width >> i, first, first + blocks, 0, 0};
+    const int side = patch_side(height >> i, width >> i, network_.bfloat16);
+    ResNetStage stage{height >> i, width >> i, side, first, first + blocks, 0, 0};
     const int64_t positions = int64_t(stage.height) * stage.width;
     for (int b = 0; b < blocks; ++b) {
       ResNetBlock block{};
@@ -60,7 +61,13 @@ void ResNetGradient::add_stages(const std::vector<int>& multipliers, int blocks,
       stage.channels = std::max({stage.channels, block.in, block.out});
       blocks_.push_back(block);
     }
-    while (limit * positions < kPositions && limit < 16) limit *= 2;
+    const int patches =
+        patches_along(stage.height, side) * patches_along(stage.width, side);
+    if (side == 4) {
+      limit = std::max(limit, kPatches / patches);
+    } else {
+      while (limit * positions < kPositions && limit < 16) limit *= 2;
+    }
     limits_.push_back(limit);
     stages_.push_back(stage);
   }
@@ -75,23 +82,26 @@ void ResNetGradient::place_weights() {
   // First without memory, to count, then with it.
   for (int round = 0; round < 2; ++round) {
     Pieces pieces(weights_);
-    const auto weight = [&](int64_t out, int64_t in) {
-      return pieces.take<char>(out * in * kProducts * kBlock * kBlock * size);
+    const auto weight = [&](int out, int in, int side) {
+      return pieces.take<char>(weights_count(side, out, in) * size);
     };
     const int64_t stem = int64_t(network_.columns) * blocks_[0].in * kBlock * kBlock;
     network_.stem = pieces.take<float>(stem);
     network_.stem_transposed = pieces.take<float>(stem);
     network_.stem_bias = pieces.take<float>(blocks_[0].in * kBlock);
-    for (ResNetBlock& block : blocks_) {
-      block.conv1 = weight(block.out, block.in);
-      block.conv2 = weight(block.out, block.out);
-      block.conv1_transposed = weight(block.in, block.out);
-      block.conv2_transposed = weight(block.out, block.out);
-      block.bias2 = pieces.take<float>(block.out * kBlock);
-      if (block.in_channels == block.out_channels) continue;
-      block.shortcut = weight(block.out, block.in);
-      block.shortcut_transposed = weight(block.in, block.out);
-      block.bias_shortcut = pieces.take<float>(block.out * kBlock);
+    for (const ResNetStage& stage : stages_) {
+      for (int b = stage.first; b < stage.end; ++b) {
+        ResNetBlock& block = blocks_[size_t(b)];
+        block.conv1 = weight(block.out, block.in, stage.side);
+        block.conv2 = weight(block.out, block.out, stage.side);
+        block.conv1_transposed = weight(block.in, block.out, stage.side);
+        block.conv2_transposed = weight(block.out, block.out, stage.side);
+        block.bias2 = pieces.take<float>(block.out * kBlock);
+        if (block.in_channels == block.out_channels) continue;
+        block.shortcut = weight(block.out, block.in, stage.side);
+        block.shortcut_transposed = weight(block.in, block.out, stage.side);
+        block.bias_shortcut = pieces.take<float>(block.out * kBlock);
+      }
     }
     if (round == 0) weights_ = Memory(pieces.bytes());
   }
@@ -107,23 +117,28 @@ void ResNetGradient::load(const std::vector<const float*>& tensors) {
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!loaded_) place_weights();
-  const bool half = network_.bfloat16;
   auto next = tensors.begin();
   const int inputs = 9 * network_.image_channels;
   pack(matrix(*next, width_, inputs), network_.stem, false);
   pack(transposed_matrix(*next++, width_, inputs), network_.stem_transposed, false);
   copy(*next++, network_.stem_bias, width_);
-  for (const ResNetBlock& block : blocks_) {
-    const int in = block.in_channels, out = block.out_channels;
-    pack_convolution(convolution(*next, out, in), block.conv1, half);
-    pack_convolution(transposed_convolution(*next++, out, in), block.conv1_transposed, half);
-    pack_convolution(convolution(*next, out, out), block.conv2, half);
-    pack_convolution(transposed_convolution(*next++, out, out), block.conv2_transposed, half);
-    copy(*next++, block.bias2, out);
-    if (block.shortcut == nullptr) continue;
-    pack_convolution(convolution(*next, out, in), block.shortcut, half);
-    pack_convolution(transposed_convolution(*next++, out, in), block.shortcut_transposed, half);
-    copy(*next++, block.bias_shortcut, out);
+  for (const ResNetStage& stage : stages_) {
+    // A convolution's weights, for its results and for its gradient.
+    const auto both = [&](const float* weight, int out, int in, void* forward, void* backward) {
+      pack_convolution(convolution(weight, out, in), forward, network_.bfloat16, stage.side);
+      pack_convolution(transposed_convolution(weight, out, in), backward, network_.bfloat16,
+                       stage.side);
+    };
+    for (int b = stage.first; b < stage.end; ++b) {
+      const ResNetBlock& block = blocks_[size_t(b)];
+      const int in = block.in_channels, out = block.out_channels;
+      both(*next++, out, in, block.conv1, block.conv1_transposed);
+      both(*next++, out, out, block.conv2, block.conv2_transposed);
+      copy(*next++, block.bias2, out);
+      if (block.shortcut == nullptr) continue;
+      both(*next++, out, in, block.shortcut, block.shortcut_transposed);
+      copy(*next++, block.bias_shortcut, out);
+    }
   }
   loaded_ = true;
 }
@@ -142,7 +157,7 @@ size_t ResNetGradient::place(Workspace& workspace, int64_t size) const {
     buffer.limit = int(std::min<int64_t>(size, limits_[i]));
     buffer.zeroed = 0;
     const int64_t plane = element * stage.channels * kBlock *
-                          padded_positions(stage.height, stage.width, buffer.limit);
+                          padded_positions(stage.height, stage.width, buffer.limit, stage.side);
     const ResNetBlock& block = blocks_[size_t(stage.first)];
     buffer.input = pieces.take<char>(plane);
     buffer.hidden = pieces.take<char>(plane);

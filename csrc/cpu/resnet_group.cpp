@@ -55,7 +55,7 @@ class Group {
     const ResNetStage& stage = net_.stage[index];
     ResNetBuffers::Stage& memory = buffers_.stage[index];
     const Part part{stage,
-                    Grid(stage.height, stage.width, samples),
+                    Grid(stage.height, stage.width, samples, stage.side),
                     static_cast<Element*>(memory.input),
                     static_cast<Element*>(memory.hidden),
                     static_cast<Element*>(memory.raw),

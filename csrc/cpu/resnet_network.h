@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/block.h"
+#include "cpu/patches.h"
 
 namespace cdrl::cpu {
 
@@ -26,6 +26,7 @@ struct ResNetBlock {
 
 struct ResNetStage {
   int height, width;
+  int side;        // of its patches
   int first, end;  // blocks
   int channels;    // the most that any of its blocks takes or gives
   int64_t masks;   // words of sign bits, a sample
@@ -65,24 +66,6 @@ struct ResNetGroup {
   uint8_t* signs;              // may be null
   int samples;
 };
-
-// A padded plane is [row][column][sample]: with samples innermost, a row of all of them is one run
-// of positions, and taps are constant offsets. One column of zeros serves as the right border of a
-// row and the left border of the next; a row of zeros stands above and below. Patches of 2×2 outputs
-// reach one row, one column further where a side is odd.
-static inline int64_t padded_positions(int height, int width, int samples) {
-  const int64_t rows = height + 2 + height % 2;
-  return int64_t(samples) * (1 + rows * (width + 1) + width % 2);
-}
-
-// Patches of 2×2 outputs that are transformed together (winograd.h): their transforms and products
-// stay in the nearer caches, and whole rounds of the widest inner loop serve them.
-constexpr int kPatches = 28, kProducts = 16;
-
-// Memory for them: transforms of `in` blocks, and products of two blocks.
-static inline int64_t patch_bytes(int64_t in, bool bfloat16) {
-  return kProducts * kPatches * kBlock * (in * (bfloat16 ? 2 : 4) + 2 * 4);
-}
 
 // Samples to a part when `samples` are cut into as few parts of at most `limit` as will do.
 static inline int part_of(int samples, int limit) {

@@ -27,7 +27,7 @@ struct Places {
     std::fill(all, all + channels(shape), 0.0f);
     zeros = all;
     weights = all + channels(shape);
-    sums = weights + kProducts * int64_t(shape.in) * shape.out;
+    sums = weights + shape.packed();
     parts = sums + sum * threads;
   }
 
@@ -41,10 +41,11 @@ struct Places {
   static int channels(const ConvShape& shape) { return std::max(shape.in, shape.out); }
   // Those of the weight's gradient, transformed, and of the bias's.
   static int64_t sums_of(const ConvShape& shape) {
-    return kProducts * int64_t(shape.in) * shape.out + shape.out;
+    return shape.products() + shape.out;
   }
   static int64_t part_of(const ConvShape& shape) {
-    return kProducts * kPatches * (int64_t(shape.in) + shape.out + 2 * kBlock);
+    const int64_t blocks = blocks_of(shape.in) + blocks_of(shape.out) + kOuts;
+    return products_of(shape.side()) * (kPatches * blocks + 3) * kBlock;
   }
   static int threads_for(const ConvShape& shape, int wanted) {
 #ifndef _OPENMP
@@ -56,16 +57,18 @@ struct Places {
   }
   static int64_t needed(const ConvShape& shape, int wanted) {
     const int threads = threads_for(shape, wanted);
-    return channels(shape) + kProducts * int64_t(shape.in) * shape.out +
+    return channels(shape) + shape.packed() +
            (sums_of(shape) + part_of(shape)) * threads;
   }
 };
+
+constexpr int64_t kWorthThreads = 16 * 128 * 128;
 
 // Calls run.conv3x3_pack or conv3x3_unpack for every block of outputs: on threads only where there are
 // many weights, for waking them takes as long as some thousands.
 template <class Body>
 void each_block(int outs, const Places& places, const Body& body) {
-  const bool worth = places.threads > 1 && places.sum > kProducts * 128 * 128;
+  const bool worth = places.threads > 1 && places.sum > kWorthThreads;
 #pragma omp parallel for num_threads(places.threads) if (worth)
   for (int n = 0; n < outs / kBlock; ++n) body(n);
 }

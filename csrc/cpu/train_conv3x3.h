@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/block.h"
+#include "cpu/patches.h"
 
 namespace cdrl::cpu {
 
@@ -12,8 +12,19 @@ struct ConvShape {
   int64_t batch;
   int height, width, in, out;
 
-  // Of 2×2 results (winograd.h).
-  int64_t patches() const { return batch * ((height + 1) / 2) * ((width + 1) / 2); }
+  int side() const { return patch_side(height, width, false); }
+  int64_t patches() const {
+    return batch * patches_along(height, side()) * patches_along(width, side());
+  }
+  // Numbers of the weight's gradient, transformed.
+  int64_t products() const { return int64_t(products_of(side())) * in * out; }
+  // And of packed weights, for results or for the gradient of the inputs.
+  int64_t packed() const {
+    const int ins = blocks_of(in), outs = blocks_of(out);
+    const int64_t forward = weights_count(side(), outs, ins);
+    const int64_t backward = weights_count(side(), ins, outs);
+    return forward < backward ? backward : forward;
+  }
   ConvShape transposed() const { return {batch, height, width, out, in}; }
 };
 

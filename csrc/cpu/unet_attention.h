@@ -23,7 +23,7 @@ class Attention {
     for (int first = 0; first < positions_; first += cdrl::cpu::kQueries) {
       const int left = positions_ - first;
       const int count = left < cdrl::cpu::kQueries ? left : cdrl::cpu::kQueries;
-      const Grid queries(1, count, 1);
+      const Grid queries(1, count, 1, 1);
       float* scores = memory_.scores;
       each_sum(queries, memory_.q + int64_t(first) * kBlock,
                Window{int64_t(positions_) * kBlock, blocks_}, memory_.k, keys_,

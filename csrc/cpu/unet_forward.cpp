@@ -47,6 +47,9 @@ UNetForward::UNetForward(int image_channels, int image_size, int width,
   network_.columns = blocks_of(9 * image_channels);
   network_.size = image_size;
   network_.levels = levels;
+  for (int i = 0; i < levels; ++i) {
+    network_.side[i] = patch_side(image_size >> i, image_size >> i, false);
+  }
   std::vector<int> widths;
   for (int multiplier : multipliers) widths.push_back(multiplier * width);
   network_.first = take(0, width);
@@ -132,31 +135,34 @@ void UNetForward::place_weights() {
   // First without memory, to count, then with it.
   for (int round = 0; round < 2; ++round) {
     Pieces pieces(weights_);
-    const auto weight = [&](int64_t out, int64_t in, int64_t taps) {
-      return pieces.take<float>(out * in * taps * kBlock * kBlock);
+    const auto weight = [&](int64_t out, int64_t in) {
+      return pieces.take<float>(out * in * kBlock * kBlock);
     };
     const auto bias = [&](int64_t blocks) { return pieces.take<float>(blocks * kBlock); };
     const auto norm = [&](UNetNorm& n) {
       n.weight = pieces.take<float>(n.channels);
       n.bias = pieces.take<float>(n.channels);
     };
-    network_.stem = weight(network_.first.blocks, network_.columns, 1);
+    network_.stem = weight(network_.first.blocks, network_.columns);
     network_.stem_bias = bias(network_.first.blocks);
     for (UNetLayer& layer : layers_) {
       const int in = layer.in[0].blocks + layer.in[1].blocks, out = layer.out.blocks;
+      const auto convolution = [&](int ins) {
+        return pieces.take<float>(weights_count(network_.side[layer.out.level], out, ins));
+      };
       norm(layer.norm1);
-      layer.conv1 = layer.attention ? weight(3 * in, in, 1) : weight(out, in, kProducts);
+      layer.conv1 = layer.attention ? weight(3 * in, in) : convolution(in);
       layer.bias1 = bias(layer.attention ? 3 * in : out);
-      layer.conv2 = layer.attention ? weight(out, in, 1) : weight(out, out, kProducts);
+      layer.conv2 = layer.attention ? weight(out, in) : convolution(out);
       layer.bias2 = bias(out);
       if (layer.attention) continue;
       norm(layer.norm2);
       if (layer.norm1.channels == layer.norm2.channels) continue;
-      for (int i = 0; i < 2; ++i) layer.shortcut[i] = weight(out, layer.in[i].blocks, 1);
+      for (int i = 0; i < 2; ++i) layer.shortcut[i] = weight(out, layer.in[i].blocks);
       layer.bias_shortcut = bias(out);
     }
     norm(network_.norm);
-    network_.head = weight(network_.columns, network_.last.blocks, 1);
+    network_.head = weight(network_.columns, network_.last.blocks);
     network_.head_bias = bias(network_.columns);
     if (round == 0) weights_ = Memory(pieces.bytes());
   }
@@ -174,13 +180,13 @@ void UNetForward::load(const std::vector<const float*>& tensors) {
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!loaded_) place_weights();
-  UNetLoader loader(tensors);
-  loader.stem(network_);
+  UNetLoader loader(network_, tensors);
+  loader.stem();
   for (const UNetLayer& layer : layers_) {
     layer.attention ? loader.attention(layer) : loader.block(layer);
   }
   loader.norm(network_.norm);
-  loader.head(network_);
+  loader.head();
   loaded_ = true;
 }
 
@@ -222,9 +228,9 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
   columns = network_.columns * positions(0) * size;
   buffers.hidden = map(hidden * kBlock, blocks);
   for (int i = 0; i < network_.levels; ++i) {
-    const int side = network_.size >> i;
-    buffers.plane[i] = pieces.take<float>(network_.planes[i] * kBlock *
-                                          padded_positions(side, side, int(size)));
+    const int length = network_.size >> i;
+    const int64_t padded = padded_positions(length, length, int(size), network_.side[i]);
+    buffers.plane[i] = pieces.take<float>(network_.planes[i] * kBlock * padded);
   }
   buffers.zeroed = 0;
   buffers.affine = pieces.take<float>(most * size * 2 * kBlock);

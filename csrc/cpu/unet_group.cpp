@@ -48,7 +48,8 @@ class Group {
 
  private:
   Grid grid_of(int level) const {
-    return Grid(net_.size >> level, net_.size >> level, samples_);
+    const int size = net_.size >> level;
+    return Grid(size, size, samples_, net_.side[level]);
   }
   Map map_of(const UNetTensor& tensor) const { return memory_.slot[tensor.slot]; }
   int64_t moments_at(int64_t block, int sample) const {

@@ -52,6 +52,7 @@ struct UNetNetwork {
   UNetTensor first, last;  // what the stem writes and the head reads
   int64_t row;             // numbers of a sample's row
   int64_t planes[kMaxLevels];  // blocks of each level's plane
+  int side[kMaxLevels];        // of each level's patches
 };
 
 // Memory of one thread.

@@ -11,17 +11,18 @@ namespace cdrl::cpu {
 // Takes tensors one after the other to where they belong.
 class UNetLoader {
  public:
-  explicit UNetLoader(const std::vector<const float*>& tensors) : next_(tensors.begin()) {}
+  UNetLoader(const UNetNetwork& network, const std::vector<const float*>& tensors)
+      : network_(network), next_(tensors.begin()) {}
 
   void norm(const UNetNorm& norm) {
     copy(*next_++, norm.weight, norm.channels);
     copy(*next_++, norm.bias, norm.channels);
   }
 
-  void stem(const UNetNetwork& network) {
-    const int width = network.first.channels;
-    pack(matrix(*next_++, width, 9 * network.image_channels), network.stem, false);
-    copy(*next_++, network.stem_bias, width);
+  void stem() {
+    const int width = network_.first.channels;
+    pack(matrix(*next_++, width, 9 * network_.image_channels), network_.stem, false);
+    copy(*next_++, network_.stem_bias, width);
   }
 
   void block(const UNetLayer& layer) {
@@ -58,8 +59,8 @@ class UNetLoader {
   }
 
   // Taps point the other way: a pixel gathers from its neighbours.
-  void head(const UNetNetwork& network) {
-    const int channels = network.norm.channels, outs = 9 * network.image_channels;
+  void head() {
+    const int channels = network_.norm.channels, outs = 9 * network_.image_channels;
     std::vector<float> turned(size_t(outs) * size_t(channels));
     for (int o = 0; o < outs; ++o) {
       for (int c = 0; c < channels; ++c) {
@@ -68,25 +69,24 @@ class UNetLoader {
       }
     }
     ++next_;
-    pack(matrix(turned.data(), outs, channels), network.head, false);
-    copy(*next_++, network.head_bias, network.image_channels);
+    pack(matrix(turned.data(), outs, channels), network_.head, false);
+    copy(*next_++, network_.head_bias, network_.image_channels);
   }
 
  private:
   // 3×3, its inputs being one map or two.
   void convolution(const UNetLayer& layer, const UNetTensor* in, float* to) {
     const int outs = layer.out.channels, ins = in[0].channels + in[1].channels;
-    const int64_t square = kBlock * kBlock;
-    const int64_t block = (in[0].blocks + in[1].blocks) * square;
     const float* from = *next_++;
     for (int i = 0; i < 2; ++i) {
       const Source part{from, outs, in[i].channels, int64_t(ins) * 9, 9, 1};
-      pack_products(part, to, layer.out.blocks * block, block);
-      to += in[i].blocks * square;
+      pack_products(part, to, in[0].blocks + in[1].blocks, network_.side[layer.out.level]);
+      to += in[i].blocks * kBlock * kBlock;
       from += int64_t(in[i].channels) * 9;
     }
   }
 
+  const UNetNetwork& network_;
   std::vector<const float*>::const_iterator next_;
 };
 
