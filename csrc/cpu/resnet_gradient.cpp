@@ -122,12 +122,17 @@ void ResNetGradient::load(const std::vector<const float*>& tensors) {
   pack(matrix(*next, width_, inputs), network_.stem, false);
   pack(transposed_matrix(*next++, width_, inputs), network_.stem_transposed, false);
   copy(*next++, network_.stem_bias, width_);
+  // Convolutions are packed on threads, for results and for gradients.
+  struct Job {
+    Source from;
+    void* to;
+    int side;
+  };
+  std::vector<Job> jobs;
   for (const ResNetStage& stage : stages_) {
-    // A convolution's weights, for its results and for its gradient.
     const auto both = [&](const float* weight, int out, int in, void* forward, void* backward) {
-      pack_convolution(convolution(weight, out, in), forward, network_.bfloat16, stage.side);
-      pack_convolution(transposed_convolution(weight, out, in), backward, network_.bfloat16,
-                       stage.side);
+      jobs.push_back({convolution(weight, out, in), forward, stage.side});
+      jobs.push_back({transposed_convolution(weight, out, in), backward, stage.side});
     };
     for (int b = stage.first; b < stage.end; ++b) {
       const ResNetBlock& block = blocks_[size_t(b)];
@@ -139,6 +144,10 @@ void ResNetGradient::load(const std::vector<const float*>& tensors) {
       both(*next++, out, in, block.shortcut, block.shortcut_transposed);
       copy(*next++, block.bias_shortcut, out);
     }
+  }
+#pragma omp parallel for schedule(dynamic)
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    pack_convolution(jobs[i].from, jobs[i].to, network_.bfloat16, jobs[i].side);
   }
   loaded_ = true;
 }

@@ -36,7 +36,7 @@ def train_conv3x3(
         ValueError: shapes that do not fit. TypeError: dtypes that do not. BackendUnavailable: an
             explicit backend that cannot be had.
 
-    Source: Lavin & Gray, CVPR 2016, F(2×2, 3×3), forward and in both gradients.
+    Source: Lavin & Gray, CVPR 2016, F(4×4, 3×3) and F(2×2, 3×3), forward and in both gradients.
     """
     _check(x, weight, bias)
     room = choose("train_conv3x3", backend, x.device, x.dtype, ON_CPUS)
