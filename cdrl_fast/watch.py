@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -104,7 +105,7 @@ class WeightsAndBiases(Watch):
         super().__init__()
         self._wandb = optional_module("wandb", "wandb", "wandb")
         known = folder / "wandb-run"
-        name = known.read_text() if known.exists() else self._wandb.util.generate_id()
+        name = known.read_text() if known.exists() else secrets.token_hex(4)
         known.write_text(name)
         self._run: Any = self._wandb.init(
             project="cdrl-fast", name=folder.name, dir=str(folder), id=name, resume="allow"

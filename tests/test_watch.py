@@ -113,17 +113,28 @@ def test_weights_and_biases(fit, monkeypatch):
     module = types.SimpleNamespace(
         init=lambda **options: begun.append(options) or run,
         Image=lambda path: path,
-        util=types.SimpleNamespace(generate_id=lambda: "abc"),
     )
     monkeypatch.setitem(sys.modules, "wandb", module)
     folder = fit(watch="wandb")
     fit(5, watch="wandb")
-    assert [options["id"] for options in begun] == ["abc", "abc"]
+    assert [options["id"] for options in begun] == [(folder / "wandb-run").read_text()] * 2
     assert begun[0]["resume"] == "allow"
     assert [step for step, values in shown if "energy_gap" in values] == [1, 2, 4, 5]
     assert (4, {"samples": str(folder / "previews" / "00000004.png")}) in shown
     assert [step for step, _ in shown].count("end") == 2
     assert any(title == "skipped" and text.startswith("iteration 2") for title, text in shown)
+
+
+def test_the_real_weights_and_biases(fit, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = fit(watch="wandb")
+    fit(5, watch="wandb")
+    runs = sorted((folder / "wandb").glob("offline-run-*"))
+    assert {run.name.rpartition("-")[2] for run in runs} == {(folder / "wandb-run").read_text()}
+    assert len(list(runs[0].glob("files/media/images/samples_*.png"))) == 2
+    assert len(runs) == 2 and all(list(run.glob("*.wandb")) for run in runs)
 
 
 def test_a_gpu_that_does_not_tell_its_power(monkeypatch):
