@@ -9,11 +9,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def commit(given: str | None) -> str | None:
-    """The commit as given, or asked of git, marked where tracked files differ from it."""
+    """The commit as given, or asked of git, marked where tracked files differ from it.
+
+    Results do not count: a run's own line would mark the next.
+    """
     if given:
         return given
     try:
-        head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
+        head = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("-modified" if changes else "")
