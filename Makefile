@@ -11,6 +11,8 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)",$$/\1/p' pyproject.toml)
 GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
+# What the C++ tests could not run need not be compiled for them.
+AVX512 := $(if $(shell grep -m1 -o avx512f /proc/cpuinfo 2>/dev/null),ON,OFF)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
 install-torch = $(if $(TORCH_INDEX),$(BIN)/pip install --quiet '$(TORCH)' --index-url $(TORCH_INDEX))
@@ -24,7 +26,7 @@ test: $(VENV)/.dev ## All tests that need no GPU, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=20
 
 test-native: $(VENV)/.dev ## The C++ kernels alone, under AddressSanitizer and UBSan
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/native -G Ninja -DCDRL_PYTHON=OFF -DCDRL_CUDA=OFF -DCDRL_TESTS=ON -DCDRL_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/native -G Ninja -DCDRL_PYTHON=OFF -DCDRL_CUDA=OFF -DCDRL_TESTS=ON -DCDRL_SANITIZE=ON -DCDRL_AVX512=$(AVX512)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/native
 	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/native --output-on-failure
 

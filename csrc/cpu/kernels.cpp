@@ -40,6 +40,8 @@ namespace cdrl::cpu {
 CDRL_DECLARE(portable)
 #ifdef CDRL_X86
 CDRL_DECLARE(avx2)
+#endif
+#ifdef CDRL_AVX512
 CDRL_DECLARE(avx512)
 CDRL_DECLARE(avx512bf16)
 #endif
@@ -53,12 +55,14 @@ std::vector<Kernels> available() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
+#ifdef CDRL_AVX512
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
   if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     found.push_back(CDRL_KERNELS(avx512bf16));
   }
   if (avx512) found.push_back(CDRL_KERNELS(avx512));
+#endif
   if (avx2) found.push_back(CDRL_KERNELS(avx2));
 #endif
   found.push_back(CDRL_KERNELS(portable));
