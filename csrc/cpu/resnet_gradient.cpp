@@ -13,7 +13,8 @@ namespace cdrl::cpu {
 namespace {
 
 // Samples are stacked until a stage has so many positions: enough to read its weights from the outer
-// caches seldom, few enough for its activations to stay in the inner ones.
+// caches seldom, few enough for its activations to stay in the inner ones. In patches of 4×4, until it has
+// as many of them as are transformed together.
 constexpr int64_t kPositions = 256;
 
 }  // namespace
@@ -61,9 +62,8 @@ void ResNetGradient::add_stages(const std::vector<int>& multipliers, int blocks,
       stage.channels = std::max({stage.channels, block.in, block.out});
       blocks_.push_back(block);
     }
-    const int patches =
-        patches_along(stage.height, side) * patches_along(stage.width, side);
     if (side == 4) {
+      const int patches = patches_along(stage.height, side) * patches_along(stage.width, side);
       limit = std::max(limit, kPatches / patches);
     } else {
       while (limit * positions < kPositions && limit < 16) limit *= 2;
