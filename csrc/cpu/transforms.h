@@ -132,58 +132,15 @@ class ByFour {
 
   template <class At>
   CDRL_TRANSFORM static void inputs(const At& at, float* out, int64_t step) {
-    for (int lane = 0; lane < kBlock; lane += kWidth) {
-      F rows[6][6];
-#pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j) {
-        F d[6], column[6];
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) d[i] = V::load(at(i, j) + lane);
-        in_column(d, column);
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) rows[i][j] = column[i];
-      }
-      put_rows<in_column>(rows, out + lane, step);
-    }
+    transform<6, 6, in_column>(at, [=](int i, int j) { return out + (6 * i + j) * step; });
   }
-
-  CDRL_TRANSFORM static void outputs(const float* m, int64_t step, Sixteen (*out)[4]) {
-    for (int lane = 0; lane < kBlock; lane += kWidth) {
-      F rows[4][6];
-#pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j) {
-        F d[6], column[4];
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) d[i] = V::load(m + (6 * i + j) * step + lane);
-        out_column(d, column);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) rows[i][j] = column[i];
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        F row[4];
-        out_column(rows[i], row);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) V::store(reinterpret_cast<float*>(&out[i][j]) + lane, row[j]);
-      }
-    }
-  }
-
   template <class At>
   CDRL_TRANSFORM static void gradients(const At& at, float* out, int64_t step) {
-    for (int lane = 0; lane < kBlock; lane += kWidth) {
-      F rows[6][4];
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        F d[4], column[6];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) d[i] = V::load(at(i, j) + lane);
-        spread_column(d, column);
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) rows[i][j] = column[i];
-      }
-      put_rows<spread_column>(rows, out + lane, step);
-    }
+    transform<4, 6, spread_column>(at, [=](int i, int j) { return out + (6 * i + j) * step; });
+  }
+  CDRL_TRANSFORM static void outputs(const float* m, int64_t step, Sixteen (*out)[4]) {
+    transform<6, 4, out_column>([=](int i, int j) { return m + (6 * i + j) * step; },
+                                [=](int i, int j) { return reinterpret_cast<float*>(&out[i][j]); });
   }
 
   static void taps(const Sixteen* w, Sixteen* out) {
@@ -241,14 +198,27 @@ class ByFour {
     out[5] = y[3];
   }
 
-  template <void (*column)(const F*, F*), int count>
-  static void put_rows(const F (*rows)[count], float* out, int64_t step) {
+  // Columns of `ins` numbers, then the rows that come of them, from at(row, column) to to(row, column).
+  template <int ins, int outs, void (*column)(const F*, F*), class At, class To>
+  static void transform(const At& at, const To& to) {
+    for (int lane = 0; lane < kBlock; lane += kWidth) {
+      F rows[outs][ins];
 #pragma GCC unroll 6
-    for (int i = 0; i < 6; ++i) {
-      F row[6];
-      column(rows[i], row);
+      for (int j = 0; j < ins; ++j) {
+        F given[ins], found[outs];
 #pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j) V::store(out + (6 * i + j) * step, row[j]);
+        for (int i = 0; i < ins; ++i) given[i] = V::load(at(i, j) + lane);
+        column(given, found);
+#pragma GCC unroll 6
+        for (int i = 0; i < outs; ++i) rows[i][j] = found[i];
+      }
+#pragma GCC unroll 6
+      for (int i = 0; i < outs; ++i) {
+        F found[outs];
+        column(rows[i], found);
+#pragma GCC unroll 6
+        for (int j = 0; j < outs; ++j) V::store(to(i, j) + lane, found[j]);
+      }
     }
   }
 };
