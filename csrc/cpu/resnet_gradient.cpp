@@ -64,7 +64,7 @@ void ResNetGradient::add_stages(const std::vector<int>& multipliers, int blocks,
     }
     if (side == 4) {
       const int patches = patches_along(stage.height, side) * patches_along(stage.width, side);
-      limit = std::max(limit, kPatches / patches);
+      limit = std::max(limit, std::min(16, kPatches / patches));
     } else {
       while (limit * positions < kPositions && limit < 16) limit *= 2;
     }
