@@ -11,13 +11,14 @@ from race import Race
 
 from cdrl_fast import CDRL, Sampler, reference
 from cdrl_fast.bench import afternoon
+from cdrl_fast.precision import fast_bfloat16
 
 SIZES = [
     pytest.param(64, id="64"),
     pytest.param(512, id="512", marks=pytest.mark.paper),
 ]
 OURS = {
-    "cpu": {"fp32": {"precision": "fp32"}, "bf16": {"precision": "bf16"}},
+    "cpu": {p: {"precision": p} for p in ("fp32", *(["bf16"] if fast_bfloat16() else []))},
     "cuda": {
         "fp32": {"precision": "fp32"},
         "fp16": {"precision": "fp16"},
