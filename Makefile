@@ -38,7 +38,7 @@ lint: $(VENV)/.dev ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## The benchmarks, about eight minutes on two cores; the README's tables from them
+bench: $(VENV)/.dev ## The benchmarks, about eight minutes on two cores with AVX-512, longer elsewhere; the README's tables from them
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 	$(BIN)/python scripts/benchmark_table.py --write
 
