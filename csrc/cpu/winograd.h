@@ -1,6 +1,6 @@
 // 3×3 convolutions by patches of outputs, which take fewer products than plain sums (transforms.h).
 // Where patches don't divide a side, the last ones have outputs that nobody asked for; inputs beyond the
-// borders are finite, and what they add to other outputs cancels.
+// borders are zeros or the same sample's, and what they add to other outputs cancels.
 #pragma once
 
 #include <type_traits>
