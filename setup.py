@@ -32,7 +32,7 @@ def choice(name: str) -> str:
 
 def interface() -> str:
     """The number that the loader expects of the module."""
-    text = (ROOT / "cdrl_fast" / "_native.py").read_text()
+    text = (ROOT / "cdrl_fast" / "_extension.py").read_text()
     return re.search(r"^INTERFACE = (\d+)$", text, re.MULTILINE)[1]
 
 

@@ -19,7 +19,7 @@ from baseline.hardware import handle_of  # noqa: E402
 from baseline.revision import commit  # noqa: E402
 
 from cdrl_fast import about  # noqa: E402
-from cdrl_fast._native import load  # noqa: E402
+from cdrl_fast._extension import load  # noqa: E402
 
 
 def pytest_addoption(parser):

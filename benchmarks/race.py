@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cdrl_fast.ops.signs import unpack
+from cdrl_fast.ops.sign_bits import unpack
 
 WARMUP = 3
 LONG = 0.2

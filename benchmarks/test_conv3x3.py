@@ -1,4 +1,4 @@
-"""3×3 convolutions with what follows them: torch's own (cuDNN) and passes, and our rooms."""
+"""3×3 convolutions with what follows them: torch's own (cuDNN) and passes, and our dispatch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from race import Race, signs_differ
 from torch.nn import functional as F
 
-from cdrl_fast.ops import rooms
+from cdrl_fast.ops import dispatch
 from cdrl_fast.ops.conv3x3 import conv3x3
-from cdrl_fast.ops.signs import pack
+from cdrl_fast.ops.sign_bits import pack
 
 # Size and channels, batch 64, as in the paper's network; one small batch.
 CASES = {
@@ -114,6 +114,6 @@ def race(name, use, device):
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", NAMES)
 def test_conv3x3(benchmark, name, use, case, device, rounds):
-    if why := rooms.reason("triton", device):
+    if why := dispatch.reason("triton", device):
         pytest.skip(why)
     race(case, use, device).time(benchmark, name, rounds)

@@ -12,12 +12,12 @@ import torch
 from race import Race, batch_of
 
 from cdrl_fast import CDRL, ResNetEnergy
-from cdrl_fast.bench import folded
-from cdrl_fast.engine import Terms, energy_plan
+from cdrl_fast.cli.bench import folded
+from cdrl_fast.engine import Terms, frozen_energy
 from cdrl_fast.engine.terms import combined, weighted
-from cdrl_fast.floor import flop_of
 from cdrl_fast.networks.layers import fix_weights
 from cdrl_fast.precision import fast_bfloat16, resolve
+from cdrl_fast.training.flops import flop_of
 
 # Network, image size, batch.
 CASES = {
@@ -95,14 +95,14 @@ def race(name, device):
     if name == COMPILED:
         found["compiled"] = partial(compiled(half, logsnr, label), turned)
     for precision in PRECISIONS[device.type]:
-        plan = energy_plan(
+        plan = frozen_energy(
             energy, device=device, precision=resolve(precision, device, planned=True)
         )
         found[f"ours, {precision}"] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
     if device.type == "cuda" and batch > max(SUB_BATCHES):
         for part, images in zip(PARTS, SUB_BATCHES, strict=True):
             precision = resolve("fp16", device, planned=True)
-            plan = energy_plan(energy, device=device, precision=precision)
+            plan = frozen_energy(energy, device=device, precision=precision)
             plan.operation(y.shape).sub_batch = images
             found[part] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
     # There and back; what level and label take, once a batch, is little beside it.
@@ -127,7 +127,7 @@ def guided_race(name, device):
     logsnr = torch.full((1,), 1.0, device=device)
     labels = tuple(torch.tensor([label], device=device) for label in (1, 0))
     precision = "fp16" if device.type == "cuda" else "fp32"
-    plan = energy_plan(energy, device=device, precision=resolve(precision, device, planned=True))
+    plan = frozen_energy(energy, device=device, precision=resolve(precision, device, planned=True))
     one = plan.at(logsnr, Terms(WEIGHTS, labels))
     two = weighted(WEIGHTS, [plan.at(logsnr, Terms(labels=(label,))) for label in labels])
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from race import Race
 
-from cdrl_fast.ops import rooms
+from cdrl_fast.ops import dispatch
 from cdrl_fast.ops.head import head
 
 BATCHES = [64, pytest.param(1024, marks=pytest.mark.paper)]
@@ -49,6 +49,6 @@ def race(batch, device):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", NAMES)
 def test_head(benchmark, name, batch, device, rounds):
-    if why := rooms.reason("triton", device):
+    if why := dispatch.reason("triton", device):
         pytest.skip(why)
     race(batch, device).time(benchmark, name, rounds)

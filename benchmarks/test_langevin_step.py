@@ -8,7 +8,7 @@ import pytest
 import torch
 from race import Race
 
-from cdrl_fast.ops import langevin_step, langevin_step_, normal, rooms
+from cdrl_fast.ops import dispatch, langevin_step, langevin_step_, normal
 
 SIZES = [
     pytest.param((256, 3, 32, 32), id="256"),
@@ -82,8 +82,8 @@ def race(shape, per_sample, device):
         lambda b: in_place(b, lambda z: z.copy_(fixed)),
     )
     add("compiled", lambda b: compiled(b, torch.randn_like), lambda b: compiled(b, lambda x: fixed))
-    for room in rooms.ROOMS[:-1]:
-        if rooms.reason(room, device) is None:
+    for room in dispatch.BACKENDS[:-1]:
+        if dispatch.reason(room, device) is None:
             options = {"rng": RNG, "backend": room, **values}
 
             def step(b, options=options):
@@ -101,6 +101,6 @@ def race(shape, per_sample, device):
 @pytest.mark.parametrize("per_sample", [False, True], ids=["numbers", "per-sample"])
 @pytest.mark.parametrize("name", NAMES)
 def test_langevin_step(benchmark, name, shape, per_sample, device, rounds):
-    if name in rooms.ROOMS and (why := rooms.reason(name, device)):
+    if name in dispatch.BACKENDS and (why := dispatch.reason(name, device)):
         pytest.skip(why)
     race(shape, per_sample, device).time(benchmark, name, rounds)

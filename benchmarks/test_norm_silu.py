@@ -9,7 +9,7 @@ import torch
 from race import Race
 from torch.nn import functional as F
 
-from cdrl_fast.ops import rooms
+from cdrl_fast.ops import dispatch
 from cdrl_fast.ops.norm_silu import norm_silu
 
 BATCHES = [64, pytest.param(1024, marks=pytest.mark.paper)]
@@ -52,6 +52,6 @@ def race(batch, device):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", NAMES)
 def test_norm_silu(benchmark, name, batch, device, rounds):
-    if why := rooms.reason("triton", device):
+    if why := dispatch.reason("triton", device):
         pytest.skip(why)
     race(batch, device).time(benchmark, name, rounds)

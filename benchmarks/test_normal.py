@@ -8,7 +8,7 @@ import pytest
 import torch
 from race import Race
 
-from cdrl_fast.ops import normal, rooms
+from cdrl_fast.ops import dispatch, normal
 
 SHAPE = (256, 3, 32, 32)
 NAMES = ("eager", "reference", "native", "cuda", "triton", "fill")
@@ -22,8 +22,8 @@ def race(device):
     out = torch.empty(SHAPE, device=device)
     made.contenders["eager"] = lambda: [torch.randn(SHAPE, device=device) for _ in range(inner)]
     made.contenders["fill"] = lambda: [out.zero_() for _ in range(inner)]
-    for room in rooms.ROOMS:
-        if rooms.reason(room, device) is None:
+    for room in dispatch.BACKENDS:
+        if dispatch.reason(room, device) is None:
             options = {"seed": 1, "draw": 2, "device": device, "backend": room}
             assert (normal(SHAPE, **options) - expected).abs().max() < 2e-6
             made.contenders[room] = lambda options=options: [
@@ -34,6 +34,6 @@ def race(device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_normal(benchmark, name, device, rounds):
-    if name in rooms.ROOMS and (why := rooms.reason(name, device)):
+    if name in dispatch.BACKENDS and (why := dispatch.reason(name, device)):
         pytest.skip(why)
     race(device).time(benchmark, name, rounds)

@@ -10,7 +10,7 @@ import torch
 from race import Race
 
 from cdrl_fast import CDRL, Sampler, reference
-from cdrl_fast.bench import afternoon
+from cdrl_fast.cli.bench import afternoon
 from cdrl_fast.precision import fast_bfloat16
 
 SIZES = [

@@ -8,8 +8,8 @@ import pytest
 import torch
 from race import Race, signs_differ
 
-from cdrl_fast.ops import rooms
-from cdrl_fast.ops.activations import filters
+from cdrl_fast.ops import dispatch
+from cdrl_fast.ops.layout import filters
 from cdrl_fast.ops.stem import stem
 
 BATCHES = [64, pytest.param(1024, marks=pytest.mark.paper)]
@@ -59,6 +59,6 @@ def race(batch, device):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", NAMES)
 def test_stem(benchmark, name, batch, device, rounds):
-    if why := rooms.reason("triton", device):
+    if why := dispatch.reason("triton", device):
         pytest.skip(why)
     race(batch, device).time(benchmark, name, rounds)

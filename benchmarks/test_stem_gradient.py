@@ -8,8 +8,8 @@ import pytest
 import torch
 from race import Race
 
-from cdrl_fast.ops import langevin_step_, rooms
-from cdrl_fast.ops.activations import filters
+from cdrl_fast.ops import dispatch, langevin_step_
+from cdrl_fast.ops.layout import filters
 from cdrl_fast.ops.stem_gradient import stem_gradient, stem_langevin_
 
 BATCHES = [64, pytest.param(1024, marks=pytest.mark.paper)]
@@ -61,6 +61,6 @@ def race(batch, device):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", NAMES)
 def test_stem_gradient(benchmark, name, batch, device, rounds):
-    if why := rooms.reason("triton", device):
+    if why := dispatch.reason("triton", device):
         pytest.skip(why)
     race(batch, device).time(benchmark, name, rounds)

@@ -9,7 +9,7 @@ import torch
 from race import Race, batch_of, with_gradients
 from torch.nn import functional as F
 
-from cdrl_fast.ops import rooms
+from cdrl_fast.ops import dispatch
 from cdrl_fast.ops.train_conv3x3 import train_conv3x3
 
 # Batch, channels in and out, side: of the shipped digits recipe and of width 32 at 28×28.
@@ -52,6 +52,6 @@ def race(name, device):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_train_conv3x3(benchmark, name, case, device, rounds):
-    if why := rooms.reason("native", device):
+    if why := dispatch.reason("native", device):
         pytest.skip(why)
     race(case, device).time(benchmark, name, rounds)

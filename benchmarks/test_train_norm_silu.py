@@ -9,7 +9,7 @@ import torch
 from race import Race, batch_of, with_gradients
 from torch.nn import functional as F
 
-from cdrl_fast.ops import rooms
+from cdrl_fast.ops import dispatch
 from cdrl_fast.ops.train_norm_silu import train_norm_silu
 
 # Batch, channels, side: of the shipped digits recipe and of width 32 at 28×28.
@@ -55,6 +55,6 @@ def race(name, device):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_train_norm_silu(benchmark, name, case, device, rounds):
-    if why := rooms.reason("native", device):
+    if why := dispatch.reason("native", device):
         pytest.skip(why)
     race(case, device).time(benchmark, name, rounds)

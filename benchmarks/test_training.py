@@ -16,7 +16,7 @@ from torch import nn
 from cdrl_fast import TrainConfig, Trainer, reference
 from cdrl_fast.data import Dataset
 from cdrl_fast.precision import fast_bfloat16
-from cdrl_fast.recipe import ModelOptions, Recipe, load_recipe
+from cdrl_fast.training.recipe import ModelOptions, Recipe, load_recipe
 
 WIDTH_32 = ModelOptions(
     32, (1, 2, 2), 1,

@@ -10,9 +10,9 @@ import torch
 from race import Race, batch_of
 
 from cdrl_fast import CDRL, UNetInitializer
-from cdrl_fast.engine.graph import capture
-from cdrl_fast.engine.initializer import initializer_plan
+from cdrl_fast.engine.initializer import frozen_initializer
 from cdrl_fast.precision import resolve
+from cdrl_fast.sampling.chain_graph import capture
 
 # Network, batch.
 CASES = {
@@ -42,16 +42,18 @@ def afternoon(network):
 
 
 def ours(network, precision, device, x, logsnr, label):
-    plan = initializer_plan(
+    plan = frozen_initializer(
         network, device=device, precision=resolve(precision, device, planned=True)
     )
-    return lambda: plan.forward(x, *plan.conditions(logsnr, label))
+    return lambda: plan.forward(x, *plan.level_inputs(logsnr, label))
 
 
 def replayed(network, device, x, logsnr, label):
     """As in a captured chain: conditions are there before."""
-    plan = initializer_plan(network, device=device, precision=resolve("fp16", device, planned=True))
-    conditions, out = plan.conditions(logsnr, label), torch.empty_like(x)
+    plan = frozen_initializer(
+        network, device=device, precision=resolve("fp16", device, planned=True)
+    )
+    conditions, out = plan.level_inputs(logsnr, label), torch.empty_like(x)
     replay = capture(lambda: out.copy_(plan.forward(x, *conditions)), device)
 
     def run():

@@ -1,6 +1,6 @@
 """Energy-based models by cooperative diffusion recovery likelihood (CDRL).
 
-Example:
+Examples:
     >>> from cdrl_fast import CDRL, Sampler
     >>> images = Sampler(CDRL.from_pretrained("digits")).sample(4, label="3", steps=1)
     >>> images.shape
@@ -8,9 +8,7 @@ Example:
 """
 
 from cdrl_fast import ops, reference
-from cdrl_fast.card import ModelCard
-from cdrl_fast.dynamics import langevin
-from cdrl_fast.energies import Density, given, guided, mixture, negated, product, tempered
+from cdrl_fast._extension import VERSION
 from cdrl_fast.environment import About, about
 from cdrl_fast.errors import (
     BackendUnavailable,
@@ -20,20 +18,31 @@ from cdrl_fast.errors import (
     DataError,
     TrainingDiverged,
 )
-from cdrl_fast.model import CDRL
+from cdrl_fast.evaluation.tuning import tune_steps
+from cdrl_fast.model.cdrl import CDRL
+from cdrl_fast.model.densities import (
+    Density,
+    conditional,
+    guided,
+    mixture,
+    negated,
+    product,
+    tempered,
+)
+from cdrl_fast.model.released import load_released_checkpoint
+from cdrl_fast.model.schedule import NoiseSchedule, StepPlan
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.ops import normal
 from cdrl_fast.precision import Precision
-from cdrl_fast.released import load_released_checkpoint
-from cdrl_fast.sampler import Sampler
-from cdrl_fast.schedule import NoiseSchedule, StepPlan
-from cdrl_fast.shards import sample_to_folder
-from cdrl_fast.trace import Trace
-from cdrl_fast.train_config import TrainConfig
-from cdrl_fast.trainer import Trainer
-from cdrl_fast.tuning import tune_steps
+from cdrl_fast.sampling.langevin import langevin
+from cdrl_fast.sampling.sampler import Sampler
+from cdrl_fast.sampling.shards import sample_to_folder
+from cdrl_fast.sampling.trace import Trace
+from cdrl_fast.storage.card import ModelCard
+from cdrl_fast.training.config import TrainConfig
+from cdrl_fast.training.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "CDRL",
@@ -58,7 +67,7 @@ __all__ = [
     "TrainingDiverged",
     "UNetInitializer",
     "about",
-    "given",
+    "conditional",
     "guided",
     "langevin",
     "load_released_checkpoint",

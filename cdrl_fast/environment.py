@@ -1,4 +1,4 @@
-"""What the library runs on here: versions, devices, and the room of each operation."""
+"""What the library runs on here: versions, devices, and the backend of each operation."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cdrl_fast._native import load
-from cdrl_fast.ops.rooms import (
-    CONVOLUTIONS,
-    ON_CPUS,
-    ON_GPUS,
-    ROOMS,
-    WITHOUT_CUDA,
+from cdrl_fast._extension import load
+from cdrl_fast.ops.dispatch import (
+    BACKENDS,
+    CONVOLUTION_BACKENDS,
+    CPU_BACKENDS,
+    NON_CUDA_BACKENDS,
+    TRITON_BACKENDS,
     automatic,
     reason,
 )
 
 OPERATIONS = {
-    "normal": ROOMS,
-    "langevin_step": ROOMS,
-    "energy_gradient": ON_CPUS,
-    "mlp_chain": WITHOUT_CUDA,
-    "unet_forward": ON_CPUS,
-    "conv3x3": CONVOLUTIONS,
-    "stem": ON_GPUS,
-    "pool": ON_GPUS,
-    "head": ON_GPUS,
-    "stem_gradient": ON_GPUS,
-    "norm_silu": ON_GPUS,
-    "train_conv3x3": ON_CPUS,
-    "train_norm_silu": ON_CPUS,
+    "normal": BACKENDS,
+    "langevin_step": BACKENDS,
+    "energy_gradient": CPU_BACKENDS,
+    "mlp_chain": NON_CUDA_BACKENDS,
+    "unet_forward": CPU_BACKENDS,
+    "conv3x3": CONVOLUTION_BACKENDS,
+    "stem": TRITON_BACKENDS,
+    "pool": TRITON_BACKENDS,
+    "head": TRITON_BACKENDS,
+    "stem_gradient": TRITON_BACKENDS,
+    "norm_silu": TRITON_BACKENDS,
+    "train_conv3x3": CPU_BACKENDS,
+    "train_norm_silu": CPU_BACKENDS,
 }
 """The rooms that each operation has."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")
@@ -46,10 +46,10 @@ class About:
         versions: of Python and packages; None where a package is absent.
         native: what the compiled module was built with; empty where there is none.
         devices: name of each device by its torch name.
-        rooms: by device and operation, each room with the reason it cannot be used, None if it can.
-        used: by device and operation, the room that backend="auto" takes.
+        backends: by device and operation, each backend with the reason it cannot be used, None if it can.
+        used: by device and operation, the backend that backend="auto" takes.
 
-    Example:
+    Examples:
         >>> from cdrl_fast import about
         >>> sorted(about().versions)
         ['cdrl-fast', 'numpy', 'python', 'torch', 'triton']
@@ -58,7 +58,7 @@ class About:
     versions: dict[str, str | None]
     native: dict[str, str]
     devices: dict[str, str]
-    rooms: dict[str, dict[str, dict[str, str | None]]] = field(repr=False)
+    backends: dict[str, dict[str, dict[str, str | None]]] = field(repr=False)
     used: dict[str, dict[str, str]]
 
     def __str__(self) -> str:
@@ -68,12 +68,12 @@ class About:
         lines += [f"{name:12} {value}" for name, value in self.native.items()]
         for device, title in self.devices.items():
             lines += ["", f"{device}: {title}"]
-            for operation, rooms in self.rooms[device].items():
+            for operation, backends in self.backends[device].items():
                 used = self.used[device][operation]
                 lines.append(f"  {operation}: {used}")
-                for room, why in rooms.items():
-                    if room != used:
-                        lines.append(f"    not {room}: {why or 'another comes first'}")
+                for backend, why in backends.items():
+                    if backend != used:
+                        lines.append(f"    not {backend}: {why or 'another comes first'}")
         return "\n".join(lines)
 
 
@@ -83,7 +83,7 @@ def about() -> About:
     Returns:
         An `About`; print it to read it.
 
-    Example:
+    Examples:
         >>> from cdrl_fast import about
         >>> about().used["cpu"]["langevin_step"] in ("native", "reference")
         True
@@ -97,9 +97,9 @@ def about() -> About:
         versions={"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         native=_native(),
         devices=devices,
-        rooms={
+        backends={
             name: {
-                op: {room: reason(room, place) for room in having}
+                op: {backend: reason(backend, place) for backend in having}
                 for op, having in OPERATIONS.items()
             }
             for name, place in places.items()

@@ -9,7 +9,7 @@ what came and what to do.
 class CDRLError(Exception):
     """Base of the errors that only this library raises.
 
-    Example:
+    Examples:
         >>> from cdrl_fast import CDRL, CDRLError
         >>> try:
         ...     CDRL.from_pretrained("./nowhere")

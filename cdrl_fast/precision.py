@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 import torch
 
-from cdrl_fast._native import load
+from cdrl_fast._extension import load
 
-ON_GPUS = ("tf32", "fp16")
+GPU_PRECISIONS = ("tf32", "fp16")
 """Those that only a GPU's tensor cores compute in."""
 
 EXACT = ("fp64", "fp32")
@@ -37,7 +37,7 @@ class Precision:
     Raises:
         ValueError: another name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import Precision
         >>> precision = Precision("bf16")
@@ -70,7 +70,7 @@ class Precision:
         return self.network != self.state
 
     @property
-    def products(self) -> str:
+    def fp32_precision(self) -> str:
         """How tensor cores take float32: "tf32" or "ieee"."""
         return "tf32" if self.name == "tf32" else "ieee"
 

@@ -16,12 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.model import CDRL, Label
+from cdrl_fast.model.cdrl import CDRL, Label
+from cdrl_fast.model.schedule import Steps
 from cdrl_fast.networks.layers import dropout_from, fix_weights, static_weights
 from cdrl_fast.ops import philox
 from cdrl_fast.ops.normal import reference as stream
 from cdrl_fast.ops.philox import Purpose
-from cdrl_fast.schedule import Steps
 
 NoiseSource = Literal["stream", "torch"]
 
@@ -104,7 +104,7 @@ def sample(
     Returns:
         (n, …) of ``dtype``, on the model's device.
 
-    Example:
+    Examples:
         >>> from cdrl_fast import CDRL, Sampler, reference
         >>> model = CDRL.from_pretrained("digits")
         >>> plain = reference.sample(model, 2, steps=1)
@@ -209,7 +209,7 @@ def training_iteration(
         Detached scalars ``energy_loss`` and, with an initializer, ``initializer_loss``, in x0's
         dtype. Nothing is checked here; the networks raise what does not fit them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import CDRL, reference
         >>> model = CDRL.from_pretrained("checkerboard")

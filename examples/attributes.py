@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdrl_fast import CDRL, Density, Sampler, Trainer, given, guided, product, report
+from cdrl_fast import CDRL, Density, Sampler, Trainer, conditional, guided, product, report
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.metrics import label_accuracy, train_classifier
-from cdrl_fast.recipe import load_recipe
-from cdrl_fast.saved import checkpoints_of
+from cdrl_fast.storage.locate import checkpoints_of
+from cdrl_fast.training.recipe import load_recipe
 
 STROKES = ("light", "medium", "heavy")
 WAYS = ("as written", "mirrored")
@@ -130,8 +130,8 @@ def combined(
 
     And the digit guided with a weight of its own, by the first model's p(x).
     """
-    of_digit = guided(given(digits, digit), digits, of_class)
-    of_value = guided(given(second, value), second, weight)
+    of_digit = guided(conditional(digits, digit), digits, of_class)
+    of_value = guided(conditional(second, value), second, weight)
     return product(of_digit, of_value, base=second)
 
 
@@ -179,8 +179,8 @@ def main() -> None:
         ]
     }
     sources: dict[str, Source] = {
-        "class alone": lambda digit, value: given(digits, digit),
-        f"{options.attribute} alone": lambda digit, value: given(second, value),
+        "class alone": lambda digit, value: conditional(digits, digit),
+        f"{options.attribute} alone": lambda digit, value: conditional(second, value),
     }
     for weight in options.weights:
         sources[f"both, w = {weight:g}"] = partial(

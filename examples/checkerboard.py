@@ -18,11 +18,11 @@ import torch
 
 from cdrl_fast import Sampler
 from cdrl_fast.data import checkerboard, load_data
-from cdrl_fast.evaluation import evaluate
+from cdrl_fast.evaluation.judge import evaluate
 from cdrl_fast.metrics import checkerboard_shares
-from cdrl_fast.recipe import load_recipe
 from cdrl_fast.report import density_figure, scatter_figure
-from cdrl_fast.trainer import Trainer
+from cdrl_fast.training.recipe import load_recipe
+from cdrl_fast.training.trainer import Trainer
 
 
 def train(out, recipe, iterations):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cdrl_fast import CDRL, Density, Sampler, Trainer, guided, mixture, negated, product
 from cdrl_fast.data import Dataset
-from cdrl_fast.recipe import load_recipe
+from cdrl_fast.training.recipe import load_recipe
 
 from gaussians import GaussianMixture, model_of  # isort: skip
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from cdrl_fast import CDRL, Sampler, Trace
-from cdrl_fast.conditions import classes_in_turn
+from cdrl_fast.sampling.label_terms import cycled_classes
 
 
 def chains(sampler: Sampler, n: int, steps: int, metropolis: bool = False) -> Trace:
     """The trace of ``n`` chains, classes in turn."""
-    label = classes_in_turn(sampler.model, n)
+    label = cycled_classes(sampler.model, n)
     return sampler.sample(n, label=label, steps=steps, metropolis=metropolis, trace="steps")[1]
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from cdrl_fast import CDRL, Sampler, metrics
 from cdrl_fast.data import Dataset, load_data
-from cdrl_fast.masks import known_mask
 from cdrl_fast.report import completion_grid
+from cdrl_fast.sampling.masks import known_mask
 
 MASKS = ("lower-half", "random:0.75")
 SETTINGS: tuple[dict[str, Any], ...] = (

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cdrl_fast import CDRL, Sampler, normal
 from cdrl_fast.data import load_data
-from cdrl_fast.recipe import load_recipe
 from cdrl_fast.report import film_strip
+from cdrl_fast.training.recipe import load_recipe
 
 
 def noised(model: CDRL, x0: Tensor) -> list[Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from cdrl_fast import CDRL, Sampler
 from cdrl_fast.data import load_data
 from cdrl_fast.metrics import GaussianBaseline, auroc
-from cdrl_fast.scores import LevelStatistics
+from cdrl_fast.sampling.scoring import LevelStatistics
 
 HELD_OUT = {"digits": 0.2}
 """Share that training did not see; a seventh of others."""

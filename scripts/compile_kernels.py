@@ -31,17 +31,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import torch  # noqa: E402
 import triton  # noqa: E402
+from cdrl_fast.ops.device import Launch  # noqa: E402
+from cdrl_fast.ops.mlp_chain.plan import Packed  # noqa: E402
 from conv3x3_uses import conv3x3_uses  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from cdrl_fast.ops.conv3x3 import cudnn  # noqa: E402
 from cdrl_fast.ops.conv3x3 import triton as conv3x3  # noqa: E402
-from cdrl_fast.ops.device import Launch  # noqa: E402
 from cdrl_fast.ops.head import triton as head  # noqa: E402
 from cdrl_fast.ops.langevin_step import triton as langevin_step  # noqa: E402
 from cdrl_fast.ops.mlp_chain import Activation, Linear, Program  # noqa: E402
 from cdrl_fast.ops.mlp_chain import triton as mlp_chain  # noqa: E402
-from cdrl_fast.ops.mlp_chain.plan import Packed  # noqa: E402
 from cdrl_fast.ops.norm_silu import triton as norm_silu  # noqa: E402
 from cdrl_fast.ops.normal import triton as normal  # noqa: E402
 from cdrl_fast.ops.pool import triton as pool  # noqa: E402

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from cdrl_fast.data import Dataset
 from cdrl_fast.engine.fold import fold_resnet
 from cdrl_fast.engine.passes import ResNetPasses
 from cdrl_fast.floor import flop_of
+from cdrl_fast.recipe import ModelOptions
+from torch import Tensor, nn
+
+from cdrl_fast.data import Dataset
 from cdrl_fast.networks.resnet import ResNetBlock
 from cdrl_fast.precision import Precision
-from cdrl_fast.recipe import ModelOptions
 
 META = torch.device("meta")
 

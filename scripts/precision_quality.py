@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from cdrl_fast.conditions import classes_in_turn
 
 from cdrl_fast import CDRL, Sampler, about
-from cdrl_fast.conditions import classes_in_turn
 from cdrl_fast.data import load_data
 from cdrl_fast.metrics import train_classifier
 from cdrl_fast.metrics.distances import extracted

@@ -19,9 +19,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from benchmark_table import RESULTS, between, lines  # noqa: E402
-from cost_model import Cost, Machine, count  # noqa: E402
-
 from cdrl_fast.recipe import Recipe, load_recipe  # noqa: E402
+from cost_model import Cost, Machine, count  # noqa: E402
 
 PAGE = HERE.parent / "docs" / "scaling.md"
 GPUS = (1, 8, 64, 1024)

@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cdrl_fast.environment import about
 from cdrl_fast.saved import checkpoints_of
+
+from cdrl_fast.environment import about
 
 SIZES: dict[str, str | int | list[int]] = {
     "energy-width": 16, "energy-multipliers": [1, 2], "energy-blocks": 1, "initializer-width": 16,

@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from cdrl_fast.batches import Batches
+from cdrl_fast.recipe import Recipe, load_recipe
 
 from cdrl_fast import CDRL, Sampler, TrainConfig, Trainer, reference
-from cdrl_fast.batches import Batches
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.environment import about
 from cdrl_fast.evaluation import Judge, measure
-from cdrl_fast.recipe import Recipe, load_recipe
 from cdrl_fast.report import curve_figure
 
 # Student's t at 97.5 %, by degrees of freedom.

@@ -35,12 +35,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import torch  # noqa: E402
 from baseline.revision import commit  # noqa: E402
 from baseline.timing import DTYPES, Timing, measure  # noqa: E402
+from cdrl_fast.ops.products import products  # noqa: E402
+from cdrl_fast.ops.signs import pack  # noqa: E402
 from conv3x3_uses import conv3x3_uses  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from cdrl_fast.ops.conv3x3 import reference, tiling, winners  # noqa: E402
-from cdrl_fast.ops.products import products  # noqa: E402
-from cdrl_fast.ops.signs import pack  # noqa: E402
 
 # Size, channels in and out. The last is a stage's first block, whose shortcut it is.
 SHAPES = ((32, 128, 128), (16, 256, 256), (8, 256, 256), (4, 256, 256), (16, 128, 256))

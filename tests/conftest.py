@@ -18,9 +18,9 @@ from cdrl_fast import (
     NoiseSchedule,
     ResNetEnergy,
     UNetInitializer,
-    _native,
+    _extension,
 )
-from cdrl_fast.ops import rooms
+from cdrl_fast.ops import dispatch
 
 
 def pytest_collection_modifyitems(items):
@@ -42,7 +42,7 @@ def randomize(model, seed=0, std=0.1):
 
 
 CPU_VARIANTS = ("avx512bf16", "avx512", "avx2", "portable")
-ROOMS = [
+BACKENDS = [
     *(pytest.param(("native", variant), id=variant) for variant in CPU_VARIANTS),
     pytest.param(("triton", "interpreted"), id="triton-interpreted"),
     pytest.param(("triton", "cuda"), id="triton", marks=pytest.mark.gpu),
@@ -53,7 +53,7 @@ ROOMS = [
 @contextmanager
 def instruction_set(name):
     """The native room's kernels for it, where this machine has them; else the test is skipped."""
-    module = _native.load()
+    module = _extension.load()
     if module is None or name not in module.cpu_variants():
         pytest.skip(f"this processor has no {name}, or there is no compiled module")
     before = module.cpu_variant()
@@ -64,13 +64,13 @@ def instruction_set(name):
         module.use_cpu_variant(before)
 
 
-@pytest.fixture(params=ROOMS)
-def room(request):
+@pytest.fixture(params=BACKENDS)
+def kernels(request):
     """Every room with kernels: the backend's name and the device; the native one for each
     instruction set, triton's on the CPU where its interpreter is on."""
     backend, kind = request.param
     device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
-    why = rooms.reason(backend, device)
+    why = dispatch.reason(backend, device)
     if kind == "interpreted" and torch.cuda.is_available():
         pytest.skip("triton compiles here")
     if why is not None:
@@ -97,7 +97,7 @@ def triton_device(request):
     if request.param == "interpreted" and torch.cuda.is_available():
         pytest.skip("triton compiles here")
     device = torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")
-    why = rooms.reason("triton", device)
+    why = dispatch.reason("triton", device)
     if why is not None:
         pytest.skip(why)
     return device

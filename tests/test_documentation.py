@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cdrl_fast.cli import main
-from tests.released_networks import Case, checkpoint, layout
+from tests.model.released_networks import Case, checkpoint, layout
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,8 +28,8 @@ SHORT = {
 }
 # Named in the docs, and run by CI or by a test of their own.
 ELSEWHERE = {
-    "cdrl-fast app": "tests/test_app.py",
-    "cdrl-fast demo": "tests/test_demo.py",
+    "cdrl-fast app": "tests/app/test_page.py",
+    "cdrl-fast demo": "tests/cli/test_demo.py",
     "pytest benchmarks/": ".ci/run",
     "pytest benchmarks/test_langevin.py": ".ci/run",
     "pytest benchmarks/test_training.py": ".ci/run",
@@ -60,7 +60,7 @@ def of_page(page):
     return str(page.relative_to(ROOT))
 
 
-# The README's code is `tests/test_demo.py`'s.
+# The README's code is `tests/cli/test_demo.py`'s.
 @pytest.mark.parametrize("page", [p for p in PAGES[1:] if blocks(p, "python")], ids=of_page)
 def test_code_runs_as_it_stands(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

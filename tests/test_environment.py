@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import cdrl_fast
-from cdrl_fast import _native, about
-from cdrl_fast.ops import rooms
+from cdrl_fast import _extension, about
+from cdrl_fast.ops import dispatch
 
 
 def python(code, **environment):
@@ -25,7 +25,7 @@ def python(code, **environment):
 
 def test_every_room_is_used_or_has_a_reason():
     found = about()
-    cpu = found.rooms["cpu"]
+    cpu = found.backends["cpu"]
     folders = {p.parent.name for p in Path(cdrl_fast.ops.__file__).parent.glob("*/__init__.py")}
     assert set(cpu) == folders
     for operation, by_room in cpu.items():
@@ -34,7 +34,7 @@ def test_every_room_is_used_or_has_a_reason():
         assert ("cudnn" in by_room) == ("cudnn" in modules)
         assert ("native" in by_room) == ("native" in modules)
         assert ("cuda" in by_room) == (operation in ("normal", "langevin_step"))
-        native = "native" in by_room and _native.load()
+        native = "native" in by_room and _extension.load()
         assert found.used["cpu"][operation] == ("native" if native else "reference")
         assert by_room["reference"] is None
         assert "cuda" not in by_room or "works on CUDA devices" in by_room["cuda"]
@@ -57,20 +57,20 @@ def cuda_module(monkeypatch):
         cuda_runtime_version=lambda: 13000,
         cuda_driver_version=lambda: 13000,
     )
-    monkeypatch.setattr(rooms, "load", lambda: module)
+    monkeypatch.setattr(dispatch, "load", lambda: module)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    rooms.reason.cache_clear()
+    dispatch.reason.cache_clear()
     yield module
-    rooms.reason.cache_clear()
+    dispatch.reason.cache_clear()
 
 
-def why(room):
-    return rooms.reason(room, torch.device("cuda", 0))
+def why(kernels):
+    return dispatch.reason(kernels, torch.device("cuda", 0))
 
 
 def test_reasons_on_gpus(cuda_module):
     assert why("cuda") is None
-    assert rooms.automatic(torch.device("cuda", 0)) == "cuda"
+    assert dispatch.automatic(torch.device("cuda", 0)) == "cuda"
     assert "works on CPUs" in why("native")
 
 
@@ -78,7 +78,7 @@ def test_an_old_driver(cuda_module):
     cuda_module.cuda_driver_version = lambda: 12040
     assert "CUDA 13 runtime needs a driver for CUDA 13" in why("cuda")
     assert "580" in why("cuda")
-    assert rooms.automatic(torch.device("cuda", 0)) != "cuda"
+    assert dispatch.automatic(torch.device("cuda", 0)) != "cuda"
 
 
 def test_a_module_without_cuda(cuda_module):
@@ -105,16 +105,16 @@ def test_a_device_it_was_not_built_for(cuda_module):
     ],
 )
 def test_which_code_serves_which_device(architectures, capability, expected):
-    assert rooms.serves(architectures, capability) is expected
+    assert dispatch.serves(architectures, capability) is expected
 
 
 def test_without_the_compiled_module_the_reason_is_kept(monkeypatch):
-    monkeypatch.setattr(rooms, "why_not_native", lambda: "switched off")
-    rooms.reason.cache_clear()
-    assert rooms.automatic(torch.device("cpu")) == "reference"
+    monkeypatch.setattr(dispatch, "why_not_native", lambda: "switched off")
+    dispatch.reason.cache_clear()
+    assert dispatch.automatic(torch.device("cpu")) == "reference"
     with pytest.raises(cdrl_fast.BackendUnavailable, match="not available: switched off"):
         cdrl_fast.normal((2, 2), seed=0, draw=0, backend="native")
-    rooms.reason.cache_clear()
+    dispatch.reason.cache_clear()
 
 
 def test_import_costs_less_than_a_second_and_no_driver():

@@ -16,7 +16,7 @@ from cdrl_fast import data, metrics, ops, reference, report
 NAMES = {
     "About", "CDRL", "BackendUnavailable", "CDRLError", "ChainDiverged", "CheckpointError",
     "DataError", "Precision", "TrainingDiverged",
-    "Density", "given", "guided", "mixture", "negated", "product", "tempered",
+    "Density", "conditional", "guided", "mixture", "negated", "product", "tempered",
     "MLPEnergy", "MLPInitializer", "ModelCard", "NoiseSchedule", "ResNetEnergy", "Sampler",
     "StepPlan", "Trace",
     "TrainConfig", "Trainer", "UNetInitializer", "about", "langevin",
@@ -48,7 +48,7 @@ SIGNATURES = {
     "Sampler.inpaint": "(self, images, known, *, seed, steps, label, guidance, samples, "
     "first_sample, batch_size, noise, passes, candidates, denoise_scale, correctors, progress)",
     "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
-    "given": "(model, label)",
+    "conditional": "(model, label)",
     "product": "(factors, *, base)",
     "guided": "(conditional, unconditional, weight)",
     "negated": "(base, a, weight)",

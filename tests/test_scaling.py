@@ -6,7 +6,6 @@ from pathlib import Path
 import cost_model as model
 import pytest
 import scaling as script
-
 from cdrl_fast.recipe import ModelOptions, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 import training_quality as script
+from cdrl_fast.recipe import load_recipe
 
 from cdrl_fast import Trainer, reference
 from cdrl_fast.data import load_data
-from cdrl_fast.recipe import load_recipe
 
 SMALL = {
     "energy_width": 8, "energy_multipliers": [1, 2], "energy_blocks": 1, "initializer_width": 8,

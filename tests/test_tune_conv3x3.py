@@ -92,10 +92,10 @@ def test_every_paper_shape_has_contenders_that_fit():
         (None, "relative error"),
     ],
 )
-def test_a_wrong_contender_is_not_timed(tuning, monkeypatch, room, spoil, message):
+def test_a_wrong_contender_is_not_timed(tuning, monkeypatch, kernels, spoil, message):
     problem = script.Problem("fp16", 8, 4, 32, 32, False)
     case = script.Case(problem, CPU)
-    contender = next(c for c in script.contenders(problem, 90) if c.room == room)
+    contender = next(c for c in script.contenders(problem, 90) if c.backend == kernels)
     assert case.check(contender, 90) < 1e-3
     run = script.Contender.run
 
@@ -126,11 +126,11 @@ def test_what_spills_or_does_not_compile_is_left_out(tuning):
 
 
 @pytest.mark.parametrize(("library", "room"), [(0.99, "triton"), (0.97, "cudnn"), (2.0, "triton")])
-def test_the_library_wins_by_more_than_noise(tuning, library, room):
+def test_the_library_wins_by_more_than_noise(tuning, library, kernels):
     cudnn, slow, fast = script.contenders(PROBLEM, tuning.capability)[:3]
     tuning._enter(PROBLEM, {cudnn: library, slow: 1.5, fast: 1.0})
     found = winners.Table.read(tuning.options.table).find(PROBLEM.key(90), PROBLEM.pixels)
-    assert found == winners.Winner(room, fast.blocks)
+    assert found == winners.Winner(kernels, fast.blocks)
 
 
 @pytest.mark.parametrize(("seconds", "compiled"), [(0.5, True), (1.5, False)])

@@ -41,7 +41,7 @@ class Dataset:
     Raises:
         DataError: the data set is empty, or an array's dtype, shape or range is not the above.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from cdrl_fast.data import Dataset
         >>> pixels = np.zeros((10, 3, 32, 32), dtype=np.uint8)

@@ -17,7 +17,7 @@ def checkerboard(n: int, seed: int = 0) -> NDArray[np.float32]:
     Returns:
         float32 of shape (n, 2).
 
-    Example:
+    Examples:
         >>> from cdrl_fast.data import checkerboard
         >>> checkerboard(1000, seed=0).shape
         (1000, 2)
@@ -42,7 +42,7 @@ def in_checkerboard(points: NDArray[Any]) -> NDArray[np.int64]:
     Raises:
         ValueError: ``points`` does not have shape (n, 2).
 
-    Example:
+    Examples:
         >>> from cdrl_fast.data import checkerboard, in_checkerboard
         >>> float(in_checkerboard(checkerboard(1000)).mean()) > 0.99
         True

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cdrl_fast._lazy import optional_module
 from cdrl_fast.data.dataset import Dataset, labelled, require
 from cdrl_fast.data.files import bytes_of, npy_mapped, npz_arrays
 from cdrl_fast.data.imagenet import imagenet32
 from cdrl_fast.data.images import decoded, resized
 from cdrl_fast.data.points import checkerboard
 from cdrl_fast.errors import DataError
-from cdrl_fast.optional import optional_module
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 _CIFAR10_CLASSES: tuple[str, ...] = (
@@ -82,7 +82,7 @@ def load_data(spec: str, *, image_size: int | None = None, split: str = "train")
         ValueError: ``image_size`` is not positive.
         ImportError: the source needs a package that is not installed.
 
-    Example:
+    Examples:
         >>> from cdrl_fast.data import load_data
         >>> train, held_out = load_data("digits").split(0.2)
         >>> len(train), len(held_out)

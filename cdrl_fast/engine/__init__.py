@@ -1,7 +1,7 @@
 """From networks to fast proposals and gradients, for chains that never train them."""
 
-from cdrl_fast.engine.choice import chain_precision, energy_plan
 from cdrl_fast.engine.frozen import FrozenModel, LevelEnergy
+from cdrl_fast.engine.select import chain_precision, frozen_energy
 from cdrl_fast.engine.terms import Terms
 
-__all__ = ["FrozenModel", "LevelEnergy", "Terms", "chain_precision", "energy_plan"]
+__all__ = ["FrozenModel", "LevelEnergy", "Terms", "chain_precision", "frozen_energy"]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.engine.choice import energy_plan
-from cdrl_fast.engine.initializer import InitializerPlan, initializer_plan
-from cdrl_fast.engine.plan import PassedImages, PassesPlan, PlannedPoints
+from cdrl_fast.engine.energy import GpuImageEnergy, GpuImageEnergyAt, PointEnergyAt
+from cdrl_fast.engine.initializer import ImageInitializer, frozen_initializer
+from cdrl_fast.engine.select import frozen_energy
 from cdrl_fast.engine.terms import EnergyAt, Terms, Weight, combined, weighted
 from cdrl_fast.ops import langevin_step_
 from cdrl_fast.ops.coefficients import Coefficient
@@ -88,7 +88,7 @@ class LevelEnergy:
             observed: whether y must be up to date whenever ``each`` is called.
         """
         numbers = {"drift": drift, "pull": pull, "noise_std": noise_std, "first_bad": first_bad}
-        if isinstance(self.of, PlannedPoints) and not observed:
+        if isinstance(self.of, PointEnergyAt) and not observed:
             names = ("seed", "draw", "first_sample")
             place = {"rng": rng} if isinstance(rng, Tensor) else dict(zip(names, rng, strict=True))
             self.of.chain(y, anchor, steps=steps, rescale=rescale, **place, **numbers)
@@ -103,7 +103,7 @@ class LevelEnergy:
 
     def step_(self, y: Tensor, anchor: Tensor | None, *, backend: str, **numbers: Any) -> None:
         """One Langevin step of y in place; arguments of `langevin_step_`."""
-        if isinstance(self.of, PassedImages):
+        if isinstance(self.of, GpuImageEnergyAt):
             self.of.step_(y, anchor, **numbers)
         else:
             langevin_step_(y, self.gradient(y), anchor, backend=backend, **numbers)
@@ -137,9 +137,9 @@ class FrozenModel:
             "compile": compile,
         }
         self._sources = [n for pair in networks for n in pair if n is not None]
-        self._energies = [energy_plan(energy, **options) for energy, _ in networks]
+        self._energies = [frozen_energy(energy, **options) for energy, _ in networks]
         self._initializers = [
-            initializer_plan(initializer, **options)
+            frozen_initializer(initializer, **options)
             for _, initializer in networks
             if initializer is not None
         ]
@@ -164,13 +164,13 @@ class FrozenModel:
     @property
     def steps_by_launches(self) -> bool:
         """Whether a step is a list of launches, and weights stay where they are when refreshed."""
-        return all(isinstance(energy, PassesPlan) for energy in self._energies) and all(
-            isinstance(initializer, InitializerPlan) for initializer in self._initializers
+        return all(isinstance(energy, GpuImageEnergy) for energy in self._energies) and all(
+            isinstance(initializer, ImageInitializer) for initializer in self._initializers
         )
 
     def buffers(self) -> list[Tensor]:
         """Memory between the launches of a step, as it stands now."""
-        plans = (energy for energy in self._energies if isinstance(energy, PassesPlan))
+        plans = (energy for energy in self._energies if isinstance(energy, GpuImageEnergy))
         return [buffer for plan in plans for buffer in plan.buffers()]
 
     def _current_versions(self) -> list[tuple[int, int]]:
@@ -190,7 +190,7 @@ class FrozenModel:
         parts = []
         for network, of_network in zip(self._initializers, terms, strict=True):
             weights += of_network.of_initializer
-            parts += [(network.forward, network.conditions(level, t)) for t in of_network.labels]
+            parts += [(network.forward, network.level_inputs(level, t)) for t in of_network.labels]
         return Proposal(tuple(weights), parts)
 
     @torch.no_grad()

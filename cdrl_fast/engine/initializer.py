@@ -7,17 +7,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.engine.choice import by_passes
-from cdrl_fast.engine.fallback import FrozenNetwork
-from cdrl_fast.engine.fold_points import fold_points
-from cdrl_fast.engine.fold_unet import fold_unet
-from cdrl_fast.engine.unet_passes import UNetPasses
+from cdrl_fast.engine.autograd import FrozenNetwork
+from cdrl_fast.engine.folding.mlp_initializer import fold_points
+from cdrl_fast.engine.folding.unet import fold_unet
+from cdrl_fast.engine.select import uses_gpu_passes
+from cdrl_fast.engine.unet_gpu import UNetPasses
 from cdrl_fast.networks import MLPInitializer, UNetInitializer
 from cdrl_fast.ops.unet_forward import UNetForward
 from cdrl_fast.precision import Precision
 
 
-class InitializerPlan:
+class ImageInitializer:
     """A folded copy of a `UNetInitializer`.
 
     On GPUs it computes as the networks are to, by the operations for GPUs. On CPUs it computes in
@@ -27,7 +27,7 @@ class InitializerPlan:
     Args:
         network: never modified.
         device, precision: where and how the copy computes.
-        backend: as in `energy_plan`.
+        backend: as in `frozen_energy`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class InitializerPlan:
         self._network, self._device, self._dtype = network, device, precision.state
         self.folded = fold_unet(network, device, self._dtype)
         self.operation: UNetForward | UNetPasses
-        if by_passes(device, precision, backend):
+        if uses_gpu_passes(device, precision, backend):
             self.operation = UNetPasses(self.folded.weights, precision=precision, backend=backend)
         else:
             self.operation = UNetForward(self.folded.weights, backend=backend)
@@ -49,7 +49,7 @@ class InitializerPlan:
         self.folded = replace(fresh, weights=weights)
         self.operation.load(weights)
 
-    def conditions(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor]:
+    def level_inputs(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor]:
         """What `forward` takes at levels (1,) or (batch,), and labels likewise."""
         return (self.folded.at(logsnr, label),)
 
@@ -58,8 +58,8 @@ class InitializerPlan:
         return self.operation(x, rows)
 
 
-class PointInitializerPlan:
-    """A folded copy of an `MLPInitializer`; arguments as of `InitializerPlan`, but for the room."""
+class PointInitializer:
+    """A folded copy of an `MLPInitializer`; arguments as of `ImageInitializer`, but for the room."""
 
     def __init__(
         self, network: MLPInitializer, *, device: torch.device, precision: Precision
@@ -71,7 +71,7 @@ class PointInitializerPlan:
         """Takes the network's weights as they are now."""
         self.folded = fold_points(self._network, self._device, self._dtype)
 
-    def conditions(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    def level_inputs(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """What `forward` takes at levels (1,) or (batch,), and labels likewise."""
         return self.folded.at(logsnr, label)
 
@@ -80,20 +80,20 @@ class PointInitializerPlan:
         return self.folded.forward(x, scale, shift)
 
 
-def initializer_plan(
+def frozen_initializer(
     network: nn.Module,
     *,
     device: torch.device,
     precision: Precision,
     backend: str = "auto",
     compile: bool = False,
-) -> InitializerPlan | PointInitializerPlan | FrozenNetwork:
+) -> ImageInitializer | PointInitializer | FrozenNetwork:
     """The fastest plan that an initializer has; a subclass of ours may compute something else.
 
     ``compile`` is for the others: ``torch.compile``.
     """
     if type(network) is UNetInitializer:
-        return InitializerPlan(network, device=device, precision=precision, backend=backend)
+        return ImageInitializer(network, device=device, precision=precision, backend=backend)
     if type(network) is MLPInitializer:
-        return PointInitializerPlan(network, device=device, precision=precision)
+        return PointInitializer(network, device=device, precision=precision)
     return FrozenNetwork(network, device=device, precision=precision, compile=compile)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdrl_fast.checkpoint import tensors_to_bytes, write_atomic
 from cdrl_fast.data import Dataset
 from cdrl_fast.errors import DataError
+from cdrl_fast.storage.folder import tensors_to_bytes, write_atomic
 
 
 class Classifier(nn.Module):
@@ -32,7 +32,7 @@ class Classifier(nn.Module):
     Raises:
         ValueError: ``shape`` or ``classes`` is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import Classifier
         >>> Classifier((1, 8, 8), 10).features(torch.zeros(2, 1, 8, 8)).shape  # untrained
@@ -131,7 +131,7 @@ def train_classifier(
         DataError: ``data`` holds points or has no labels.
         ValueError: ``epochs`` is not positive, or ``data`` is not something for a ``Classifier``.
 
-    Example:
+    Examples:
         >>> from cdrl_fast.data import load_data
         >>> from cdrl_fast.metrics import train_classifier
         >>> digits = load_data("digits")

@@ -63,7 +63,7 @@ def copying_check(samples: Tensor, train: Tensor, held_out: Tensor) -> CopyingCh
     Raises:
         ValueError: besides the above, half of the held-out images are training images.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import copying_check
         >>> data = torch.rand(60, 1, 4, 4)
@@ -92,7 +92,7 @@ def evaluate_images(
     """All figures about a set of image samples that need no labels.
 
     The Fréchet distance is biased upwards, the more so the fewer images enter. ``frechet`` and
-    ``frechet_noise`` take all samples and all training images, ``frechet_floor`` all held-out and
+    ``frechet_noise`` take all samples and all training images, ``frechet_held_out`` all held-out and
     all training images: 359 and 1,438 on digits split 80:20, which is what a perfect model would
     get with 359 samples. Only with as many samples as held-out images are the two fairly
     compared; more samples can get below the floor. The counts are part of the result.
@@ -104,7 +104,7 @@ def evaluate_images(
         classifier: its features are compared; it may be trained on ``train``.
 
     Returns:
-        ``frechet`` (samples), ``frechet_floor`` (held_out) and ``frechet_noise`` (standard normal
+        ``frechet`` (samples), ``frechet_held_out`` (held_out) and ``frechet_noise`` (standard normal
         noise clipped to [-1, 1]), each against train; ``precision`` and ``recall`` with 5
         neighbours, train being real; ``copying_*``, the attributes of ``CopyingCheck``, and
         ``copied``, 0 or 1; ``samples_count``, ``train_count`` and ``held_out_count``.
@@ -118,7 +118,7 @@ def evaluate_images(
     check = copying_check(samples, train, held_out)
     return {
         "frechet": frechet(real, fake),
-        "frechet_floor": frechet(real, other),
+        "frechet_held_out": frechet(real, other),
         "frechet_noise": frechet(real, random),
         "precision": covered_share(fake, real, 5),
         "recall": covered_share(real, fake, 5),

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cdrl_fast._lazy import optional_module
 from cdrl_fast.data import in_checkerboard
 from cdrl_fast.metrics.classifier import Classifier
-from cdrl_fast.optional import optional_module
 
 
 class FeatureExtractor(Protocol):
@@ -89,7 +89,7 @@ def frechet_distance(real: Tensor, fake: Tensor, extractor: FeatureExtractor) ->
         fake: images (m, C, H, W) in [-1, 1], m at least 2.
         extractor: what turns images into feature vectors.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import Classifier, frechet_distance
         >>> images, untrained = torch.rand(200, 1, 8, 8), Classifier((1, 8, 8), 10).eval()
@@ -132,7 +132,7 @@ def precision_recall(
         extractor: what turns images into feature vectors.
         neighbours: at least 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import Classifier, precision_recall
         >>> images, untrained = torch.rand(50, 1, 8, 8), Classifier((1, 8, 8), 10).eval()
@@ -154,7 +154,7 @@ def label_accuracy(images: Tensor, labels: Tensor, classifier: Classifier) -> fl
         labels: int64 (n,) in 1 … k.
         classifier: of those classes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import Classifier, label_accuracy
         >>> images, untrained = torch.zeros(4, 1, 8, 8), Classifier((1, 8, 8), 10).eval()
@@ -184,7 +184,7 @@ def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
     Returns:
         float32 (n,), on the device of ``images``; exactly 0 for an image that is in ``reference``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import nearest_distances
         >>> data = torch.eye(4).reshape(4, 1, 2, 2)
@@ -221,7 +221,7 @@ def sliced_wasserstein(
         fake: finite points (m, d), m at least 1.
         directions: how many random unit vectors, at least 1. seed: of their draw.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import sliced_wasserstein
         >>> points = torch.randn(100, 2)
@@ -259,7 +259,7 @@ def checkerboard_shares(points: NDArray[Any]) -> tuple[float, NDArray[np.float64
     Raises:
         ValueError: ``points`` is empty or does not have shape (n, 2).
 
-    Example:
+    Examples:
         >>> from cdrl_fast.data import checkerboard
         >>> from cdrl_fast.metrics import checkerboard_shares
         >>> inside, shares = checkerboard_shares(checkerboard(1000))

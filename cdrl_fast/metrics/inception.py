@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdrl_fast._lazy import optional_module
 from cdrl_fast.data.images import as_bytes
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.metrics.distances import check_images, extracted, frechet
-from cdrl_fast.optional import optional_module
 
 _INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -32,7 +32,7 @@ def inception_fid(real: Tensor, fake: Tensor, *, weights: Path | None = None) ->
         ImportError: torchmetrics or torch-fidelity is not installed.
         CheckpointError: the weights are missing or cannot be loaded.
 
-    Example:
+    Examples:
         >>> from cdrl_fast.metrics import inception_fid
         >>> inception_fid(samples, images)  # doctest: +SKIP
     """

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdrl_fast.optional import optional_module
+from cdrl_fast._lazy import optional_module
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
@@ -20,7 +20,7 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     Args:
         inside, outside: scores (n,) and (m,), high ones for the data.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import auroc
         >>> float(auroc(torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0])))
@@ -39,7 +39,7 @@ class GaussianBaseline:
         images: (n, …), the training data.
         floor: added to the variances, so that pixels that are always black have one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.metrics import GaussianBaseline
         >>> images = torch.rand(100, 1, 4, 4)

@@ -60,7 +60,7 @@ class MLPEnergy(Conditional):
 
     Source: Zhu et al., ICLR 2024 (2-D experiments).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import MLPEnergy
         >>> MLPEnergy(width=16, multipliers=(1,))(torch.zeros(5, 2), torch.zeros(1)).shape
@@ -119,7 +119,7 @@ class MLPInitializer(Conditional):
 
     Source: Zhu et al., ICLR 2024 (2-D experiments).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import MLPInitializer
         >>> x = torch.randn(5, 2)

@@ -86,7 +86,7 @@ class ResNetEnergy(Conditional):
 
     Source: Zhu et al., ICLR 2024, with the defaults of its CIFAR-10 model (34.8 M parameters).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import ResNetEnergy
         >>> energy = ResNetEnergy(1, width=16, multipliers=(1, 2), blocks=1, classes=10)

@@ -109,7 +109,7 @@ class UNetInitializer(Conditional):
 
     Source: Zhu et al., ICLR 2024.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import UNetInitializer
         >>> initializer = UNetInitializer(1, image_size=8, width=32, multipliers=(1, 1), blocks=1)

@@ -60,7 +60,7 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-def words(
+def uint32s(
     samples: int,
     elements: int,
     *,
@@ -119,7 +119,7 @@ def check_place(where: str, seed: object, draw: object, first_sample: object, sa
 def check_rng(where: str, rng: tuple[int, int, int] | Tensor, x: Tensor) -> None:
     """Raises unless it is (seed, draw, first_sample) for x's samples, or a state on its device."""
     if isinstance(rng, Tensor):
-        check_words(where, "rng", rng, 4, x)
+        check_sign_bits(where, "rng", rng, 4, x)
     elif not torch.compiler.is_compiling():
         if len(rng) != 3:
             raise ValueError(
@@ -128,7 +128,7 @@ def check_rng(where: str, rng: tuple[int, int, int] | Tensor, x: Tensor) -> None
         check_place(where, *rng, x.shape[0])
 
 
-def check_words(where: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
+def check_sign_bits(where: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
     """Raises unless the tensor, if there is one, is ``count`` int64 side by side on x's device."""
     if tensor is None:
         return
@@ -158,7 +158,7 @@ def rng_state(
     Raises:
         ValueError: an argument out of range. TypeError: one of another type.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import ops
         >>> rng, x = ops.rng_state(seed=1, draw=0), torch.zeros(2, 3)
@@ -181,7 +181,7 @@ def uniform(
 ) -> Tensor:
     """Uniform float32 numbers in (0, 1] of ``shape``, shape[0] being the samples."""
     elements = math.prod(shape[1:])
-    w = words(shape[0], elements, seed=seed, draw=draw, first_sample=first_sample, device=device)
+    w = uint32s(shape[0], elements, seed=seed, draw=draw, first_sample=first_sample, device=device)
     return uniforms(w.flatten(1)[:, :elements]).reshape(tuple(shape))
 
 
@@ -195,5 +195,5 @@ def randint(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """One integer in [0, high) a sample: floor(word · high / 2³²), int64 (samples,)."""
-    w = words(samples, 1, seed=seed, draw=draw, first_sample=first_sample, device=device)
+    w = uint32s(samples, 1, seed=seed, draw=draw, first_sample=first_sample, device=device)
     return w[:, 0, 0] * high >> 32

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from cdrl_fast.checkpoint import write_atomic
 from cdrl_fast.report.pictures import INK, THEMED
+from cdrl_fast.storage.folder import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ class Report:
         title: the page's heading and window title.
         subtitle: a line under the heading.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.report import Report, image_grid
         >>> report = Report("Digits")

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cdrl_fast.checkpoint import write_atomic
 from cdrl_fast.data.images import as_bytes
+from cdrl_fast.storage.folder import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def image_grid(
         TypeError: ``images`` is not a floating-point tensor.
         ValueError: a wrong shape, NaN or infinity, ``columns`` or ``scale`` below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.report import image_grid
         >>> image_grid(torch.zeros(4, 1, 8, 8), columns=2, scale=4).size
@@ -120,7 +120,7 @@ def save_image_grid(
         TypeError, ValueError: as ``image_grid``; ValueError too for an unknown suffix.
         OSError: the file cannot be written; one that was there stays as it was.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.report import save_image_grid
         >>> save_image_grid(torch.zeros(4, 1, 8, 8), "grid.png", columns=2)  # doctest: +SKIP
@@ -149,7 +149,7 @@ def completion_grid(
         TypeError: not floating-point tensors.
         ValueError: a wrong shape, NaN or infinity, or not k completions of each image.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.report import completion_grid
         >>> images, known = torch.zeros(2, 1, 8, 8), torch.ones(8, 8, dtype=torch.bool)
@@ -183,7 +183,7 @@ def film_strip(
         TypeError: a state is not a floating-point tensor.
         ValueError: no state, unequal shapes, NaN or infinity, or not as many labels as states.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.report import film_strip
         >>> strip = film_strip([torch.zeros(3, 1, 8, 8)] * 5, labels=["4", "3", "2", "1", "0"])
@@ -252,7 +252,7 @@ def scatter_figure(points: ArrayLike | torch.Tensor, title: str) -> Figure:
         ValueError: a wrong shape, NaN or infinity.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.report import scatter_figure
         >>> scatter_figure(torch.randn(100, 2), "a hundred points").axes[0].get_title()
@@ -276,7 +276,7 @@ def density_figure(
         ValueError: no map, a map that is not 2-D, or with NaN, +inf or no finite value.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from cdrl_fast.report import density_figure
         >>> x, y = np.meshgrid(np.linspace(-2, 2, 20), np.linspace(-2, 2, 20))
@@ -311,7 +311,7 @@ def curve_row(panels: Mapping[str, Series], *, xlabel: str) -> Figure:
         ValueError: as in `curve_figure`.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> from cdrl_fast.report import curve_row
         >>> loss, norm = {"energy": ([1, 2], [3, 2])}, {"energy": ([1, 2], [9, 5])}
         >>> len(curve_row({"loss": loss, "norm": norm}, xlabel="iteration").axes)
@@ -339,7 +339,7 @@ def curve_figure(series: Series, *, xlabel: str, ylabel: str, log_y: bool = Fals
         ValueError: no series, or x and y that do not pair up.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> from cdrl_fast.report import curve_figure
         >>> figure = curve_figure({"loss": ([1, 2], [3, 2])}, xlabel="iteration", ylabel="loss")
         >>> len(figure.axes)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import cdrl_fast
+from cdrl_fast._extension import VERSION
 from cdrl_fast.errors import DataError
 from cdrl_fast.report.page import Report
 from cdrl_fast.report.pictures import (
@@ -202,14 +202,14 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Versions of the library, Python, PyTorch and NumPy, the system and the device.
 
-    Example:
+    Examples:
         >>> from cdrl_fast.report import versions
         >>> "PyTorch" in versions()
         True
     """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
-        "cdrl-fast": cdrl_fast.__version__,
+        "cdrl-fast": VERSION,
         "Python": platform.python_version(),
         "PyTorch": torch.__version__,
         "NumPy": np.__version__,
@@ -259,7 +259,7 @@ def training_report(
         DataError: ``run_folder`` has no log, or one damaged before its last line.
         ImportError: a figure is needed and matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.report import training_report
         >>> samples = torch.zeros(4, 1, 8, 8)

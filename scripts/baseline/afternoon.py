@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cdrl_fast.bench import folded
 from torch import Tensor
 
 from baseline.bench import QUICK, Bench, Figure
 from baseline.chains import chain_flops
 from baseline.timing import DTYPES, measure, numerics
-from cdrl_fast.bench import folded
 from cdrl_fast.networks.layers import static_weights
 from cdrl_fast.reference import input_gradient
 

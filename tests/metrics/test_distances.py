@@ -178,8 +178,8 @@ def test_all_figures_of_the_held_out_images_themselves(
     assert torch.equal(torch.get_rng_state(), state)
     assert all(type(value) is float and math.isfinite(value) for value in figures.values())
     distance = frechet_distance(train_images, held_out_images, classifier)
-    assert figures["frechet"] == figures["frechet_floor"] == pytest.approx(distance)
-    assert figures["frechet_noise"] > 10 * figures["frechet_floor"] > 0
+    assert figures["frechet"] == figures["frechet_held_out"] == pytest.approx(distance)
+    assert figures["frechet_noise"] > 10 * figures["frechet_held_out"] > 0
     expected = precision_recall(train_images, held_out_images, classifier)
     assert (figures["precision"], figures["recall"]) == expected
     assert min(expected) > 0.8

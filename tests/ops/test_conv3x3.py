@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from cdrl_fast import BackendUnavailable
 from cdrl_fast.ops.conv3x3 import conv3x3, tiling
-from cdrl_fast.ops.signs import unpack
+from cdrl_fast.ops.sign_bits import unpack
 
 USES = ("activate", "residual", "residual of stored", "plain", "masked", "masked residual")
 # Batch, height, width, channels in and out, what the kernel does with it on capability 90.
@@ -112,21 +112,21 @@ def test_transposed_is_the_input_gradient():
     torch.testing.assert_close(got, expected)
 
 
-def compare(use, shape, dtype, room, *, rows=1, input_precision="ieee"):
+def compare(use, shape, dtype, kernels, *, rows=1, input_precision="ieee"):
     """One call of a room in poisoned buffers against the reference, and what lies around them."""
     x, weight, options = problem(use, shape, rows=rows)
-    x, weight = (t.to(room["device"], dtype) for t in (x, weight))
-    expected_options = cast(options, dtype, room["device"])
+    x, weight = (t.to(kernels["device"], dtype) for t in (x, weight))
+    expected_options = cast(options, dtype, kernels["device"])
     expected = conv3x3(x, weight, **expected_options, backend="reference")
-    options = cast(options, dtype, room["device"])
+    options = cast(options, dtype, kernels["device"])
     count, border = expected.numel(), 64
-    frame = torch.full((count + 2 * border,), float("nan"), dtype=dtype, device=room["device"])
+    frame = torch.full((count + 2 * border,), float("nan"), dtype=dtype, device=kernels["device"])
     out = frame[border : border + count].view(expected.shape)
     if "signs_out" in options:
         words = options["signs_out"].numel()
-        guard = torch.full((words + 2,), 0x5A5A5A5A, dtype=torch.int32, device=room["device"])
+        guard = torch.full((words + 2,), 0x5A5A5A5A, dtype=torch.int32, device=kernels["device"])
         options["signs_out"] = guard[1:-1].view(options["signs_out"].shape)
-    options |= {"input_precision": input_precision, "backend": room["backend"]}
+    options |= {"input_precision": input_precision, "backend": kernels["backend"]}
     got = conv3x3(x, weight, **options, out=out)
     assert got is out
     # Products are exact; what is left is one rounding of a residual, a fifth or the result.
@@ -347,9 +347,9 @@ def test_on_a_gpu(use, shape, dtype):
 @pytest.mark.gpu
 def test_tf32_on_a_gpu():
     """The whole numbers that these products are of are tf32 numbers."""
-    room = {"backend": "triton", "device": torch.device("cuda", 0)}
+    kernels = {"backend": "triton", "device": torch.device("cuda", 0)}
     for use in ("activate", "masked residual"):
-        compare(use, ON_GPU["TMA"], torch.float32, room, input_precision="tf32")
+        compare(use, ON_GPU["TMA"], torch.float32, kernels, input_precision="tf32")
 
 
 @pytest.mark.gpu

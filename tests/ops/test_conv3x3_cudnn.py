@@ -9,28 +9,28 @@ from tests.ops.test_conv3x3 import CROSSED, ON_GPU, SHAPES, USES, compare, probl
 
 
 @pytest.fixture
-def room(triton_device):
+def kernels(triton_device):
     return {"backend": "cudnn", "device": triton_device}
 
 
 @pytest.mark.parametrize(("use", "name"), CROSSED)
-def test_meaning(room, use, name):
+def test_meaning(kernels, use, name):
     shape = SHAPES[name]
-    compare(use, shape, torch.float16, room, rows=shape[0])
+    compare(use, shape, torch.float16, kernels, rows=shape[0])
 
 
 @pytest.mark.parametrize("use", USES)
-def test_float32(room, use):
-    compare(use, (3, 8, 8, 32, 256), torch.float32, room)
+def test_float32(kernels, use):
+    compare(use, (3, 8, 8, 32, 256), torch.float32, kernels)
 
 
-def test_one_pixel_an_image(room):
+def test_one_pixel_an_image(kernels):
     """Where torch cannot tell channels-last from its opposite."""
-    compare("activate", (5, 1, 1, 32, 32), torch.float16, room, rows=5)
+    compare("activate", (5, 1, 1, 32, 32), torch.float16, kernels, rows=5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_one_library_call_in_channels_last_and_its_switches(room, monkeypatch, transposed):
+def test_one_library_call_in_channels_last_and_its_switches(kernels, monkeypatch, transposed):
     """Neither input nor result is copied; algorithms are repeatable and precision is as asked."""
     name, seen = "conv_transpose2d" if transposed else "conv2d", []
     library, switches = getattr(F, name), torch.backends.cudnn
@@ -45,7 +45,7 @@ def test_one_library_call_in_channels_last_and_its_switches(room, monkeypatch, t
     monkeypatch.setattr(F, name, spied)
     before = switches.conv.fp32_precision, switches.deterministic
     x, weight, _ = problem("plain", (2, 5, 6, 64, 64))
-    x, weight = (t.to(room["device"], torch.float32) for t in (x, weight))
+    x, weight = (t.to(kernels["device"], torch.float32) for t in (x, weight))
     for precision in ("ieee", "tf32"):
         options = {"transposed": transposed, "input_precision": precision, "backend": "cudnn"}
         conv3x3(x, weight, **options)

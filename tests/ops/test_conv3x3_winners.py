@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from cdrl_fast.ops import rooms
+from cdrl_fast.ops import dispatch
 from cdrl_fast.ops.conv3x3 import conv3x3, tiling, winners
 from cdrl_fast.ops.conv3x3.winners import Kind, Table, Winner
 from tests.ops.test_conv3x3 import compare
@@ -33,10 +33,10 @@ def use(monkeypatch):
 @pytest.fixture
 def launched(monkeypatch, interpreter):
     """What ran: "cudnn", or the tiling of Triton's kernel."""
-    from cdrl_fast.ops.conv3x3 import cudnn, triton
+    from cdrl_fast.ops.conv3x3 import cudnn, triton_kernel
 
     seen = []
-    library, kernel = cudnn.conv3x3, triton.arguments
+    library, kernel = cudnn.conv3x3, triton_kernel.arguments
 
     def convolved(*rest):
         seen.append("cudnn")
@@ -56,14 +56,14 @@ def launched(monkeypatch, interpreter):
         return launch
 
     monkeypatch.setattr(cudnn, "conv3x3", convolved)
-    monkeypatch.setattr(triton, "arguments", arguments)
+    monkeypatch.setattr(triton_kernel, "arguments", arguments)
     return seen
 
 
 @pytest.fixture
 def as_a_gpu(monkeypatch):
     """ "auto" takes Triton's room on the CPU, as it does on a GPU."""
-    monkeypatch.setitem(rooms._AUTO, "cpu", rooms._AUTO["cuda"])
+    monkeypatch.setitem(dispatch._AUTO, "cpu", dispatch._AUTO["cuda"])
 
 
 def test_the_nearest_number_of_pixels():
@@ -155,10 +155,10 @@ def test_a_winner_decides_the_room(use, launched, as_a_gpu):
     room = {"device": torch.device("cpu"), "backend": "auto"}
     shape = (8, 4, 4, 64, 64)
     use(table({128: Winner("cudnn", SMALL), 4096: Winner("triton", LARGE)}))
-    compare("activate", shape, torch.float16, room)
+    compare("activate", shape, torch.float16, kernel_backend)
     # An explicit room stays, with the best blocks that are known for it.
     compare("activate", shape, torch.float16, room | {"backend": "triton"})
-    compare("activate", (8, 16, 16, 64, 64), torch.float16, room)
+    compare("activate", (8, 16, 16, 64, 64), torch.float16, kernel_backend)
     assert launched == ["cudnn", SMALL, LARGE]
 
 
@@ -168,9 +168,9 @@ def test_without_an_entry_the_defaults_hold(use, launched, as_a_gpu):
     default = tiling.tiling(shape[:4], 64, **SHAPE).blocks
     for made in (Table({}, {}), table({128: Winner("cudnn", SMALL)}, Kind(80, *KIND_REST))):
         use(made)
-        compare("activate", shape, torch.float16, room)
+        compare("activate", shape, torch.float16, kernel_backend)
     use(table({128: Winner("cudnn", SMALL)}))
-    compare("masked", shape, torch.float16, room)
+    compare("masked", shape, torch.float16, kernel_backend)
     assert launched == [default] * 3
 
 
@@ -182,9 +182,9 @@ def test_without_the_winning_room_triton_goes_on(use, launched, as_a_gpu, monkey
 
     use(table({128: Winner("cudnn", SMALL)}))
     why = {"cudnn": "no cuDNN"}
-    monkeypatch.setattr(operation, "reason", lambda room, device: why.get(room))
+    monkeypatch.setattr(operation, "reason", lambda kernel_backend, device: why.get(kernel_backend))
     room = {"device": torch.device("cpu"), "backend": "auto"}
-    compare("activate", (8, 4, 4, 64, 64), torch.float16, room)
+    compare("activate", (8, 4, 4, 64, 64), torch.float16, kernel_backend)
     assert launched == [SMALL]
 
 
@@ -218,5 +218,5 @@ def test_blocks_of_every_size(use, launched, how, block):
     transposed = how.startswith("masked")
     use(table({512: Winner("triton", blocks)}, Kind(90, "float16", transposed, 32, 256)))
     room = {"device": torch.device("cpu"), "backend": "triton"}
-    compare(how, (8, 8, 8, 32, 256), torch.float16, room)
+    compare(how, (8, 8, 8, 32, 256), torch.float16, kernel_backend)
     assert launched == [blocks]

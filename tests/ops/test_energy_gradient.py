@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdrl_fast import CDRL, BackendUnavailable, ResNetEnergy
-from cdrl_fast.engine.fold import fold_resnet
+from cdrl_fast.engine.folding.energy import fold_resnet
 from cdrl_fast.ops.energy_gradient import EnergyGradient, native, reference
 from tests.conftest import randomize
 
@@ -60,7 +60,7 @@ def unpacked(signs, weights, height, width):
 
 
 def run(weights, y, rows, head, *, bfloat16=False):
-    """Energies, gradients and signs by the native room, in poisoned memory."""
+    """Energies, gradients and signs by the native kernel_backend, in poisoned memory."""
     height, width = y.shape[-2:]
     kernel = native.ResNetGradient(weights, height, width, bfloat16=bfloat16)
     energy = torch.full((len(y),), float("nan"))

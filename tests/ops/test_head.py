@@ -1,10 +1,10 @@
-"""The head's energies and gradient, against autograd and between the rooms."""
+"""The head's energies and gradient, against autograd and between the dispatch."""
 
 import pytest
 import torch
 
-from cdrl_fast.ops.activations import leaky
 from cdrl_fast.ops.head import head
+from cdrl_fast.ops.layout import leaky
 
 SHAPES = [(1, 1, 1, 32), (3, 7, 7, 96), (5, 4, 4, 512), (2, 12, 16, 64)]
 

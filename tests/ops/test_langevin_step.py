@@ -79,57 +79,59 @@ def test_first_bad_is_the_earliest_draw_and_sample():
 )
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rooms_agree_with_the_reference(room, shape, per_sample, grad_dtype):
-    x, grad, anchor = tensors(shape, device=room["device"])
+def test_rooms_agree_with_the_reference(kernels, shape, per_sample, grad_dtype):
+    x, grad, anchor = tensors(shape, device=kernels["device"])
     grad = grad.to(grad_dtype)
     values = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rescale": 1.4}
     if per_sample:
-        scale = torch.linspace(-1, 2, shape[0], device=room["device"])
+        scale = torch.linspace(-1, 2, shape[0], device=kernels["device"])
         values = {name: value * scale for name, value in values.items()}
-    fast = langevin_step(x, grad, anchor, rng=RNG, backend=room["backend"], **values)
+    fast = langevin_step(x, grad, anchor, rng=RNG, backend=kernels["backend"], **values)
     close(fast, langevin_step(x, grad, anchor, rng=RNG, backend="reference", **values))
 
 
-def test_without_recovery_term(room):
-    x, grad, _ = tensors((9, 3, 32), device=room["device"])
+def test_without_recovery_term(kernels):
+    x, grad, _ = tensors((9, 3, 32), device=kernels["device"])
     values = {"drift": 0.7, "pull": 0.0, "noise_std": 0.3, "rng": RNG}
-    fast = langevin_step(x, grad, None, backend=room["backend"], **values)
+    fast = langevin_step(x, grad, None, backend=kernels["backend"], **values)
     close(fast, langevin_step(x, grad, None, backend="reference", **values))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_of_every_half(room, dtype):
+def test_gradients_of_every_half(kernels, dtype):
     """Each of the 65,536: numbers without an implicit bit, infinities and NaN among them."""
-    grad = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)[None].to(room["device"])
-    zero = torch.zeros(grad.shape, device=room["device"])
+    grad = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)[None].to(kernels["device"])
+    zero = torch.zeros(grad.shape, device=kernels["device"])
     values = {"drift": 1.0, "pull": 0.0, "noise_std": 0.0, "rng": RNG}
-    got = langevin_step(zero, grad, None, backend=room["backend"], **values)
+    got = langevin_step(zero, grad, None, backend=kernels["backend"], **values)
     assert grad.isnan().any()
     assert grad.isinf().any()
     # Triton's interpreter widens bfloat16 numbers without an implicit bit wrongly.
-    atol = torch.finfo(dtype).tiny if room["backend"] == "triton" and dtype != torch.float16 else 0
+    atol = (
+        torch.finfo(dtype).tiny if kernels["backend"] == "triton" and dtype != torch.float16 else 0
+    )
     torch.testing.assert_close(got, grad.float(), rtol=0, atol=atol, equal_nan=True)
 
 
-def test_a_sample_has_the_same_bits_in_any_batch(room):
-    x, grad, anchor = tensors((9, 3, 13), device=room["device"])
-    options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "backend": room["backend"]}
+def test_a_sample_has_the_same_bits_in_any_batch(kernels):
+    x, grad, anchor = tensors((9, 3, 13), device=kernels["device"])
+    options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "backend": kernels["backend"]}
     whole = langevin_step(x, grad, anchor, rng=(1, 2, 0), **options)
     for i in range(9):
         one = [t[i : i + 1] for t in (x, grad, anchor)]
         assert torch.equal(langevin_step(*one, rng=(1, 2, i), **options)[0], whole[i])
 
 
-def test_odd_views_and_outputs(room):
+def test_odd_views_and_outputs(kernels):
     """Misaligned, sliced and overlapping memory; nothing outside the output is touched."""
-    device = room["device"]
+    device = kernels["device"]
     memory = torch.randn(4 * 67 + 9, generator=torch.Generator().manual_seed(1)).to(device)
     x = memory[1 : 1 + 4 * 67].view(4, 67)
     _, grad, anchor = tensors((4, 67), device=device)
     options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rng": RNG}
     expected = langevin_step(x.clone(), grad, anchor, backend="reference", **options)
-    options["backend"] = room["backend"]
+    options["backend"] = kernels["backend"]
     frame = torch.full((6, 71), 9.0, device=device)
     langevin_step(x, grad, anchor, out=frame[1:5, 2:69], **options)
     close(frame[1:5, 2:69], expected)
@@ -142,43 +144,43 @@ def test_odd_views_and_outputs(room):
 
 @pytest.mark.parametrize("elements", [5, 8, 1024, 2051])
 @pytest.mark.parametrize("shift", [1, 2, 4])
-def test_borders_and_alignment(room, elements, shift):
+def test_borders_and_alignment(kernels, elements, shift):
     """An output in the middle of a poisoned array, at any alignment, in place too."""
-    device, count = room["device"], 3 * elements
+    device, count = kernels["device"], 3 * elements
     x, grad, anchor = tensors((3, elements), device=device)
     options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rng": RNG}
     expected = langevin_step(x, grad, anchor, backend="reference", **options)
     memory = torch.full((count + 16,), float("nan"), device=device)
     out = memory[shift : shift + count].view(3, elements)
-    langevin_step(x, grad, anchor, out=out, backend=room["backend"], **options)
+    langevin_step(x, grad, anchor, out=out, backend=kernels["backend"], **options)
     close(out, expected)
     out.copy_(x)
-    langevin_step_(out, grad, anchor, backend=room["backend"], **options)
+    langevin_step_(out, grad, anchor, backend=kernels["backend"], **options)
     close(out, expected)
     assert memory[:shift].isnan().all()
     assert memory[shift + count :].isnan().all()
 
 
-def test_first_bad(room):
+def test_first_bad(kernels):
     # In Triton's interpreter fewer programs, but more than one.
-    n = 40 if room["device"].type == "cpu" and room["backend"] == "triton" else 300
-    x, grad, anchor = tensors((n, 3, 32), device=room["device"])
-    first_bad = torch.full((), NEVER, device=room["device"])
+    n = 40 if kernels["device"].type == "cpu" and kernels["backend"] == "triton" else 300
+    x, grad, anchor = tensors((n, 3, 32), device=kernels["device"])
+    first_bad = torch.full((), NEVER, device=kernels["device"])
     options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "first_bad": first_bad}
-    langevin_step(x, grad, anchor, rng=(5, 76, 0), backend=room["backend"], **options)
+    langevin_step(x, grad, anchor, rng=(5, 76, 0), backend=kernels["backend"], **options)
     assert int(first_bad) == NEVER
     grad[n - 9, 1, 1], grad[n - 2, 0, 0] = float("nan"), float("-inf")
     for draw in (2**32 - 2, 2**32 - 1):
-        langevin_step(x, grad, anchor, rng=(5, draw, 0), backend=room["backend"], **options)
+        langevin_step(x, grad, anchor, rng=(5, draw, 0), backend=kernels["backend"], **options)
     assert divmod(int(first_bad), 2**31) == (2**32 - 2, n - 9)
 
 
 @pytest.mark.parametrize("shape", [(40, 3, 7), (2, 2050), (0, 5)])
-def test_rng_state_is_read_and_moved_on(room, shape):
+def test_rng_state_is_read_and_moved_on(kernels, shape):
     """Three steps from a state on the device are three steps with their numbers given."""
-    x, grad, anchor = tensors(shape, device=room["device"])
-    options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "backend": room["backend"]}
-    rng = rng_state(seed=2**64 - 3, draw=11, first_sample=2**40, device=room["device"])
+    x, grad, anchor = tensors(shape, device=kernels["device"])
+    options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "backend": kernels["backend"]}
+    rng = rng_state(seed=2**64 - 3, draw=11, first_sample=2**40, device=kernels["device"])
     for draw in (11, 12, 13):
         expected = langevin_step(x, grad, anchor, rng=(2**64 - 3, draw, 2**40), **options)
         assert torch.equal(langevin_step(x, grad, anchor, rng=rng, **options), expected)

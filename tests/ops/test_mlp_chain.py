@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cdrl_fast import BackendUnavailable, _native, normal
+from cdrl_fast import BackendUnavailable, _extension, normal
 from cdrl_fast.ops import mlp_chain_, rng_state
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.mlp_chain import (
@@ -224,7 +224,7 @@ def test_per_sample_coefficients(variant):
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_first_bad_is_the_earliest_step_then_sample(backend):
-    if backend == "native" and _native.load() is None:
+    if backend == "native" and _extension.load() is None:
         pytest.skip("no compiled module")
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     program = Program((2, 2), (Linear(0, 1, weight),), torch.ones(2), Activation("silu"))
@@ -264,7 +264,7 @@ def test_moments_on_a_linear_energy(precision):
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_rng_state_is_read_and_moved_on(backend):
-    if backend == "native" and _native.load() is None:
+    if backend == "native" and _extension.load() is None:
         pytest.skip("no compiled module")
     program, rng = layered((2, 24), Activation("silu")), rng_state(seed=5, draw=77, first_sample=9)
     options = {**OPTIONS, "pull": 0.0, "backend": backend}
@@ -283,7 +283,7 @@ def test_rng_state_is_moved_on_where_there_is_nothing_to_do(batch, steps):
 
 
 def test_half_precision_of_ieee_is_not_for_cpus():
-    if _native.load() is None:
+    if _extension.load() is None:
         pytest.skip("no compiled module")
     program = layered((2, 24))
     with pytest.raises(BackendUnavailable, match="has kernels on CUDA devices alone"):

@@ -1,4 +1,4 @@
-"""The chain's Triton room, in triton's interpreter or on a GPU, against the reference."""
+"""The chain's Triton kernel_backend, in triton's interpreter or on a GPU, against the reference."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdrl_fast import dynamics, langevin, normal
+from cdrl_fast import langevin, normal
 from cdrl_fast.ops import mlp_chain_, rng_state
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.mlp_chain import (
@@ -17,7 +17,7 @@ from cdrl_fast.ops.mlp_chain import (
     Program,
     value_and_gradient,
 )
-from cdrl_fast.ops.mlp_chain.schedule import schedule, shape_of
+from cdrl_fast.ops.mlp_chain.lowering import schedule, shape_of
 from tests.ops.test_mlp_chain import ACTIVATIONS, OPTIONS, layered, points, residual, rows_of
 
 TANH = Activation("tanh")
@@ -309,7 +309,7 @@ def test_bad_plans(device):
 def test_leaky_networks_keep_a_bit_an_activation():
     """Memory does not grow by more than that with each layer."""
     rooms = [
-        schedule(shape_of(layered((2, *[256] * depth))), True, False).room for depth in (4, 12)
+        schedule(shape_of(layered((2, *[256] * depth))), True, False).backend for depth in (4, 12)
     ]
     assert rooms[1] - rooms[0] <= 8 * 256 // 32
 
@@ -321,7 +321,7 @@ def test_langevin_runs_sequences_compiled(device, monkeypatch):
         calls.append(options["backend"])
         return mlp_chain_(*args, **options)
 
-    monkeypatch.setattr(dynamics, "mlp_chain_", counted)
+    monkeypatch.setattr("cdrl_fast.sampling.langevin.mlp_chain_", counted)
     torch.manual_seed(0)
     energy = nn.Sequential(nn.Linear(2, 24), nn.SiLU(), nn.Linear(24, 1), nn.Flatten(0)).to(device)
     options = {"steps": 3, "step_size": 0.05, "seed": 4, "first_sample": 9, "backend": "triton"}

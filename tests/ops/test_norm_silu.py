@@ -1,4 +1,4 @@
-"""Group norm, scale, shift and SiLU in one, against torch's and between the rooms."""
+"""Group norm, scale, shift and SiLU in one, against torch's and between the dispatch."""
 
 import pytest
 import torch

@@ -81,9 +81,9 @@ def test_odd_and_empty_shapes(shape):
     "shape", [(3, 1), (5, 2), (1000, 2), (7, 31), (3, 33), (2, 3, 32, 32), (3, 1025), (2, 1028)]
 )
 @pytest.mark.parametrize("first_sample", [0, 2**32 - 2, 2**63 - 1001])
-def test_rooms_agree_with_the_reference(room, shape, first_sample):
+def test_rooms_agree_with_the_reference(kernels, shape, first_sample):
     place = {"seed": -5, "draw": 2**32 - 1, "first_sample": first_sample}
-    fast = cdrl_fast.normal(shape, **place, **room)
+    fast = cdrl_fast.normal(shape, **place, **kernels)
     reference = cdrl_fast.normal(shape, **place, backend="reference", dtype=torch.float64)
     assert (fast.cpu() - reference).abs().max() < 2e-6
 
@@ -94,25 +94,25 @@ def many():
     return cdrl_fast.normal((100, 100_000), seed=2, draw=1, backend="reference")
 
 
-def test_large_radii_agree(room, many):
+def test_large_radii_agree(kernels, many):
     """Radii up to the largest are met in 10⁷ draws, and agree too. That all agree means that the
     integers are the same: the generator spreads a wrong bit over all of its words."""
-    samples = 1 if room["device"].type == "cpu" and room["backend"] == "triton" else 100
-    fast = cdrl_fast.normal((samples, 100_000), seed=2, draw=1, **room).cpu()
+    samples = 1 if kernels["device"].type == "cpu" and kernels["backend"] == "triton" else 100
+    fast = cdrl_fast.normal((samples, 100_000), seed=2, draw=1, **kernels).cpu()
     assert fast.abs().max() > 4.2
     assert (fast - many[:samples]).abs().max() < 2e-6
 
 
-def test_index_arithmetic_beyond_32_bits(room):
+def test_index_arithmetic_beyond_32_bits(kernels):
     """The end of a sample of more than 2³¹ elements, and samples whose offsets exceed it."""
-    if room["backend"] != "triton" or room["device"].type != "cpu":
+    if kernels["backend"] != "triton" or kernels["device"].type != "cpu":
         pytest.skip("the C++ kernels have tests of their own; this starts a kernel near the end")
-    from cdrl_fast.ops.device import BLOCK, launch
-    from cdrl_fast.ops.normal import triton
+    from cdrl_fast.ops.normal import triton_kernel
+    from cdrl_fast.ops.triton_common import BLOCK, launch
 
     for shape in ((3, 2**30 + 2**20), (1, 2**31 + 4099), (2**30 + 5, 2)):
         out = torch.empty(shape)  # the system gives pages as they are touched
-        call = triton.arguments(out, 7, 1, 2**40)
+        call = triton_kernel.arguments(out, 7, 1, 2**40)
         left = call.programs - 2
         call.values["first_program"] = left
         launch(dataclasses.replace(call, programs=2), out.device)

@@ -1,12 +1,12 @@
-"""Pooling between stages and its transpose, against torch's and between the rooms."""
+"""Pooling between stages and its transpose, against torch's and between the dispatch."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cdrl_fast.ops.activations import leaky
+from cdrl_fast.ops.layout import leaky
 from cdrl_fast.ops.pool import pool, spread
-from cdrl_fast.ops.signs import pack
+from cdrl_fast.ops.sign_bits import pack
 
 SHAPES = [(1, 2, 2, 32), (3, 14, 6, 96), (5, 4, 8, 256)]
 

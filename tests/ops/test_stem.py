@@ -1,10 +1,10 @@
-"""The first convolution, against torch's and between the rooms."""
+"""The first convolution, against torch's and between the dispatch."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cdrl_fast.ops.signs import pack
+from cdrl_fast.ops.sign_bits import pack
 from cdrl_fast.ops.stem import stem
 
 # Batch, image channels, height, width, channels.

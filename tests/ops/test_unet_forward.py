@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdrl_fast import BackendUnavailable
-from cdrl_fast.engine.fold_unet import fold_unet
+from cdrl_fast.engine.folding.unet import fold_unet
 from cdrl_fast.ops.unet_forward import UNetForward, native
 from tests import unet_cases
 
@@ -50,7 +50,7 @@ def test_float32(variant, name, shared):
     assert len(rows) == (1 if shared else len(x))
     poisoned = torch.full((len(x) + 2, *x.shape[1:]), float("nan"))
     native.UNet(operation.weights).run(x, rows.float(), poisoned[1:-1])
-    assert operation.room == "native"
+    assert operation.backend == "native"
     close(poisoned[1:-1], exact)
     assert poisoned[[0, -1]].isnan().all()
     assert torch.equal(operation(x, rows.float()), poisoned[1:-1])
@@ -61,7 +61,7 @@ def test_the_reference_is_the_module(name):
     network, x, logsnr, label = made(name)
     exact, rows, folded = exactly(network, x, logsnr, label)
     operation = UNetForward(folded.weights)
-    assert operation.room == "reference"
+    assert operation.backend == "reference"
     assert operation.working_memory(3) is None
     out = operation(x.double(), rows)
     assert ((out - exact).abs() <= 1e-12 * exact.abs().max()).all()
@@ -151,7 +151,7 @@ def test_other_weights_are_taken(variant):
 def test_working_memory_is_kept_small():
     """A thread works on a few samples: memory does not grow with the batch."""
     operation = operation_of(made("digits")[0])
-    if operation.room != "native":
+    if operation.backend != "native":
         pytest.skip("not on this machine")
     assert operation.working_memory(4096) == operation.working_memory(1024)
     assert operation.working_memory(1) < operation.working_memory(1024) < 2**20 * 16

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import check_apart
 from cdrl_fast.ops.conv3x3 import reference, tiling, winners
-from cdrl_fast.ops.rooms import CONVOLUTIONS, choose, reason
-from cdrl_fast.ops.signs import WORD
+from cdrl_fast.ops.dispatch import CONVOLUTION_BACKENDS, choose, reason
+from cdrl_fast.ops.layout import check_apart
+from cdrl_fast.ops.sign_bits import WORD
 
 PRECISIONS = ("ieee", "tf32")
 
@@ -64,27 +64,27 @@ def conv3x3(
     shape = (*x.shape[:3], weight.shape[1 if transposed else 2])
     out = x.new_empty(shape) if out is None else out
     _check_rest(x, shape, row, residual, out, signs, signs_out)
-    room = choose("conv3x3", backend, x.device, x.dtype, CONVOLUTIONS)
+    chosen = choose("conv3x3", backend, x.device, x.dtype, CONVOLUTION_BACKENDS)
     if not x.numel():
         return out
     tensors = (out, x, weight, row, residual, signs, signs_out)
     flags = (transposed, residual_activated, activate)
-    if room == "reference":
+    if chosen == "reference":
         reference.conv3x3(*tensors, *flags)
         return out
     capability = tiling.capability_of(x.device)
     best = _winner(capability, x, shape[3], transposed, input_precision)
     if backend == "auto" and best is not None and reason(best.room, x.device) is None:
-        room = best.room
-    if room == "cudnn":
+        chosen = best.room
+    if chosen == "cudnn":
         from cdrl_fast.ops.conv3x3 import cudnn
 
         cudnn.conv3x3(*tensors, *flags, input_precision)
     else:
-        from cdrl_fast.ops.conv3x3 import triton
+        from cdrl_fast.ops.conv3x3 import triton_kernel
 
         blocks = None if best is None else best.blocks
-        triton.conv3x3(capability, *tensors, *flags, input_precision, blocks)
+        triton_kernel.conv3x3(capability, *tensors, *flags, input_precision, blocks)
     return out
 
 

@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.conv3x3.triton import finish
-from cdrl_fast.ops.device import Launch, launch
-from cdrl_fast.ops.products import products
+from cdrl_fast.ops.conv3x3.triton_kernel import finish
+from cdrl_fast.ops.fp32_precision import fp32_precision
+from cdrl_fast.ops.triton_common import Launch, launch
 
 TILE = 2048
 """Values of a program, 16 a thread: with 32, sm_80 spilled."""
@@ -100,7 +100,7 @@ def conv3x3(
     # A copy at each call: a captured graph is replayed with other weights in the same memory.
     filters = taps.contiguous(memory_format=torch.channels_last)
     convolve = F.conv_transpose2d if transposed else F.conv2d
-    with products(input_precision, repeatable=True):
+    with fp32_precision(input_precision, repeatable=True):
         y = convolve(x.permute(0, 3, 1, 2), filters, padding=1).permute(0, 2, 3, 1)
     rest = (row, residual, signs, signs_out, residual_activated, activate)
     launch(arguments(out, y.contiguous(), *rest), out.device)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.activations import SLOPE, filters, leaky, recovered, wide
-from cdrl_fast.ops.signs import pack, unpack
+from cdrl_fast.ops.layout import SLOPE, filters, leaky, recovered, wide
+from cdrl_fast.ops.sign_bits import pack, unpack
 
 
 def conv3x3(

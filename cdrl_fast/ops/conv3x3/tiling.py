@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from cdrl_fast.ops.rooms import compute_capability
+from cdrl_fast.ops.dispatch import compute_capability
 
 INTERPRETED = 90
 """The capability whose kernels the interpreter runs."""

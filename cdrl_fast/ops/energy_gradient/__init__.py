@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.ops.activations import check_apart, check_dense
+from cdrl_fast.ops.dispatch import CPU_BACKENDS, choose
 from cdrl_fast.ops.energy_gradient import native, reference
 from cdrl_fast.ops.energy_gradient.weights import Block, ResNetWeights
-from cdrl_fast.ops.rooms import ON_CPUS, choose
+from cdrl_fast.ops.layout import check_apart, check_dense
 
 __all__ = ["Block", "EnergyGradient", "ResNetWeights"]
 
@@ -29,7 +29,7 @@ class EnergyGradient:
             reference's, bfloat16 the native room's.
 
     Raises:
-        ValueError: weights or sizes that do not fit. BackendUnavailable: a room not to be had.
+        ValueError: weights or sizes that do not fit. BackendUnavailable: a chosen not to be had.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -46,15 +46,15 @@ class EnergyGradient:
         weights.check("EnergyGradient")
         weights.check_size("EnergyGradient", height, width)
         stem = weights.stem
-        self.room = choose("EnergyGradient", backend, stem.device, stem.dtype, ON_CPUS)
-        if bfloat16 and self.room != "native":
+        self.chosen = choose("EnergyGradient", backend, stem.device, stem.dtype, CPU_BACKENDS)
+        if bfloat16 and self.chosen != "native":
             raise BackendUnavailable(
-                "EnergyGradient: bfloat16 needs the native room, float32 weights on a CPU"
+                "EnergyGradient: bfloat16 needs the native chosen, float32 weights on a CPU"
             )
         self.weights, self.shape = weights, (stem.shape[1], height, width)
         self._kernel = (
             native.ResNetGradient(weights, height, width, bfloat16=bfloat16)
-            if self.room == "native"
+            if self.chosen == "native"
             else None
         )
 

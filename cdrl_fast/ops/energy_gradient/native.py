@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast._native import module
+from cdrl_fast._extension import module
 from cdrl_fast.ops.energy_gradient.weights import ResNetWeights
 
 

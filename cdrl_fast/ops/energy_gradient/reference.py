@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.activations import SLOPE
 from cdrl_fast.ops.energy_gradient.weights import Block, ResNetWeights
+from cdrl_fast.ops.layout import SLOPE
 
 
 class Signs:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import check_dense
+from cdrl_fast.ops.layout import check_dense
 
 Form = tuple[object, ...]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import check_activations, check_dense, wide
+from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
 from cdrl_fast.ops.head import reference
-from cdrl_fast.ops.rooms import ON_GPUS, choose
+from cdrl_fast.ops.layout import check_activations, check_dense, wide
 
 
 def head(
@@ -49,11 +49,11 @@ def head(
     check_dense("head", "rows", rows, rows_of, dtype, a.device)
     check_dense("head", "out", out, (batch,), dtype, a.device)
     check_dense("head", "gradient", gradient, a.shape, a.dtype, a.device)
-    room = choose("head", backend, a.device, a.dtype, ON_GPUS)
-    if room == "reference" or not a.numel():
+    chosen = choose("head", backend, a.device, a.dtype, TRITON_BACKENDS)
+    if chosen == "reference" or not a.numel():
         reference.head(a, rows, scale, out, gradient)
         return out
-    from cdrl_fast.ops.head import triton
+    from cdrl_fast.ops.head import triton_kernel
 
-    triton.head(a, rows, scale, out, gradient)
+    triton_kernel.head(a, rows, scale, out, gradient)
     return out

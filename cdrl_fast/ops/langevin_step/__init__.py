@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
-from cdrl_fast.ops.philox import check_rng, check_words, signed
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.philox import check_rng, check_sign_bits, signed
 
 NEVER = 2**63 - 1
 """Value of ``first_bad`` while all is finite."""
@@ -61,7 +61,7 @@ def langevin_step(
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import ops
         >>> x = torch.ones(2, 3)
@@ -95,7 +95,7 @@ def langevin_step_(x: Tensor, grad: Tensor, anchor: Tensor | None, **kwargs: obj
 
     Takes its other arguments (``kwargs``) but for ``out``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast import ops
         >>> x = torch.ones(2, 3)
@@ -122,13 +122,13 @@ def bound_step(
     """
     coefficients = (drift, 0.0, noise_std, 1.0)
     _check(x, x, None, coefficients, (seed, 0, first_sample), first_bad, x)
-    room, seed = choose("langevin_step", backend, x.device, x.dtype), signed(seed)
-    if room in ("native", "cuda") and x.numel():
+    chosen, seed = choose("langevin_step", backend, x.device, x.dtype), signed(seed)
+    if chosen in ("native", "cuda") and x.numel():
         return native.bound(x, coefficients, seed, first_sample, first_bad)
 
     def step(grad: Tensor, draw: int) -> None:
         place = (seed, draw, first_sample)
-        langevin_step_onto(x, grad, None, None, *coefficients, *place, None, first_bad, room)
+        langevin_step_onto(x, grad, None, None, *coefficients, *place, None, first_bad, chosen)
 
     return step
 
@@ -159,5 +159,5 @@ def _check(
     if not grad.is_floating_point():
         raise TypeError(f"langevin_step: grad must be of a floating dtype, got {grad.dtype}")
     check_coefficients("langevin_step", coefficients, x.shape[0], anchor)
-    check_words("langevin_step", "first_bad", first_bad, 1, x)
+    check_sign_bits("langevin_step", "first_bad", first_bad, 1, x)
     check_rng("langevin_step", rng, x)

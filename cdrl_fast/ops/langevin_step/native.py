@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cdrl_fast._native import module
+from cdrl_fast._extension import module
 
 GRAD_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """What kernels read gradients as; by its number in the compiled module."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import overlap, same_elements
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.langevin_step import native, reference
-from cdrl_fast.ops.library import register
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.layout import overlap, same_elements
+from cdrl_fast.ops.registration import register
 
 
 def _into(
@@ -28,10 +28,10 @@ def _into(
     first_bad: Tensor | None,
     backend: str,
 ) -> None:
-    room = choose("langevin_step", backend, x.device, x.dtype)
+    chosen = choose("langevin_step", backend, x.device, x.dtype)
     coefficients = (drift, pull, noise_std, rescale)
     place = (seed, draw, first_sample)
-    if room == "reference" or not x.numel():
+    if chosen == "reference" or not x.numel():
         rows = coefficients if table is None else tuple(table)
         where = place if rng is None else rng
         out.copy_(reference.langevin_step(x, grad, anchor, rows, where, first_bad))
@@ -45,10 +45,10 @@ def _into(
         same_elements(out, t) or not overlap(out, t) for t in inputs
     )
     target = out if direct else torch.empty_like(x)
-    if room == "triton":
-        from cdrl_fast.ops.langevin_step import triton
+    if chosen == "triton":
+        from cdrl_fast.ops.langevin_step import triton_kernel
 
-        step = triton.langevin_step
+        step = triton_kernel.langevin_step
     else:
         step = native.langevin_step
     step(target, x, grad, anchor, table, coefficients, place, rng, first_bad)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.ops.activations import overlap
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
+from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, choose
+from cdrl_fast.ops.layout import overlap
 from cdrl_fast.ops.mlp_chain import native, reference
-from cdrl_fast.ops.mlp_chain.plan import HALVES, ChainPlan, packed
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import value
-from cdrl_fast.ops.philox import check_integer, check_place, check_words, signed
-from cdrl_fast.ops.rooms import WITHOUT_CUDA, choose
+from cdrl_fast.ops.mlp_chain.triton_weights import HALVES, ChainPlan, packed
+from cdrl_fast.ops.philox import check_integer, check_place, check_sign_bits, signed
 
 __all__ = [
     "IDENTITY",
@@ -82,7 +82,7 @@ def mlp_chain_(
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cdrl_fast.ops.mlp_chain import RELU, Linear, Program, mlp_chain_
         >>> program = Program((2, 8), (Linear(0, 1, torch.ones(8, 2)),), -torch.ones(8), RELU)
@@ -95,7 +95,7 @@ def mlp_chain_(
     rows = _checked(program, y, rows, precision)
     _check_chain(y, anchor, coefficients, steps, first_bad, rng)
     place = (0, 0, 0) if rng is not None else _place(seed, draw, first_sample, steps, y)
-    room = _room(backend, y, precision)
+    chosen = _chosen_backend(backend, y, precision)
     _check_plan(plan, program, y, precision)
     if not y.numel() or steps == 0:
         if rng is not None:
@@ -105,10 +105,10 @@ def mlp_chain_(
         # The kernel reads the anchor after it has begun to write y.
         if anchor is not None and overlap(y, anchor):
             anchor = anchor.clone()
-        if rng is not None and room != "triton":
+        if rng is not None and chosen != "triton":
             place = tuple(rng[:3].tolist())
             rng[1] += steps
-        if room == "reference":
+        if chosen == "reference":
             whole = reference.chain(program, y, anchor, rows, steps, coefficients, place, first_bad)
             return y.copy_(whole)
         dense = y if y.is_contiguous() else y.contiguous()
@@ -116,12 +116,12 @@ def mlp_chain_(
         table = coefficient_table(coefficients, y)
         numbers = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
         rest = (anchor, rows, steps, table, numbers, place)
-        if room == "triton":
-            from cdrl_fast.ops.mlp_chain import triton
+        if chosen == "triton":
+            from cdrl_fast.ops.mlp_chain import triton_kernel
 
             own = packed(program, precision, False) if plan is None else plan.packed
             slots = None if plan is None else plan.slots
-            triton.chain(own, slots, dense, *rest, rng, first_bad)
+            triton_kernel.chain(own, slots, dense, *rest, rng, first_bad)
         else:
             native.chain(program, precision, dense, *rest, first_bad)  # type: ignore[arg-type]
         return y if dense is y else y.copy_(dense)
@@ -141,26 +141,26 @@ def value_and_gradient(
         The value (batch,) and the gradient (batch, dim), in y's dtype.
     """
     rows = _checked(program, y, rows, precision)
-    room = _room(backend, y, precision)
+    chosen = _chosen_backend(backend, y, precision)
     with torch.no_grad():
-        if room == "reference" or not y.numel():
+        if chosen == "reference" or not y.numel():
             return reference.value_and_gradient(program, y, rows)
-        if room == "triton":
-            from cdrl_fast.ops.mlp_chain import triton
+        if chosen == "triton":
+            from cdrl_fast.ops.mlp_chain import triton_kernel
 
             own = packed(program, precision, True)
-            return triton.value_and_gradient(own, y.contiguous(), rows)
+            return triton_kernel.value_and_gradient(own, y.contiguous(), rows)
         return native.value_and_gradient(program, precision, y.contiguous(), rows)
 
 
-def _room(backend: str, y: Tensor, precision: str) -> str:
-    room = choose("mlp_chain", backend, y.device, y.dtype, WITHOUT_CUDA)
-    if room == "native" and precision not in native.PRECISIONS:
+def _chosen_backend(backend: str, y: Tensor, precision: str) -> str:
+    chosen = choose("mlp_chain", backend, y.device, y.dtype, NON_CUDA_BACKENDS)
+    if chosen == "native" and precision not in native.PRECISIONS:
         raise BackendUnavailable(
             f"mlp_chain: precision={precision!r} has kernels on CUDA devices alone; on CPUs use "
             f"one of {native.PRECISIONS}"
         )
-    return room
+    return chosen
 
 
 def _place(
@@ -223,8 +223,8 @@ def _check_chain(
         raise TypeError(f"mlp_chain: anchor must be {y.dtype} like y, got {anchor.dtype}")
     check_coefficients("mlp_chain", coefficients, y.shape[0], anchor)
     check_integer("mlp_chain", "steps", steps, 0, 2**32 + 1)
-    check_words("mlp_chain", "first_bad", first_bad, 1, y)
-    check_words("mlp_chain", "rng", rng, 4, y)
+    check_sign_bits("mlp_chain", "first_bad", first_bad, 1, y)
+    check_sign_bits("mlp_chain", "rng", rng, 4, y)
 
 
 def _check_plan(plan: ChainPlan | None, program: Program, y: Tensor, precision: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl_fast._native import module
+from cdrl_fast._extension import module
 from cdrl_fast.ops.mlp_chain.cache import Plans
 from cdrl_fast.ops.mlp_chain.program import KINDS, Linear, Program
 

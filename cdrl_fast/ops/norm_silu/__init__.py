@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import DTYPES, check_apart, check_dense, same_elements, wide
+from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.layout import DTYPES, check_apart, check_dense, same_elements, wide
 from cdrl_fast.ops.norm_silu import reference
-from cdrl_fast.ops.rooms import ON_GPUS, choose
 
 
 def norm_silu(
@@ -48,13 +48,13 @@ def norm_silu(
     """
     out = torch.empty_like(x) if out is None else out
     _check(x, weight, bias, offset, row, out)
-    room = choose("norm_silu", backend, x.device, x.dtype, ON_GPUS)
-    if room == "reference" or not x.numel():
+    chosen = choose("norm_silu", backend, x.device, x.dtype, TRITON_BACKENDS)
+    if chosen == "reference" or not x.numel():
         reference.norm_silu(x, weight, bias, offset, row, activate, out)
         return out
-    from cdrl_fast.ops.norm_silu import triton
+    from cdrl_fast.ops.norm_silu import triton_kernel
 
-    triton.norm_silu(x, weight, bias, offset, row, activate, out)
+    triton_kernel.norm_silu(x, weight, bias, offset, row, activate, out)
     return out
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.activations import wide
+from cdrl_fast.ops.layout import wide
 
 EPSILON = 1e-6
 """Of the group norm."""

@@ -43,7 +43,7 @@ def normal(
         ValueError: an argument out of range. TypeError: one of another type.
         BackendUnavailable: an explicit backend that cannot be had.
 
-    Example:
+    Examples:
         >>> import cdrl_fast
         >>> a = cdrl_fast.normal((4, 3), seed=1, draw=0)
         >>> bool((a[2:] == cdrl_fast.normal((2, 3), seed=1, draw=0, first_sample=2)).all())

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cdrl_fast.ops.library import register
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.normal import native, reference
-from cdrl_fast.ops.rooms import choose
+from cdrl_fast.ops.registration import register
 
 
 def _run(out: Tensor, seed: int, draw: int, first_sample: int, backend: str) -> None:
-    room = choose("normal", backend, out.device, out.dtype)
+    chosen = choose("normal", backend, out.device, out.dtype)
     if not out.numel():
         return
-    if room == "reference":
+    if chosen == "reference":
         place = {"seed": seed, "draw": draw, "first_sample": first_sample}
         out.copy_(reference.normal(out.shape, device=out.device, dtype=out.dtype, **place))
-    elif room == "triton":
-        from cdrl_fast.ops.normal import triton
+    elif chosen == "triton":
+        from cdrl_fast.ops.normal import triton_kernel
 
-        triton.normal(out, seed, draw, first_sample)
+        triton_kernel.normal(out, seed, draw, first_sample)
     else:
         native.normal(out, seed, draw, first_sample)
 

@@ -22,7 +22,7 @@ def normal(
 ) -> Tensor:
     """Standard normals computed in float64 from float32 uniforms, rounded once to ``dtype``."""
     elements = math.prod(shape[1:])
-    w = philox.words(
+    w = philox.uint32s(
         shape[0], elements, seed=seed, draw=draw, first_sample=first_sample, device=device
     )
     return philox.box_muller(w).flatten(1)[:, :elements].to(dtype).reshape(tuple(shape))

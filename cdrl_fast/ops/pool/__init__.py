@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import check_activations, check_dense
+from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.layout import check_activations, check_dense
 from cdrl_fast.ops.pool import reference
-from cdrl_fast.ops.rooms import ON_GPUS, choose
-from cdrl_fast.ops.signs import words_shape
+from cdrl_fast.ops.sign_bits import sign_bits_shape
 
 
 def pool(
@@ -45,15 +45,15 @@ def pool(
     shape = (batch, height // 2, width // 2, channels)
     out = torch.empty(shape, dtype=a.dtype, device=a.device) if out is None else out
     check_dense("pool", "out", out, shape, a.dtype, a.device)
-    check_dense("pool", "signs", signs, words_shape(out), torch.int32, a.device)
+    check_dense("pool", "signs", signs, sign_bits_shape(out), torch.int32, a.device)
     check_dense("pool", "mean", mean, shape, a.dtype, a.device)
-    room = choose("pool", backend, a.device, a.dtype, ON_GPUS)
-    if room == "reference" or not a.numel():
+    chosen = choose("pool", backend, a.device, a.dtype, TRITON_BACKENDS)
+    if chosen == "reference" or not a.numel():
         reference.pool(a, out, signs, mean)
         return out
-    from cdrl_fast.ops.pool import triton
+    from cdrl_fast.ops.pool import triton_kernel
 
-    triton.pool(a, out, signs, mean)
+    triton_kernel.pool(a, out, signs, mean)
     return out
 
 
@@ -76,11 +76,11 @@ def spread(g: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Te
     shape = (batch, 2 * height, 2 * width, channels)
     out = torch.empty(shape, dtype=g.dtype, device=g.device) if out is None else out
     check_dense("spread", "out", out, shape, g.dtype, g.device)
-    room = choose("spread", backend, g.device, g.dtype, ON_GPUS)
-    if room == "reference" or not g.numel():
+    chosen = choose("spread", backend, g.device, g.dtype, TRITON_BACKENDS)
+    if chosen == "reference" or not g.numel():
         reference.spread(g, out)
         return out
-    from cdrl_fast.ops.pool import triton
+    from cdrl_fast.ops.pool import triton_kernel
 
-    triton.spread(g, out)
+    triton_kernel.spread(g, out)
     return out

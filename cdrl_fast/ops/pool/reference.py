@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cdrl_fast.ops.activations import leaky, recovered
-from cdrl_fast.ops.signs import pack
+from cdrl_fast.ops.layout import leaky, recovered
+from cdrl_fast.ops.sign_bits import pack
 
 
 def pool(a: Tensor, out: Tensor, signs: Tensor | None, mean: Tensor | None) -> None:

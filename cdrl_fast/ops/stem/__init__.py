@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import check_activations, check_dense, wide
-from cdrl_fast.ops.rooms import ON_GPUS, choose
-from cdrl_fast.ops.signs import words_shape
+from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.layout import check_activations, check_dense, wide
+from cdrl_fast.ops.sign_bits import sign_bits_shape
 from cdrl_fast.ops.stem import reference
 
 
@@ -64,12 +64,12 @@ def stem(
     check_dense("stem", "weight", weight, (9, image, channels), dtype, y.device)
     check_dense("stem", "bias", bias, (channels,), y.dtype, y.device)
     check_dense("stem", "out", out, shape, dtype, y.device)
-    check_dense("stem", "signs", signs, words_shape(out), torch.int32, y.device)
-    room = choose("stem", backend, y.device, y.dtype, ON_GPUS)
-    if room == "reference" or not y.numel():
+    check_dense("stem", "signs", signs, sign_bits_shape(out), torch.int32, y.device)
+    chosen = choose("stem", backend, y.device, y.dtype, TRITON_BACKENDS)
+    if chosen == "reference" or not y.numel():
         reference.stem(y, weight, bias, copies, out, signs)
         return out
-    from cdrl_fast.ops.stem import triton
+    from cdrl_fast.ops.stem import triton_kernel
 
-    triton.stem(y, weight, bias, copies, out, signs)
+    triton_kernel.stem(y, weight, bias, copies, out, signs)
     return out

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.activations import filters, leaky
-from cdrl_fast.ops.signs import pack
+from cdrl_fast.ops.layout import filters, leaky
+from cdrl_fast.ops.sign_bits import pack
 
 
 def stem(

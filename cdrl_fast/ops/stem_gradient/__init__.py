@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import check_activations, check_apart, check_dense, wide
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients
-from cdrl_fast.ops.philox import check_rng, check_words, signed
-from cdrl_fast.ops.rooms import ON_GPUS, choose
+from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.layout import check_activations, check_apart, check_dense, wide
+from cdrl_fast.ops.philox import check_rng, check_sign_bits, signed
 from cdrl_fast.ops.stem_gradient import reference
 
 
@@ -50,12 +50,12 @@ def stem_gradient(
     out = torch.empty(shape, dtype=dtype, device=g.device) if out is None else out
     check_dense("stem_gradient", "out", out, shape, dtype, g.device)
     check_apart("stem_gradient", "out", out, {"g": g, "weight": weight})
-    room = choose("stem_gradient", backend, g.device, g.dtype, ON_GPUS)
-    if room == "reference" or not g.numel():
+    chosen = choose("stem_gradient", backend, g.device, g.dtype, TRITON_BACKENDS)
+    if chosen == "reference" or not g.numel():
         return out.copy_(reference.stem_gradient(g, weight, terms, scale))
-    from cdrl_fast.ops.stem_gradient import triton
+    from cdrl_fast.ops.stem_gradient import triton_kernel
 
-    triton.stem_gradient(g, weight, terms, scale, out)
+    triton_kernel.stem_gradient(g, weight, terms, scale, out)
     return out
 
 
@@ -108,17 +108,17 @@ def stem_langevin_(
     check_dense(where, "anchor", anchor, shape, y.dtype, g.device)
     check_apart(where, "y", y, {"g": g, "weight": weight, "anchor": anchor})
     check_coefficients(where, coefficients, shape[0], anchor)
-    check_words(where, "first_bad", first_bad, 1, y)
+    check_sign_bits(where, "first_bad", first_bad, 1, y)
     check_rng(where, rng, y)
     if not isinstance(rng, Tensor):
         rng = (signed(rng[0]), *rng[1:])
-    room = choose(where, backend, y.device, y.dtype, ON_GPUS)
-    if room == "reference" or not y.numel():
+    chosen = choose(where, backend, y.device, y.dtype, TRITON_BACKENDS)
+    if chosen == "reference" or not y.numel():
         reference.stem_langevin_(y, g, weight, terms, anchor, coefficients, rng, first_bad)
         return y
-    from cdrl_fast.ops.stem_gradient import triton
+    from cdrl_fast.ops.stem_gradient import triton_kernel
 
-    triton.stem_langevin_(y, g, weight, terms, anchor, coefficients, rng, first_bad)
+    triton_kernel.stem_langevin_(y, g, weight, terms, anchor, coefficients, rng, first_bad)
     return y
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.activations import filters
 from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.ops.langevin_step.reference import langevin_step
+from cdrl_fast.ops.layout import filters
 
 
 def stem_gradient(g: Tensor, weight: Tensor, terms: int, scale: float) -> Tensor:

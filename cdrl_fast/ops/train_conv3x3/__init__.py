@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.ops.rooms import ON_CPUS, choose
+from cdrl_fast.ops.dispatch import CPU_BACKENDS, choose
 from cdrl_fast.ops.train_conv3x3 import native, reference
 
 
@@ -39,8 +39,8 @@ def train_conv3x3(
     Source: Lavin & Gray, CVPR 2016, F(4×4, 3×3) and F(2×2, 3×3), forward and in both gradients.
     """
     _check(x, weight, bias)
-    room = choose("train_conv3x3", backend, x.device, x.dtype, ON_CPUS)
-    if room == "native":
+    chosen = choose("train_conv3x3", backend, x.device, x.dtype, CPU_BACKENDS)
+    if chosen == "native":
         why = _why_not_native(x)
         if why is None:
             return native.TrainConv3x3.run(x, weight, bias, again)

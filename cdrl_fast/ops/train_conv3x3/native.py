@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cdrl_fast._native import addresses, module
+from cdrl_fast._extension import addresses, module
 
 Again = Callable[[], Tensor]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.ops.rooms import ON_CPUS, choose
+from cdrl_fast.ops.dispatch import CPU_BACKENDS, choose
 from cdrl_fast.ops.train_norm_silu import native, reference
 
 
@@ -42,8 +42,8 @@ def train_norm_silu(
     Source: the initializer of Zhu et al., ICLR 2024; Wu & He, ECCV 2018.
     """
     _check(x, weight, bias, groups, row)
-    room = choose("train_norm_silu", backend, x.device, x.dtype, ON_CPUS)
-    if room == "native":
+    chosen = choose("train_norm_silu", backend, x.device, x.dtype, CPU_BACKENDS)
+    if chosen == "native":
         why = _why_not_native(x)
         if why is None:
             return native.TrainNormSilu.run(x, weight, bias, row, groups, activate)

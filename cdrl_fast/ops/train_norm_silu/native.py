@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cdrl_fast._native import addresses, module
+from cdrl_fast._extension import addresses, module
 
 BLOCK = 16
 """The number of channels is its multiple."""

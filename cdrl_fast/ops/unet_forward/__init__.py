@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.rooms import ON_CPUS, choose
+from cdrl_fast.ops.dispatch import CPU_BACKENDS, choose
 from cdrl_fast.ops.unet_forward import native, reference
 from cdrl_fast.ops.unet_forward.weights import Affine, Attention, Block, Layer, UNetWeights
 
@@ -40,9 +40,9 @@ class UNetForward:
     def __init__(self, weights: UNetWeights, *, backend: str = "auto") -> None:
         weights.check("UNetForward")
         stem = weights.stem.weight
-        self.room = choose("UNetForward", backend, stem.device, stem.dtype, ON_CPUS)
+        self.chosen = choose("UNetForward", backend, stem.device, stem.dtype, CPU_BACKENDS)
         self.weights = weights
-        self._kernel = native.UNet(weights) if self.room == "native" else None
+        self._kernel = native.UNet(weights) if self.chosen == "native" else None
 
     def load(self, weights: UNetWeights) -> None:
         """Takes other weights of the same form."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.activations import check_dense
+from cdrl_fast.ops.layout import check_dense
 
 EPSILON = 1e-6
 """Of group norms."""

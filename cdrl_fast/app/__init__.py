@@ -1,0 +1,1 @@
+"""The page in the browser: `cdrl-fast app`."""

@@ -1,0 +1,1 @@
+"""Static weights: spectral norms, gains and level inputs folded once."""

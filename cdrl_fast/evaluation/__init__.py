@@ -1,0 +1,1 @@
+"""Samples against data: judged, swept over options, step plans tuned."""

@@ -1,0 +1,1 @@
+"""The model: networks and schedule, combinations of densities, released checkpoints."""

@@ -1,0 +1,416 @@
+"""`CDRL`: an energy network, its initializer and the noise schedule, as one model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdrl_fast._lazy import optional_module
+from cdrl_fast.errors import CheckpointError
+from cdrl_fast.model.schedule import NoiseSchedule, StepPlan, Steps
+from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
+from cdrl_fast.storage.card import ModelCard
+from cdrl_fast.storage.folder import (
+    json_to_bytes,
+    read_json,
+    read_tensors,
+    tensors_to_bytes,
+    write_atomic,
+    write_folder,
+)
+from cdrl_fast.storage.locate import CONFIG, WEIGHTS, checkpoints_of, find_saved, newest_readable
+
+Networks = tuple[nn.Module, nn.Module | None]
+Label = int | str | Sequence[int] | Sequence[str] | Tensor | None
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    network.__name__: network
+    for network in (ResNetEnergy, UNetInitializer, MLPEnergy, MLPInitializer)
+}
+
+
+class CDRL(nn.Module):
+    """A cooperative diffusion recovery likelihood model.
+
+    At level t the log-density of x_{t-1} is f(m_t x_{t-1}, λ_{t-1}) / s_t² up to a constant, with f
+    the energy network; sampling a level starts from the initializer's proposal.
+
+    Args:
+        energy: module with ``forward(y, logsnr, label) -> (batch,)``.
+        initializer: module with ``forward(x, logsnr, label)`` that returns x's shape, or None: then
+            a level starts from x_t itself, which is DRL, CDRL's predecessor.
+        schedule: the noise schedule.
+        sample_shape: shape of one sample, (C, H, W) or (dim,); read off the networks where they
+            tell (a ResNetEnergy without an initializer does not).
+
+    Attributes:
+        step_plan: what ``steps="tuned"`` stands for, or None; saved with the model. `tune_steps`
+            makes one.
+
+    Raises:
+        ValueError: networks that disagree on classes, or no way to tell the sample's shape.
+
+    Source: Zhu, Xie, Wu, Gao, ICLR 2024; without an initializer Gao et al., ICLR 2021.
+
+    Examples:
+        >>> from cdrl_fast import CDRL, NoiseSchedule, ResNetEnergy, UNetInitializer
+        >>> energy = ResNetEnergy(image_channels=1, width=16, multipliers=(1, 2), blocks=1)
+        >>> initializer = UNetInitializer(1, image_size=8, width=32, multipliers=(1, 1), blocks=1)
+        >>> CDRL(energy, initializer, NoiseSchedule()).sample_shape
+        (1, 8, 8)
+    """
+
+    def __init__(
+        self,
+        energy: nn.Module,
+        initializer: nn.Module | None,
+        schedule: NoiseSchedule,
+        *,
+        sample_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.initializer = initializer
+        self.schedule = schedule
+        self.sample_shape = _sample_shape(energy, initializer, sample_shape)
+        self.step_plan: StepPlan | None = None
+        self.classes: int | tuple[str, ...] = getattr(energy, "classes", 0)
+        if initializer is not None and getattr(initializer, "classes", 0) != self.classes:
+            raise ValueError(
+                f"CDRL: the networks must have the same classes, got {self.classes} for the energy "
+                f"and {getattr(initializer, 'classes', 0)} for the initializer"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for an unconditional model."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether samples are images, which are denoised and clamped to [-1, 1] in the end."""
+        return len(self.sample_shape) == 3
+
+    def plan(self, steps: Steps = None) -> StepPlan:
+        """The step plan that ``steps`` stands for: `NoiseSchedule.plan`'s, or the tuned one.
+
+        Raises:
+            ValueError: "tuned" where the model has no tuned plan; and as `NoiseSchedule.plan`.
+            TypeError: as `NoiseSchedule.plan`.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").plan(5).counts
+            (5, 5, 5, 5, 5, 5)
+        """
+        if not (isinstance(steps, str) and steps == "tuned"):
+            return self.schedule.plan(steps)
+        if self.step_plan is None:
+            raise ValueError(
+                'steps: "tuned" needs a model with a tuned plan, and this one has none; set '
+                "model.step_plan = tune_steps(model, data, budget=…), or pass a number of steps"
+            )
+        return self.schedule.plan(self.step_plan)
+
+    def log_density(self, x: Tensor, t: int = 1, label: Tensor | None = None) -> Tensor:
+        """f(m_t x, λ_{t-1}) / s_t²: the log-density of x_{t-1} at ``x``, up to a constant.
+
+        Args:
+            x: (batch, …) in the coordinates of x_{t-1}.
+            t: the level, 1 (cleanest) to T.
+            label: integers (batch,), 0 being "no label".
+
+        Returns:
+            (batch,), differentiable.
+
+        Examples:
+            >>> import torch
+            >>> from cdrl_fast import CDRL
+            >>> x = torch.zeros(3, 1, 8, 8, requires_grad=True)
+            >>> density = CDRL.from_pretrained("digits").log_density(x, t=1)
+            >>> torch.autograd.grad(density.sum(), x)[0].shape
+            torch.Size([3, 1, 8, 8])
+        """
+        level = self.schedule.level(t)
+        logsnr = torch.full((1,), level.logsnr, device=x.device, dtype=x.dtype)
+        energy: Tensor = self.energy(level.scale * x, logsnr, label)
+        return energy / level.energy_variance
+
+    @torch.no_grad()
+    def warm_start(self, other: CDRL) -> list[str]:
+        """Takes over the weights of the layers that another model has, too: to train on from there.
+
+        Args:
+            other: a model whose layers have the same names, and shapes where they are to be taken.
+
+        Returns:
+            The layers that keep their own weights, such as the labels' where the classes differ.
+
+        Raises:
+            ValueError: no layer fits.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> digits = CDRL.from_pretrained("digits")
+            >>> CDRL.from_config(digits.to_config()).warm_start(digits)
+            []
+        """
+        theirs = dict(other.named_modules())
+        kept, taken = [], 0
+        for name, module in self.named_modules():
+            own = _tensors(module)
+            if not own:
+                continue
+            found = _tensors(theirs[name]) if name in theirs else {}
+            if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in found.items()}:
+                for key, value in found.items():
+                    own[key].copy_(value)
+                taken += 1
+            else:
+                kept.append(name)
+        if not taken:
+            raise ValueError("warm_start: the models have no layer in common")
+        return kept
+
+    def check_class_names(self, names: Sequence[str], source: str) -> None:
+        """Raise ValueError where a name of the model's classes is another class of ``source``.
+
+        Args:
+            names: class names of the data, in order.
+            source: name of the data, for the message.
+        """
+        if isinstance(self.classes, int):
+            return
+        for index, name in enumerate(names):
+            if name in self.classes and self.classes.index(name) != index:
+                raise ValueError(
+                    f"class {name!r} is number {index + 1} of {source!r} and "
+                    f"{self.classes.index(name) + 1} of the model: order the data's classes as "
+                    f"{', '.join(self.classes)}"
+                )
+
+    def label_indices(self, label: Label, n: int) -> Tensor | None:
+        """Labels as int64 of shape (n,) or (1,), 0 being "no label"; None where there are none.
+
+        Args:
+            label: None, a class number 1 … classes, a class name, or n of them.
+            n: number of samples.
+
+        Raises:
+            ValueError: an unknown class, a wrong number of labels, an unconditional model.
+            TypeError: labels that are neither integers nor names.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").label_indices(["0", "9"], 2)
+            tensor([ 1, 10])
+        """
+        if label is None:
+            return None
+        if self.num_classes == 0:
+            raise ValueError("label: this model is unconditional; drop the label")
+        if isinstance(label, Tensor):
+            if label.is_floating_point() or label.dtype == torch.bool:
+                raise TypeError(f"label: expected integers, got a tensor of {label.dtype}")
+            label = label.tolist()
+        single = isinstance(label, (int, str)) or not hasattr(label, "__len__")
+        entries: list[Any] = [label] if single else list(label)  # type: ignore[arg-type]
+        if not single and len(entries) != n:
+            raise ValueError(f"label: expected one label or {n}, got {len(entries)}")
+        return torch.tensor([self._label_index(entry) for entry in entries], dtype=torch.int64)
+
+    def _label_index(self, label: Any) -> int:
+        if isinstance(label, str):
+            if isinstance(self.classes, int) or label not in self.classes:
+                known = self.classes if not isinstance(self.classes, int) else "none has a name"
+                raise ValueError(f"label: unknown class {label!r}; classes: {known}")
+            return self.classes.index(label) + 1
+        if isinstance(label, bool) or not hasattr(label, "__index__"):
+            raise TypeError(f"label: expected a class number or name, got {label!r}")
+        if not 0 <= label <= self.num_classes:
+            raise ValueError(
+                f"label: expected 1 to {self.num_classes} (0 is 'no label'), got {label}"
+            )
+        return int(label)
+
+    def to_config(self) -> dict[str, Any]:
+        """What rebuilds the model but for its weights, as JSON-ready values."""
+        tuned = {} if self.step_plan is None else {"step_plan": self.plan("tuned").to_dict()}
+        return {
+            "format": 1,
+            "library": "cdrl_fast",
+            "energy": _network_config(self.energy),
+            "initializer": None if self.initializer is None else _network_config(self.initializer),
+            "schedule": self.schedule.to_dict(),
+            "sample_shape": list(self.sample_shape),
+            **tuned,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], networks: Networks | None = None) -> CDRL:
+        """The model that a ``config`` of `to_config` tells, with fresh weights or ``networks``."""
+        initializer = config["initializer"]
+        if networks is None:
+            networks = (
+                _build_network(config["energy"]),
+                None if initializer is None else _build_network(initializer),
+            )
+        model = cls(
+            *networks,
+            NoiseSchedule(**config["schedule"]),
+            sample_shape=config["sample_shape"],
+        )
+        if "step_plan" in config:
+            model.step_plan = model.schedule.plan(StepPlan(**config["step_plan"]))
+        return model
+
+    def save_pretrained(
+        self, folder: str | Path, *, card: ModelCard | None = None, name: str | None = None
+    ) -> Path:
+        """Writes weights, ``config.json``, their checksums and a model card into ``folder``.
+
+        Atomic for a new folder; see `cdrl_fast.storage.folder.write_folder`. A card that is there
+        already is left as it is, unless ``card`` is given. Of networks that are not this library's
+        the weights are kept, not how to build them.
+
+        Args:
+            folder: made if it is not there.
+            card: what ``README.md`` says besides what can be read off the model.
+            name: the model's name in the card; the folder's by default.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: a training run's folder, or a file in its place. OSError: no room.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").save_pretrained("my-digits")  # doctest: +SKIP
+            PosixPath('my-digits')
+        """
+        if checkpoints_of(Path(folder)):
+            raise CheckpointError(
+                f"{folder}: a training run, whose checkpoints are what is read from there; save "
+                "the model into another folder"
+            )
+        files = {
+            CONFIG: json_to_bytes(self.to_config()),
+            WEIGHTS: tensors_to_bytes(self.state_dict()),
+        }
+        folder = write_folder(folder, files)
+        shown = (card or ModelCard()).files(self, name or folder.resolve().name)
+        for file, data in shown.items():
+            if card is not None or not (folder / file).exists():
+                write_atomic(folder / file, data)
+        return folder
+
+    def push_to_hub(
+        self, repository: str, *, card: ModelCard | None = None, private: bool = False
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face Hub.
+
+        Args:
+            repository: "owner/name"; made if it is not there. Log in first: ``hf auth login``.
+            card: as of `save_pretrained`.
+            private: of a repository that is made.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ImportError: ``huggingface_hub`` is not installed.
+            huggingface_hub.errors.HfHubHTTPError: the Hub refused.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("runs/digits").push_to_hub("you/digits")  # doctest: +SKIP
+            'https://huggingface.co/you/digits/commit/…'
+        """
+        hub = optional_module("huggingface_hub", "huggingface_hub", "hub")
+        with tempfile.TemporaryDirectory() as place:
+            folder = self.save_pretrained(Path(place) / "model", card=card, name=repository)
+            api = hub.HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, networks: Networks | None = None) -> CDRL:
+        """Loads a model in eval mode, on the CPU, every byte verified.
+
+        Args:
+            name: a shipped model, "digits", "fashion-mnist" or "checkerboard"; else a folder
+                written by `save_pretrained` or by a training run (its newest checkpoint, with EMA
+                weights); else a Hugging Face Hub id.
+            networks: energy and initializer (or None) that take the weights, where they are modules
+                of your own.
+
+        Raises:
+            CheckpointError: unknown name, missing or corrupt files.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").classes
+            ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
+        """
+        folder, files = newest_readable(find_saved(name))
+        config = read_json(folder, files, CONFIG)
+        if config.get("library") != "cdrl_fast" or config.get("format") != 1:
+            raise CheckpointError(
+                f"{folder / CONFIG}: not a cdrl_fast model of format 1; files of the authors' code "
+                "are read by load_released_checkpoint"
+            )
+        model = cls.from_config(config, networks)
+        tensors = read_tensors(folder, files, WEIGHTS)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{folder}: the weights do not fit config.json: {error}"
+            ) from None
+        return model.eval()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and buffers, without those of the modules in it."""
+    return dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+
+
+def _sample_shape(
+    energy: nn.Module, initializer: nn.Module | None, given: Sequence[int] | None
+) -> tuple[int, ...]:
+    if given is not None:
+        return tuple(int(n) for n in given)
+    for network in (initializer, energy):
+        config = getattr(network, "config", {})
+        if "image_size" in config:
+            return (config["image_channels"], config["image_size"], config["image_size"])
+        if "dim" in config:
+            return (config["dim"],)
+    raise ValueError(
+        "CDRL: pass sample_shape=(channels, height, width) or (dim,): these networks do not tell"
+    )
+
+
+def _network_config(network: nn.Module) -> dict[str, Any]:
+    kind = type(network)
+    if kind not in NETWORKS.values():
+        return {"type": f"{kind.__module__}.{kind.__qualname__}"}
+    config: dict[str, Any] = network.config  # type: ignore[assignment]
+    return {"type": kind.__name__, **config}
+
+
+def _build_network(config: dict[str, Any]) -> nn.Module:
+    options = dict(config)
+    name = options.pop("type")
+    if name not in NETWORKS:
+        raise CheckpointError(
+            f"config.json: {name} is not a network of this library ({', '.join(NETWORKS)}); build "
+            "it and pass networks=(energy, initializer)"
+        )
+    return NETWORKS[name](**options)

@@ -1,0 +1,109 @@
+"""`langevin_step` in Triton."""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cdrl_fast.ops.triton_common import BLOCK, Launch, launch, layout, move_on, noise, place
+
+
+@triton.jit(do_not_specialize=["seed", "draw", "first_sample"])
+def cdrl_langevin_step(
+    out,
+    x,
+    grad,
+    anchor,
+    table,
+    rng,
+    first_bad,
+    drift: tl.float32,
+    pull: tl.float32,
+    noise_std: tl.float32,
+    rescale: tl.float32,
+    batch: tl.int64,
+    elements: tl.int64,
+    seed: tl.int64,
+    draw: tl.int64,
+    first_sample: tl.int64,
+    first_program: tl.int64,
+    WHOLE: tl.constexpr,
+    SMALL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    sample, block, at, inside = place(batch, elements, first_program, WHOLE, SMALL, BLOCK)
+    # The loads go first, so that the noise is computed while they are under way.
+    state = tl.load(x + at, mask=inside)
+    slope = tl.load(grad + at, mask=inside).to(tl.float32)
+    if anchor is not None:
+        near = tl.load(anchor + at, mask=inside)
+    if table is not None:
+        exists = sample < batch
+        drift = tl.load(table + sample, mask=exists)[:, None]
+        pull = tl.load(table + batch + sample, mask=exists)[:, None]
+        noise_std = tl.load(table + 2 * batch + sample, mask=exists)[:, None]
+        rescale = tl.load(table + 3 * batch + sample, mask=exists)[:, None]
+    if rng is not None:
+        seed = tl.load(rng)
+        draw = tl.load(rng + 1)
+        first_sample = tl.load(rng + 2)
+    y = state + drift * slope
+    if anchor is not None:
+        y -= pull * (state - near)
+    y = rescale * (y + noise_std * noise(seed, draw, first_sample + sample, block))
+    tl.store(out + at, y, mask=inside)
+    if first_bad is not None:
+        # y - y is 0 for finite y alone. Lanes where all is well issue nothing.
+        bad = tl.sum(((y - y != 0.0) & inside).to(tl.int32), axis=1) > 0
+        tl.atomic_min(
+            first_bad + tl.zeros_like(block), (draw.to(tl.int64) << 31) + sample, mask=bad
+        )
+    if rng is not None:
+        move_on(rng, draw + 1)
+
+
+def arguments(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    anchor: Tensor | None,
+    table: Tensor | None,
+    coefficients: tuple[float, float, float, float],
+    where: tuple[int, int, int],
+    rng: Tensor | None,
+    first_bad: Tensor | None,
+) -> Launch:
+    batch = x.shape[0]
+    elements = x.numel() // batch
+    whole, small, programs = layout(batch, elements)
+    drift, pull, noise_std, rescale = coefficients
+    seed, draw, first_sample = where
+    values: dict[str, Any] = {
+        "out": out,
+        "x": x,
+        "grad": grad,
+        "anchor": anchor,
+        "table": table,
+        "rng": rng,
+        "first_bad": first_bad,
+        "drift": drift,
+        "pull": pull,
+        "noise_std": noise_std,
+        "rescale": rescale,
+        "batch": batch,
+        "elements": elements,
+        "seed": seed,
+        "draw": draw,
+        "first_sample": first_sample,
+        "first_program": 0,
+        "WHOLE": whole,
+        "SMALL": small,
+        "BLOCK": BLOCK,
+    }
+    return Launch(cdrl_langevin_step, programs, values)
+
+
+def langevin_step(out: Tensor, x: Tensor, *rest: Any) -> None:
+    """Writes ``out``, which may be ``x``; float32, dense and not empty."""
+    launch(arguments(out, x, *rest), x.device)

@@ -1,0 +1,110 @@
+"""`pool` and `spread` in Triton."""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cdrl_fast.ops.triton_common import Launch, launch, leaky, pack_signs, recovered
+
+TILE = 2048
+"""Elements of the smaller array that one program takes."""
+
+
+@triton.jit
+def squares(pixels, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
+    """What a program works on: P pixels of the smaller array and C channels.
+
+    Returns:
+        Pixels (int64, (P,)), whether they exist, and the offsets of the elements in the smaller
+        array and of the upper left of their four in the larger, int64 (P, C).
+    """
+    PARTS: tl.constexpr = CHANNELS // C
+    first = (tl.program_id(0) // PARTS).to(tl.int64) * P
+    channel = (tl.program_id(0) % PARTS) * C + tl.arange(0, C)
+    # One 64-bit division a program; the lanes count on from there.
+    row = first // WIDTH
+    lane = (first - row * WIDTH).to(tl.int32) + tl.arange(0, P)
+    pixel = first + tl.arange(0, P)
+    corner = (row + lane // WIDTH) * (4 * WIDTH) + 2 * (lane % WIDTH)
+    small = pixel[:, None] * CHANNELS + channel[None, :]
+    large = corner[:, None] * CHANNELS + channel[None, :]
+    return pixel, pixel < pixels, small, large
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def cdrl_pool(
+    out,
+    mean,
+    signs,
+    a,
+    pixels: tl.int64,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    P: tl.constexpr,
+    C: tl.constexpr,
+):
+    pixel, exists, small, large = squares(pixels, WIDTH, CHANNELS, P, C)
+    below = a + large + 2 * WIDTH * CHANNELS
+    top_left = tl.load(a + large, mask=exists[:, None])
+    top_right = tl.load(a + large + CHANNELS, mask=exists[:, None])
+    left = tl.load(below, mask=exists[:, None])
+    right = tl.load(below + CHANNELS, mask=exists[:, None])
+    top = recovered(top_left) + recovered(top_right)
+    m = 0.25 * (top + (recovered(left) + recovered(right)))
+    tl.store(out + small, leaky(m).to(out.dtype.element_ty), mask=exists[:, None])
+    if mean is not None:
+        tl.store(mean + small, m.to(mean.dtype.element_ty), mask=exists[:, None])
+    if signs is not None:
+        word = (tl.program_id(0) % (CHANNELS // C)) * (C // 32) + tl.arange(0, C // 32)
+        at = word[None, :] * pixels + pixel[:, None]
+        tl.store(signs + at, pack_signs(m > 0.0), mask=exists[:, None])
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def cdrl_spread(
+    out,
+    g,
+    pixels: tl.int64,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    P: tl.constexpr,
+    C: tl.constexpr,
+):
+    _, exists, small, large = squares(pixels, WIDTH, CHANNELS, P, C)
+    quarter = 0.25 * tl.load(g + small, mask=exists[:, None]).to(tl.float32)
+    quarter = quarter.to(out.dtype.element_ty)
+    below = out + large + 2 * WIDTH * CHANNELS
+    tl.store(out + large, quarter, mask=exists[:, None])
+    tl.store(out + large + CHANNELS, quarter, mask=exists[:, None])
+    tl.store(below, quarter, mask=exists[:, None])
+    tl.store(below + CHANNELS, quarter, mask=exists[:, None])
+
+
+def _launch(kernel: Any, small: Tensor, tensors: dict[str, Tensor | None]) -> Launch:
+    batch, height, width, channels = small.shape
+    pixels = batch * height * width
+    # The largest power of two that divides the channels.
+    part = min(channels & -channels, 256)
+    block = TILE // part
+    values = {"pixels": pixels, "WIDTH": width, "CHANNELS": channels, "P": block, "C": part}
+    return Launch(kernel, -(-pixels // block) * (channels // part), {**tensors, **values})
+
+
+def pool_arguments(a: Tensor, out: Tensor, signs: Tensor | None, mean: Tensor | None) -> Launch:
+    return _launch(cdrl_pool, out, {"out": out, "mean": mean, "signs": signs, "a": a})
+
+
+def spread_arguments(g: Tensor, out: Tensor) -> Launch:
+    return _launch(cdrl_spread, g, {"out": out, "g": g})
+
+
+def pool(a: Tensor, *rest: Any) -> None:
+    """Writes what is given of out, signs and mean; not float64 and not empty."""
+    launch(pool_arguments(a, *rest), a.device)
+
+
+def spread(g: Tensor, out: Tensor) -> None:
+    """Writes ``out``; not float64 and not empty."""
+    launch(spread_arguments(g, out), g.device)

@@ -1,0 +1,1 @@
+"""Chains: from noise to samples, with what may be asked of them."""

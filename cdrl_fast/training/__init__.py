@@ -1,0 +1,1 @@
+"""Training: data, levels, chains, losses, updates, and the folder of a run."""

@@ -1,0 +1,143 @@
+"""The data of each training iteration, as a function of the seed and the iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cdrl_fast.data import Dataset
+from cdrl_fast.model.cdrl import CDRL
+from cdrl_fast.ops import philox
+from cdrl_fast.ops.philox import Purpose
+from cdrl_fast.training.config import TrainConfig
+
+LABEL_DROP, FLIP = 3, 4
+Rows = tuple[Tensor, Tensor | None]
+
+
+class Ahead:
+    """A function of the iteration, called one iteration ahead in a thread of its own.
+
+    Iterations in a row are served from there; after a jump the asked one is made at once. An error
+    is raised when its iteration is asked for.
+    """
+
+    def __init__(self, function: Callable[[int], Rows]) -> None:
+        self._function = function
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cdrl-batches")
+        self._next: tuple[int, Future[Rows]] | None = None
+
+    def __call__(self, iteration: int) -> Rows:
+        if self._next is None or self._next[0] != iteration:
+            self._next = (iteration, self._thread.submit(self._function, iteration))
+        future, self._next = self._next[1], None  # after an error the next call tries again
+        rows = future.result()
+        self._next = (iteration + 1, self._thread.submit(self._function, iteration + 1))
+        return rows
+
+
+class Batches:
+    """Epoch after epoch, each in an order of its own, with flips and dropped labels.
+
+    Samples travel as they are stored and are scaled on the device. For a GPU they are gathered into
+    pinned memory one iteration ahead, so that neither it nor the host waits for them.
+
+    Args:
+        data: the data set.
+        config: batch size, seed, flip and label_drop are read.
+        labelled: whether the model takes labels.
+        device, dtype: of the batches.
+        part: which of how many equal parts of each batch to give.
+
+    Attributes:
+        start: where in a batch the part begins.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        config: TrainConfig,
+        *,
+        labelled: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.data, self.config, self.labelled = data, config, labelled
+        self.device, self.dtype = device, dtype
+        self._size = config.batch_size // part[1]
+        self.start = part[0] * self._size
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._to_gpu = device.type == "cuda"
+        self._rows: Callable[[int], Rows] = Ahead(self._pinned) if self._to_gpu else self._stored
+
+    def at(self, iteration: int) -> tuple[Tensor, Tensor | None]:
+        """Data (batch, …) and labels int64 (batch,) or None; some labels are 0, "no label"."""
+        n, config = self._size, self.config
+        rng: dict[str, Any] = {
+            "seed": config.seed,
+            "first_sample": iteration * config.batch_size + self.start,
+            "device": self.device,
+        }
+        x0, label = self._rows(iteration)
+        x0 = self.data.scaled(x0.to(self.device, non_blocking=self._to_gpu)).to(self.dtype)
+        if config.flip:
+            coin = philox.randint(n, 2, draw=Purpose.TRAINING.draw(FLIP), **rng)
+            x0 = torch.where(coin.bool().reshape(-1, *[1] * (x0.dim() - 1)), x0.flip(-1), x0)
+        if label is None or not self.labelled:
+            return x0, None
+        uniform = philox.uniform((n, 1), draw=Purpose.TRAINING.draw(LABEL_DROP), **rng)
+        return x0, label.to(self.device, non_blocking=self._to_gpu).masked_fill(
+            uniform[:, 0] < config.label_drop, 0
+        )
+
+    def _stored(self, iteration: int) -> Rows:
+        return self.data.stored(self.indices(iteration))
+
+    def _pinned(self, iteration: int) -> Rows:
+        x0, label = self._stored(iteration)
+        return x0.pin_memory(), None if label is None else label.pin_memory()
+
+    def indices(self, iteration: int) -> NDArray[np.int64]:
+        """Rows of the data set for one iteration, int64 (batch,)."""
+        size = len(self.data)
+        positions = np.arange(self._size) + iteration * self.config.batch_size + self.start
+        epochs, rows = positions // size, positions % size
+        return np.concatenate([self._epoch(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        order = self._order  # which the thread that goes ahead may replace
+        if order[0] != epoch:
+            key = np.array([self.config.seed % 2**64, epoch], dtype=np.uint64)
+            generator = np.random.Generator(np.random.Philox(key=key))
+            self._order = order = (epoch, generator.permutation(len(self.data)))
+        return order[1]
+
+
+def check_fit(model: CDRL, data: Dataset, config: TrainConfig, processes: int) -> None:
+    """Raises ValueError where a model cannot be trained so on this data, by so many processes."""
+    if data.sample_shape != model.sample_shape:
+        raise ValueError(
+            f"Trainer: the model's samples have shape {model.sample_shape}, those of "
+            f"{data.name!r} {data.sample_shape}"
+        )
+    if model.num_classes and (data.labels is None or len(data.classes) > model.num_classes):
+        have = "no labels" if data.labels is None else f"{len(data.classes)} classes"
+        raise ValueError(
+            f"Trainer: the model has {model.num_classes} classes, {data.name!r} has {have}"
+        )
+    model.check_class_names(data.classes, data.name)
+    if config.flip and not model.is_image:
+        raise ValueError("TrainConfig: flip is for images")
+    parts = processes * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"Trainer: a batch of {config.batch_size} cannot be shared by {processes} processes "
+            f"in {config.accumulate} parts each; take a multiple of {parts}"
+        )

@@ -1,0 +1,65 @@
+"""Building the compiled module: what fails, and what installs pure Python and says why."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("setuptools")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Builds in a copy whose cmake fails; gives the process and the reason that it left."""
+    tree, tools = tmp_path / "tree", tmp_path / "tools"
+    (tree / "cdrl_fast").mkdir(parents=True)
+    tools.mkdir()
+    shutil.copy(ROOT / "setup.py", tree)
+    shutil.copy(ROOT / "cdrl_fast" / "_extension.py", tree / "cdrl_fast")
+    for name, code in (("cmake", 1), ("ninja", 0)):
+        (tools / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tools / name).chmod(0o755)
+    (tools / "pybind11.py").write_text("def get_cmake_dir():\n    return 'nowhere'\n")
+
+    def run(**variables):
+        path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+        given = {"CDRL_NATIVE": "AUTO", "CDRL_CUDA": "AUTO", **variables}
+        done = subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--inplace"],
+            cwd=tree,
+            env={**os.environ, "PATH": path, "PYTHONPATH": str(tools), **given},
+            capture_output=True,
+            text=True,
+        )
+        note = tree / "cdrl_fast" / "_build.json"
+        return done, json.loads(note.read_text())["absent"] if note.exists() else None
+
+    run.tools = tools
+    return run
+
+
+def test_auto_survives_and_says_why(build):
+    done, reason = build()
+    assert done.returncode == 0, done.stderr
+    assert "cmake could not configure" in reason
+    assert "pure Python" in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["CDRL_NATIVE", "CDRL_CUDA"])
+def test_what_is_asked_for_fails_where_it_cannot_be_had(build, variable):
+    done, reason = build(**{variable: "ON"})
+    assert done.returncode != 0
+    assert f"{variable}=ON: cmake could not configure" in done.stderr
+    assert reason is None
+
+
+def test_auto_survives_without_pybind11(build):
+    (build.tools / "pybind11.py").write_text("raise ImportError('it is not there')\n")
+    done, reason = build()
+    assert done.returncode == 0, done.stderr
+    assert "pybind11 cannot be imported: it is not there" in reason

@@ -1,0 +1,235 @@
+"""A sampler's chain as CUDA graphs; on machines without a GPU with a stand-in for the capture."""
+
+import copy
+
+import pytest
+import torch
+
+from cdrl_fast import (
+    CDRL,
+    BackendUnavailable,
+    ChainDiverged,
+    NoiseSchedule,
+    ResNetEnergy,
+    Sampler,
+    UNetInitializer,
+    conditional,
+    guided,
+    mixture,
+    product,
+)
+from cdrl_fast.engine import Terms
+from cdrl_fast.sampling import chain_graph
+from tests.conftest import randomize
+
+TOLERANCE = {"rtol": 0, "atol": 2e-5}
+
+
+class Recorder:
+    """Stands in for a capture: what was recorded runs again, as plain calls, at each replay."""
+
+    def __init__(self):
+        self.captures, self.replays = 0, 0
+
+    def __call__(self, work, device):
+        self.captures += 1
+        work()
+
+        def replay():
+            self.replays += 1
+            work()
+
+        return replay
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return CDRL(
+        randomize(ResNetEnergy(1, 32, (1, 2), 1, classes=2), std=0.02),
+        randomize(
+            UNetInitializer(1, 4, 32, (1, 1), 1, attention=(), dropout=0.0, classes=2), std=0.02
+        ),
+        NoiseSchedule(levels=3, steps=4),
+    )
+
+
+@pytest.fixture(params=["step", "chain"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Graphs on the CPU, by the reference rooms of the operations for GPUs."""
+    found = Recorder()
+    monkeypatch.setattr(chain_graph, "capture", found)
+    monkeypatch.setattr("cdrl_fast.sampling.sampler.unavailable", lambda frozen: None)
+    for place in ("choice", "initializer"):
+        monkeypatch.setattr(f"cdrl_fast.engine.{place}.uses_gpu_passes", lambda *_: True)
+    return found
+
+
+def samplers(model, kind):
+    return (
+        Sampler(model, precision="fp32", graph=kind),
+        Sampler(model, precision="fp32", graph="off"),
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"label": [1, 2, 0, 2, 1]}, {"label": 2, "guidance": 1.5}, {"steps": [2, 3, 1]}],
+    ids=["plain", "labels", "guidance", "steps"],
+)
+def test_gives_the_plain_chain(recorder, model, kind, options):
+    graphed, plain = samplers(model, kind)
+    expected = plain.sample(5, seed=3, **options)
+    torch.testing.assert_close(graphed.sample(5, seed=3, **options), expected, **TOLERANCE)
+
+
+def test_one_capture_serves_seeds_labels_and_weights(recorder, model, kind):
+    graphed, plain = samplers(model, kind)
+    first = graphed.sample(4, seed=0, label=1)
+    randomize(model.energy, seed=5, std=0.02)
+    randomize(model.initializer, seed=6, std=0.02)
+    for options in ({"seed": 1, "label": 1}, {"seed": -7, "label": 2, "first_sample": 2**40}):
+        torch.testing.assert_close(
+            graphed.sample(4, **options), plain.sample(4, **options), **TOLERANCE
+        )
+    assert recorder.captures == 1
+    # What was returned before is not written over.
+    assert not torch.equal(first, graphed.sample(4, seed=0, label=1))
+
+
+def test_one_capture_serves_weights_of_guidance(recorder, model, kind):
+    """Those of networks and initializers; other labels with them."""
+    graphed, plain = samplers(model, kind)
+    for label, guidance in ((1, 1.5), (2, 0.5), (1, -0.5)):
+        options = {"seed": 3, "label": label, "guidance": guidance}
+        torch.testing.assert_close(
+            graphed.sample(4, **options), plain.sample(4, **options), **TOLERANCE
+        )
+    assert recorder.captures == 1
+    graphed.sample(4, label=[1, 2, 1, 2], guidance=1.5)
+    assert recorder.captures == 2
+
+
+def test_one_capture_serves_weights_a_sample(recorder, model, kind, monkeypatch):
+    graphed, plain = samplers(model, kind)
+    weights = torch.tensor([0.5, 2.0, 0.0, -1.0])
+    one, none = torch.tensor([1]), torch.tensor([0])
+    for w, shares in ((weights, None), (1 - weights, (weights, 1 - weights))):
+        terms = Terms((w, 1 - w), (one, none), shares)
+        monkeypatch.setattr(
+            "cdrl_fast.sampling.sampler.label_terms", lambda *_, terms=terms: (terms,)
+        )
+        torch.testing.assert_close(graphed.sample(4), plain.sample(4), **TOLERANCE)
+    assert recorder.captures == 1
+
+
+def test_combinations_are_captured(recorder, model, kind):
+    """A mixture's components differ from sample to sample, and from seed to seed."""
+    density = mixture(guided(conditional(model, 1), model, 1.0), conditional(model, 2))
+    graphed, plain = samplers(density, kind)
+    for seed in (0, 1):
+        torch.testing.assert_close(
+            graphed.sample(6, seed=seed), plain.sample(6, seed=seed), **TOLERANCE
+        )
+    assert recorder.captures == 1
+
+
+def test_several_networks_are_captured(recorder, model, kind):
+    other = copy.deepcopy(model)
+    randomize(other, seed=5)
+    graphed, plain = samplers(product(model, other, base=model), kind)
+    torch.testing.assert_close(graphed.sample(3), plain.sample(3), **TOLERANCE)
+    assert recorder.captures == 1
+
+
+def test_replays_a_step_each_time_or_the_chain_once(recorder, model):
+    counts = {}
+    for kind in ("step", "chain"):
+        sampler, before = Sampler(model, precision="fp32", graph=kind), recorder.replays
+        sampler.sample(2, seed=1)
+        counts[kind] = recorder.replays - before
+    assert counts == {"step": 12, "chain": 1}
+
+
+def test_keeps_few_graphs(recorder, model, kind):
+    sampler = Sampler(model, precision="fp32", graph=kind)
+    for n in (1, 2, 3, 4, 5, 5, 4):
+        sampler.sample(n, steps=1)
+    assert recorder.captures == 5
+    sampler.sample(1, steps=1)
+    assert recorder.captures == 6
+    assert len(sampler._graphs._kept) == chain_graph.MOST_GRAPHS
+
+
+def test_holds_the_memory_that_it_writes_into(recorder, model, kind):
+    sampler = Sampler(model, precision="fp32", graph=kind)
+    sampler.sample(2, steps=1)
+    (small,) = sampler._graphs._kept.values()
+    before = {buffer.data_ptr() for buffer in small._buffers}
+    sampler.sample(64, steps=1)
+    assert before
+    assert before == {buffer.data_ptr() for buffer in small._buffers}
+    large = {buffer.data_ptr() for buffer in sampler._frozen.buffers()}
+    assert not before & large
+
+
+def test_batches_take_their_own_places_in_the_stream(recorder, model, kind):
+    graphed, plain = samplers(model, kind)
+    expected = plain.sample(5, seed=2)
+    torch.testing.assert_close(graphed.sample(5, seed=2, batch_size=2), expected, **TOLERANCE)
+
+
+def test_names_what_diverged(recorder, model, kind):
+    sampler = Sampler(model, precision="fp32", graph=kind)
+    with torch.no_grad():
+        model.energy.stem.weight.fill_(float("nan"))
+    with pytest.raises(ChainDiverged) as caught:
+        sampler.sample(3, seed=1, first_sample=7)
+    assert (caught.value.level, caught.value.step, caught.value.sample) == (3, 1, 7)
+
+
+def test_traces_go_without(recorder, model, kind):
+    sampler = Sampler(model, precision="fp32", graph=kind)
+    samples, trace = sampler.sample(2, seed=1, trace="levels")
+    assert recorder.captures == 0
+    assert len(trace.states) == 4
+    torch.testing.assert_close(samples, sampler.sample(2, seed=1), **TOLERANCE)
+
+
+def test_needs_a_gpu_and_says_so(model):
+    assert Sampler(model).graph == "off"
+    with pytest.raises(
+        BackendUnavailable, match="graph='chain' is not available: CUDA graphs need"
+    ):
+        Sampler(model, graph="chain")
+    with pytest.raises(ValueError, match="graph: expected one of"):
+        Sampler(model, graph="always")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_on_a_gpu(model, kind, precision):
+    """The same samples with and without; nothing waits for the device while a chain is replayed."""
+    model = model.cuda()
+    graphed = Sampler(model, precision=precision, graph=kind)
+    plain = Sampler(model, precision=precision, graph="off")
+    for options in ({"seed": 1}, {"seed": 2, "label": 1}, {"seed": 3, "label": 2, "guidance": 1.0}):
+        torch.testing.assert_close(
+            graphed.sample(5, **options), plain.sample(5, **options), rtol=0, atol=1e-3
+        )
+    # A larger batch's buffers take the place of this one's, which its graph still writes into.
+    graphed.sample(64, seed=4)
+    torch.testing.assert_close(
+        graphed.sample(5, seed=1), plain.sample(5, seed=1), rtol=0, atol=1e-3
+    )
+    (captured, *_) = graphed._graphs._kept.values()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        captured._replay()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,132 @@
+"""Training by several processes (torchrun, gloo) is the training of one."""
+
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdrl_fast import CDRL, Trainer
+from cdrl_fast.training.config import TrainConfig
+from cdrl_fast.training.run_folder import LOG
+from tests.conftest import torchrun, weights
+from tests.training.train_together import CONFIG, images, trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+ITERATIONS = 50
+
+
+def together(processes, *command):
+    """The command's exit status; torchrun's own is 1 whatever a process's was."""
+    start = torchrun(processes, *command)
+    done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout + done.stderr
+
+
+def run(processes, out, iterations=ITERATIONS, config=None, **options):
+    options |= {"iterations": iterations, "config": config or {}}
+    return together(processes, "-m", "tests.training.train_together", out, json.dumps(options))
+
+
+def logged(folder):
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    times = ("seconds", "samples_per_second", "share_of_roofline")
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process: its folder and trainer after so many iterations."""
+
+    @cache
+    def of(iterations):
+        folder = tmp_path_factory.mktemp("alone")
+        made = trainer()
+        made.fit(iterations, folder=folder)
+        return folder, made
+
+    return of
+
+
+def same(folder, alone):
+    found, expected = logged(folder), logged(alone[0])
+    assert len(found) == len(expected) == alone[1].iteration
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-9)
+    resumed = Trainer.resume(folder, images())
+    for network in ("model", "ema"):
+        mine, theirs = (weights(getattr(t, network)) for t in (resumed, alone[1]))
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("processes", "iterations"),
+    [
+        (2, 10),
+        pytest.param(2, ITERATIONS, marks=pytest.mark.slow),
+        pytest.param(4, ITERATIONS, marks=pytest.mark.slow),
+    ],
+)
+def test_the_run_is_that_of_one_process(processes, iterations, alone, tmp_path):
+    status, output = run(processes, tmp_path, iterations)
+    assert status == 0, output
+    same(tmp_path, alone(iterations))
+
+
+def test_in_float32_by_kernels(tmp_path):
+    """FSDP2 and accumulation, where compiled kernels compute the losses."""
+    config = {"precision": "fp32", "warmup": 0}
+    made = trainer(TrainConfig(**{**CONFIG, **config}))
+    made.fit(4, folder=tmp_path / "alone")
+    sharded = {**config, "shard": True, "accumulate": 2}
+    status, output = run(2, tmp_path / "together", 4, sharded)
+    assert status == 0, output
+    found, expected = logged(tmp_path / "together"), logged(tmp_path / "alone")
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True])
+def test_sharded_parts_stopped_and_resumed_otherwise(alone, tmp_path, again):
+    """FSDP2 and accumulation; SIGTERM to one process stops both at a checkpoint; one goes on, or
+    both before it."""
+    sharded = {"shard": True, "accumulate": 2}
+    status, output = run(2, tmp_path, config=sharded, sigterm=12)
+    assert status != 0
+    assert "exitcode  : 143" in output
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir())[-1] == "00000013"
+    if again:
+        status, output = run(2, tmp_path, iterations=18, config=sharded, resume=True)
+        assert status == 0, output
+    Trainer.resume(tmp_path, images()).fit(ITERATIONS, folder=tmp_path)
+    same(tmp_path, alone(ITERATIONS))
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_process_is_everyones(tmp_path):
+    """All skip what one cannot trust, and go back together."""
+    status, output = run(2, tmp_path, 12, {"patience": 1}, broken=[7, 8])
+    assert status == 0, output
+    lines = logged(tmp_path)
+    assert [line["iteration"] for line in lines if "skipped" in line] == [7, 8]
+    assert [line["rolled_back"] for line in lines if "rolled_back" in line] == [1]
+    assert Trainer.resume(tmp_path, images()).iteration == 12
+
+
+@pytest.mark.slow
+def test_command_line(tmp_path):
+    sizes = ["--energy-width", "8", "--energy-blocks", "1", "--initializer-width", "8"]
+    out = tmp_path / "run"
+    command = ["-m", "cdrl_fast.cli", "train", "--recipe", "digits", "--out", out, *sizes]
+    status, output = together(2, *command, "--iterations", 2, "--device", "cpu")
+    assert status == 0, output
+    assert output.count("2 iterations") == 1
+    assert CDRL.from_pretrained(str(out)).sample_shape == (1, 8, 8)
+
+
+def test_a_batch_that_cannot_be_shared():
+    with pytest.raises(ValueError, match="8 cannot be shared by 1 processes in 3 parts"):
+        trainer(TrainConfig(batch_size=8, accumulate=3))

@@ -1,0 +1,85 @@
+"""The floor of training's time: counted by hand, and what a run's log says of it."""
+
+import json
+from itertools import cycle, pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from cdrl_fast import CDRL, MLPEnergy, NoiseSchedule, TrainConfig, Trainer
+from cdrl_fast.data import load_data
+from cdrl_fast.precision import Precision
+from cdrl_fast.training import flops
+from cdrl_fast.training.flops import product_rate, sample_flop, sample_seconds
+
+
+class Map(nn.Module):
+    """Linear maps of points, to a number or to points."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+    def forward(self, y, logsnr, label=None):
+        for linear in self.maps:
+            y = linear(y)
+        return y[:, 0] if y.shape[1] == 1 else y
+
+
+@pytest.mark.parametrize("initializer", [None, Map(2, 5, 2)])
+def test_flop_by_hand(initializer):
+    model = CDRL(Map(2, 8, 1), initializer, NoiseSchedule(steps=4), sample_shape=(2,))
+    energy, proposal = 2 * (2 * 8 + 8 * 1), 2 * (2 * 5 + 5 * 2)
+    expected = 4 * 2 * energy + 2 * 3 * energy + (3 * proposal if initializer else 0)
+    assert sample_flop(model) == expected
+
+
+def test_the_papers_network_has_its_flop():
+    """105 TFLOP an iteration of 256 images."""
+    from cdrl_fast.training.recipe import load_recipe
+    from tests.training.test_recipe import distribute
+
+    recipe = load_recipe("cifar10")
+    model = recipe.model.build(distribute(recipe.data))
+    assert 256 * sample_flop(model) == pytest.approx(105e12, rel=0.05)
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock on which a product takes 3, 2 and 5 seconds in turn; gives the shapes multiplied."""
+    now, calls = [0.0], []
+    product, seconds = torch.Tensor.__matmul__, cycle((3.0, 2.0, 5.0))
+
+    def timed(a, b):
+        now[0] += next(seconds)
+        calls.append((tuple(a.shape), tuple(b.shape), a.dtype))
+        return product(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", timed)
+    monkeypatch.setattr(flops, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    product_rate.cache_clear()
+    yield calls
+    product_rate.cache_clear()
+
+
+def test_the_rate_is_the_best_matrix_products(ticks):
+    rate = product_rate(torch.device("cpu"), torch.float32, "ieee")
+    assert set(ticks) == {((768, 768), (768, 768), torch.float32)}
+    assert rate == 2 * 768**3 / 2.0
+    model = CDRL(Map(2, 8, 1), None, NoiseSchedule(), sample_shape=(2,))
+    assert sample_seconds(model, Precision("fp32")) == sample_flop(model) / rate
+
+
+def test_a_run_logs_its_share(tmp_path):
+    schedule = NoiseSchedule(steps=2, kappa=1e-3, step_scale="constant")
+    model = CDRL(MLPEnergy(width=16, multipliers=(1,)), None, schedule)
+    trainer = Trainer(model, load_data("checkerboard"), TrainConfig(batch_size=64, log_every=1))
+    trainer.fit(3, folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    floor = sample_seconds(model, trainer.precision)
+    for line in lines[1:]:
+        share = line["samples_per_second"] * floor
+        assert line["share_of_roofline"] == pytest.approx(share, abs=1e-4)
+        assert share < 1
