@@ -10,7 +10,8 @@ from cdrl_fast import CDRL, ChainDiverged, NoiseSchedule, Sampler, StepPlan, ref
 from cdrl_fast.cli import main
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.errors import DataError
-from cdrl_fast.evaluation.judge import Judge, tuning
+from cdrl_fast.evaluation import tuning
+from cdrl_fast.evaluation.judge import Judge
 from cdrl_fast.evaluation.tuning import _Search
 
 PLAN = StepPlan((2, 1, 3, 1, 1, 2), (1.5, 1.0, 0.5, 1.25, 1.0, 2.0))

@@ -3,7 +3,6 @@
 import composition
 import pytest
 import torch
-from cdrl_fast.sampling.conditions import conditions
 from gaussians import GaussianMixture, model_of
 from torch import nn
 
@@ -22,13 +21,14 @@ from cdrl_fast import (
     product,
     tempered,
 )
+from cdrl_fast.sampling.label_terms import label_terms
 from tests.conftest import randomize
 
 CPU = torch.device("cpu")
 
 
 def terms(density, n=4, rng=(0, 0)):
-    return conditions(density, rng, n, None, 0.0, CPU)
+    return label_terms(density, rng, n, None, 0.0, CPU)
 
 
 def plain(term):

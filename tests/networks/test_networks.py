@@ -16,8 +16,7 @@ from cdrl_fast.networks.layers import (
     level_input,
     release_weights,
 )
-
-from .conftest import randomize
+from tests.conftest import randomize
 
 
 def parameters(network):
