@@ -202,6 +202,10 @@ class CDRL(nn.Module):
 
         Raises:
             ValueError: a class of the model has another number in the data.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").check_class_names(["0", "1"], "binary digits")
         """
         if isinstance(self.classes, int):
             return

@@ -63,6 +63,9 @@ class Density(ABC):
         Args:
             choose: draws each sample's component of a mixture.
             first: number of the combination's first mixture.
+
+        Returns:
+            The terms; a model can have several.
         """
 
     @property

@@ -276,15 +276,15 @@ def _initializer(stored: _StoredNetwork, image_size: int) -> nn.Module:
         network = _build(stored, MLPInitializer, dim=dim, width=width, embedding=embedding)
         return _load_parameters(network, stored, POINTS)
     width = stored.shape("time_mlp.1.weight", "4 width", "width")[1]
-    levels = stored.indices("downs")
-    if not levels or levels != list(range(len(levels))):
-        raise stored.mismatch(f"downs numbered {levels}", "downs.0, downs.1, …")
+    resolutions = stored.indices("downs")
+    if not resolutions or resolutions != list(range(len(resolutions))):
+        raise stored.mismatch(f"downs numbered {resolutions}", "downs.0, downs.1, …")
     axes = ("channels", "channels before", "3", "3")
-    widths = [stored.shape(f"downs.{i}.0.conv1.weight", *axes)[0] for i in levels]
+    widths = [stored.shape(f"downs.{i}.0.conv1.weight", *axes)[0] for i in resolutions]
     if any(w % 32 for w in (width, *widths)):
         raise stored.mismatch(f"channels {[width, *widths]}", "multiples of 32, for GroupNorm(32)")
-    stored.check_halvings(image_size, len(levels))
-    blocks, attended = _unet_layers(stored, len(levels))
+    stored.check_halvings(image_size, len(resolutions))
+    blocks, attended = _unet_layers(stored, len(resolutions))
     network = _build(
         stored,
         UNetInitializer,
@@ -299,7 +299,7 @@ def _initializer(stored: _StoredNetwork, image_size: int) -> nn.Module:
     return _load_parameters(network, stored, UNET)
 
 
-def _unet_layers(stored: _StoredNetwork, levels: int) -> tuple[int, list[int]]:
+def _unet_layers(stored: _StoredNetwork, resolutions: int) -> tuple[int, list[int]]:
     """Return the number of blocks per resolution and the resolutions that have attention.
 
     Raises:
@@ -310,10 +310,10 @@ def _unet_layers(stored: _StoredNetwork, levels: int) -> tuple[int, list[int]]:
         names = (f"{part}.{i}.to_qkv.weight" for i in stored.indices(part))
         return ["attention" if name in stored.tensors else "block" for name in names]
 
-    last = levels - 1
+    last = resolutions - 1
     blocks = layers(f"downs.{last}").count("block")
-    attended = [i for i in range(levels) if "attention" in layers(f"downs.{i}")]
-    for i in range(levels):
+    attended = [i for i in range(resolutions) if "attention" in layers(f"downs.{i}")]
+    for i in range(resolutions):
         unit = ["block", "attention"] if i in attended else ["block"]
         down = unit * blocks + ["block"] * (i < last)
         up = unit * (blocks + 1) + ["block"] * (i > 0)
@@ -321,7 +321,7 @@ def _unet_layers(stored: _StoredNetwork, levels: int) -> tuple[int, list[int]]:
             if layers(part) != expected:
                 raise stored.mismatch(
                     f"in {part} {_listed(layers(part))}",
-                    f"{_listed(expected)}: blocks as in downs.{last}, attention at levels "
+                    f"{_listed(expected)}: blocks as in downs.{last}, attention at resolutions "
                     f"{attended}",
                 )
     return blocks, attended

@@ -45,6 +45,9 @@ class ModelCard:
         Args:
             model: a `CDRL`.
             name: the argument of `CDRL.from_pretrained` that loads the model.
+
+        Returns:
+            The text of ``README.md``.
         """
         parts = [_header(self.license), f"# {name}", _summary(model)]
         parts += [self.about.strip()] if self.about.strip() else []
@@ -63,6 +66,14 @@ class ModelCard:
 
         Args:
             model, name: as in `text`.
+
+        Returns:
+            Contents by file name.
+
+        Examples:
+            >>> from cdrl_fast import CDRL, ModelCard
+            >>> list(ModelCard().files(CDRL.from_pretrained("digits"), "digits"))
+            ['README.md']
         """
         files = {CARD: self.text(model, name).encode()}
         if self.picture is not None:

@@ -175,9 +175,7 @@ def test_hub_ids(saved, monkeypatch):
         raise ConnectionError("offline")
 
     hub.snapshot_download = offline
-    with pytest.raises(
-        CheckpointError, match="someone/points: .*the Hub failed: offline"
-    ):
+    with pytest.raises(CheckpointError, match="someone/points: .*the Hub failed: offline"):
         CDRL.from_pretrained("someone/points")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"pip install 'cdrl-fast\[hub\]'"):
