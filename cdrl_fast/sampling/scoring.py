@@ -185,6 +185,7 @@ class Scoring:
         Args:
             images: at least two, such as the training data or a part of it.
             levels: None: all.
+            label, seed, batch_size: as in `log_density`.
 
         Returns:
             `LevelStatistics`, for ``log_density(statistics=)``.

@@ -144,7 +144,7 @@ def test_resume_falls_back_to_the_checkpoint_before(trainer, tmp_path, damage):
     else:
         data[len(data) // 2] ^= 4
         newest.write_bytes(data[:-10] if damage == "truncated" else data)
-    with pytest.warns(UserWarning, match="going on with the one before"):
+    with pytest.warns(UserWarning, match="loading the checkpoint before it instead"):
         resumed = Trainer.resume(tmp_path, trainer.data)
     assert resumed.iteration == 4
     resumed.fit(6, folder=tmp_path)
@@ -152,7 +152,7 @@ def test_resume_falls_back_to_the_checkpoint_before(trainer, tmp_path, damage):
     for folder in checkpoints_of(tmp_path):
         (folder / "config.json").unlink()
     with (
-        pytest.warns(UserWarning, match="going on with the one before"),
+        pytest.warns(UserWarning, match="loading the checkpoint before it instead"),
         pytest.raises(CheckpointError, match="file is missing"),
     ):
         Trainer.resume(tmp_path, trainer.data)
@@ -245,7 +245,7 @@ def test_one_good_checkpoint_before_a_broken_one_is_kept(trainer, tmp_path):
     trainer.config = config
     trainer.fit(4, folder=tmp_path)
     (checkpoints_of(tmp_path)[-1] / "config.json").unlink()
-    with pytest.warns(UserWarning, match="going on with the one before"):
+    with pytest.warns(UserWarning, match="loading the checkpoint before it instead"):
         resumed = Trainer.resume(tmp_path, trainer.data, config=replace(config, keep=1))
     resumed.fit(3, folder=tmp_path)
     assert Trainer.resume(tmp_path / "checkpoints" / "00000003", trainer.data).iteration == 3
