@@ -1,6 +1,6 @@
 """Compiles every GPU kernel to machine code, on a machine without a GPU, and reads what came out.
 
-    python scripts/compile_kernels.py --archs 80,90,100
+    python benchmarks/gpu/compile_kernels.py --archs 80,90,100
 
 For each Triton kernel, with the arguments the library would launch it with, and for each kernel of
 csrc/cuda where nvcc is found: registers, stack and spilled bytes, shared memory, what moves and
@@ -26,12 +26,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from conv3x3_uses import conv3x3_uses  # noqa: E402
+from conv3x3_shapes import conv3x3_uses  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from cdrl_fast.ops.conv3x3 import cudnn  # noqa: E402
