@@ -1,4 +1,4 @@
-"""An energy network's input gradient: autograd in float32, an afternoon's work, and ours.
+"""An energy network's input gradient: autograd in float32, hand-tuned PyTorch, and ours.
 
 Also that of classifier-free guidance: two conditions as one batch, and one after the other.
 """
@@ -45,9 +45,9 @@ SUB_BATCHES = (32, 64, 128)
 """On GPUs, of the largest batch: images whose activations a cache may hold."""
 PARTS = tuple(f"ours, fp16, {size} at a time" for size in SUB_BATCHES)
 OURS = tuple(f"ours, {name}" for name in PRECISIONS["cuda"])
-NAMES = ("eager", "afternoon", "compiled", *OURS, *PARTS)
+NAMES = ("eager", "hand-tuned", "compiled", *OURS, *PARTS)
 COMPILED = "width 32, 28×28, batch 64"
-"""The case whose afternoon is compiled as well: that takes half a minute a network."""
+"""The case whose hand-tuned network is compiled too, which takes half a minute per network."""
 
 
 def autograd(network, y, logsnr, label):
@@ -90,7 +90,7 @@ def race(name, device):
     turned = y.to(memory_format=torch.channels_last)
     found = {
         "eager": lambda: autograd(energy, y, logsnr, label),
-        "afternoon": lambda: half_autograd(half, turned, logsnr, label),
+        "hand-tuned": lambda: half_autograd(half, turned, logsnr, label),
     }
     if name == COMPILED:
         found["compiled"] = partial(compiled(half, logsnr, label), turned)
