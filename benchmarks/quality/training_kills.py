@@ -1,6 +1,6 @@
 """Kill a training run again and again; it must end with the weights of one left in peace.
 
-    python scripts/training_kills.py --kills 30 --out benchmarks/results/training-kills.json
+    python benchmarks/quality/training_kills.py --kills 30 --out FILE
 
 ``cdrl-fast train --resume auto`` is killed by SIGKILL at random moments, half of the times in the
 middle of writing a checkpoint, and started again; the last start runs to the end. Passes (status 0)
