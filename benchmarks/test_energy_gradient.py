@@ -41,11 +41,8 @@ GUIDED = {
 }
 WAYS = ("eager", "ours, two passes", "ours, one batch")
 WEIGHTS = (2.0, -1.0)
-SUB_BATCHES = (32, 64, 128)
-"""On GPUs, of the largest batch: images whose activations a cache may hold."""
-PARTS = tuple(f"ours, fp16, {size} at a time" for size in SUB_BATCHES)
 OURS = tuple(f"ours, {name}" for name in PRECISIONS["cuda"])
-NAMES = ("eager", "hand-tuned", "compiled", *OURS, *PARTS)
+NAMES = ("eager", "hand-tuned", "compiled", *OURS)
 COMPILED = "width 32, 28×28, batch 64"
 """The case whose hand-tuned network is compiled too, which takes half a minute per network."""
 
@@ -99,12 +96,6 @@ def race(name, device):
             energy, device=device, precision=resolve(precision, device, planned=True)
         )
         found[f"ours, {precision}"] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
-    if device.type == "cuda" and batch > max(SUB_BATCHES):
-        for part, images in zip(PARTS, SUB_BATCHES, strict=True):
-            precision = resolve("fp16", device, planned=True)
-            plan = energy_plan(energy, device=device, precision=precision)
-            plan.operation(y.shape).sub_batch = images
-            found[part] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
     # There and back; what level and label take, once a batch, is little beside it.
     flop = 2 * flop_of(partial(energy, y[:1], logsnr, label))
     work = {"gradients": batch, "gflop": batch * flop / 1e9}

@@ -237,11 +237,11 @@ def chains() -> Iterator[tuple[str, Launch]]:
         full = (y, rows, 9, table, (0.0,) * 4, (0, 0, 0), words, words[:1])
         bare = (None, None, 9, None, (0.1,) * 4, (1, 2, 3), None, None)
         name = f"mlp_chain {WIDE} {precision}"
-        yield f"{name} full", mlp_chain.arguments(packed, None, y, *full)
-        yield f"{name} bare", mlp_chain.arguments(packed, None, y, *bare)
+        yield f"{name} full", mlp_chain.arguments(packed, y, *full)
+        yield f"{name} bare", mlp_chain.arguments(packed, y, *bare)
         packed, value = Packed(program, precision, value=True), torch.empty(100)
         asked = (*bare, value, y)
-        yield f"{name} gradient", mlp_chain.arguments(packed, None, y, *asked)
+        yield f"{name} gradient", mlp_chain.arguments(packed, y, *asked)
 
 
 def triton_kernels(arch: int, part: int) -> Iterator[Result]:
