@@ -12,11 +12,10 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "scripts")]
+sys.path[:0] = [str(HERE), str(HERE / "gpu")]
 
 import race  # noqa: E402
-from baseline.hardware import handle_of  # noqa: E402
-from baseline.revision import commit  # noqa: E402
+from revision import commit  # noqa: E402
 
 from cdrl_fast import about  # noqa: E402
 from cdrl_fast._extension import load  # noqa: E402
@@ -54,7 +53,8 @@ def joules(device):
         import pynvml as nvml
 
         nvml.nvmlInit()
-        handle = handle_of(nvml, device)
+        uuid = torch.cuda.get_device_properties(device).uuid
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:
         return None

@@ -1,7 +1,7 @@
-"""What the documentation takes from the program itself: tables of results and the commands' help.
+"""Fill the documentation's generated parts: tables of results, and the commands' help.
 
-MkDocs calls `on_page_markdown` for each page; a line ``<!-- generated: NAME -->`` becomes what
-`GENERATED` has of that name.
+MkDocs calls `on_page_markdown` for each page, which replaces a line ``<!-- generated: NAME -->`` by
+what `GENERATED` returns for that name.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+TOOLS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TOOLS), str(TOOLS.parents[1] / "benchmarks")]
 
-import benchmark_table as table
-import peers
+import related  # noqa: E402
+import table  # noqa: E402
 
 LINE = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 COMMANDS = (
@@ -27,12 +28,12 @@ COMMANDS = (
 
 
 def benchmarks() -> str:
-    """The newest results, as in the README."""
+    """Return the newest result of every benchmark."""
     return table.tables(table.latest(table.lines(table.RESULTS)))
 
 
 def history() -> str:
-    """Every run on record: how much faster than eager each group was, in that run."""
+    """Return every run on record: how much faster than eager each group was in it."""
     results = table.lines(table.RESULTS)
     head = ["measured", "on", "group", "ours / eager", "ours / best other"]
     rows = [head, ["---", "---", "---", "---:", "---:"]]
@@ -41,12 +42,12 @@ def history() -> str:
             if table.is_ours(row["contender"]) and "eager" in row.get("ratios", {}):
                 where = table.machine(line, row["device"].split(":")[0])
                 name = f"{row['group']}, {row['contender']}"
-                rows.append([table.made(line), where, name, *table.ratios(row)])
+                rows.append([table.revision(line), where, name, *table.ratios(row)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def peers_speed() -> str:
-    """The newest results of groups in which a neighbour is timed."""
+def related_speed() -> str:
+    """Return the newest results of the groups in which a related library was timed."""
     found = table.latest(table.lines(table.RESULTS))
     timed = {
         kind: [g for g in groups if {"torchebm", "ebmkit"} & set(g.rows[g.best]["others"])]
@@ -56,8 +57,8 @@ def peers_speed() -> str:
 
 
 def commands() -> str:
-    """The help of each command."""
-    from cdrl_fast.cli import main
+    """Return the help of each command."""
+    from cdrl_fast.cli.__init__ import main
 
     parts = []
     for name in COMMANDS:
@@ -72,13 +73,13 @@ GENERATED: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "history": history,
     "commands": commands,
-    "peers": peers.table,
-    "peers-speed": peers_speed,
+    "related": related.table,
+    "related-speed": related_speed,
 }
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs' hook: the page with its generated parts.
+    """Return the page with its generated parts; MkDocs calls this.
 
     Raises:
         KeyError: a name that nothing generates.

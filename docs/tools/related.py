@@ -1,20 +1,19 @@
-"""What this library and its neighbours have, feature by feature, as a table.
+"""Print a table of what this library and related ones have, feature by feature.
 
     pip install torchebm==0.8.9 ebmkit==0.16.0
-    python scripts/peers.py            # the table; status 1 where a named thing is not there
+    python docs/tools/related.py    # prints the table, and exits with 1 where a name is missing
 
-Every "yes" names where it is, and is looked up in the packages that are installed. Speeds are
-measured by ``pytest benchmarks/test_langevin.py --benchmark-only`` and not repeated here.
+Every feature names what provides it, and each name is looked up in the installed packages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-import sys
 
 LIBRARIES = {"cdrl_fast": "cdrl_fast", "torchebm 0.8.9": "torchebm", "ebmkit 0.16.0": "ebm"}
-"""Title → what is imported."""
+"""Column title → package to import."""
 
 FEATURES: dict[str, tuple[str | None, str | None, str | None]] = {
     "CDRL: energy and initializer train each other": ("Trainer", None, None),
@@ -61,32 +60,36 @@ FEATURES: dict[str, tuple[str | None, str | None, str | None]] = {
 """Feature → the name that provides it in each library, or None."""
 
 
-def found(package: str, name: str) -> bool:
-    """Whether ``package`` has the dotted ``name``, a module, an attribute or one of it."""
+def exists(package: str, name: str) -> bool:
+    """Return whether ``package`` has the dotted ``name``: a module, or an attribute of one."""
     place = importlib.import_module(package)
     for part in name.split("."):
         if not hasattr(place, part):
-            module = f"{place.__name__}.{part}" if hasattr(place, "__path__") else ""
-            if not module or importlib.util.find_spec(module) is None:
-                return False
-            importlib.import_module(module)
-        place = getattr(place, part)
-    return True
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(f"{place.__name__}.{part}")
+        place = getattr(place, part, None)
+    return place is not None
 
 
 def missing() -> list[str]:
-    """What the table claims of installed libraries and they do not have."""
+    """Return the names of the table that an installed library does not have."""
     installed = {t: p for t, p in LIBRARIES.items() if importlib.util.find_spec(p) is not None}
     return [
         f"{title}: {name}"
         for names in FEATURES.values()
         for (title, package), name in zip(LIBRARIES.items(), names, strict=True)
-        if name is not None and title in installed and not found(package, name)
+        if name is not None and title in installed and not exists(package, name)
     ]
 
 
 def table() -> str:
-    """The features as Markdown."""
+    """Return the features as Markdown.
+
+    Raises:
+        LookupError: an installed library does not have a name of the table.
+    """
+    if gone := missing():
+        raise LookupError(f"docs/tools/related.py: not there: {', '.join(gone)}")
     rows = [["", *LIBRARIES], ["---"] * 4]
     rows += [
         [feature, *("no" if name is None else f"`{name}`" for name in names)]
@@ -95,12 +98,5 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def main() -> int:
-    print(table())
-    for line in missing():
-        print(f"not there: {line}", file=sys.stderr)
-    return int(bool(missing()))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(table())

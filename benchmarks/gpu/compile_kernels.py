@@ -1,6 +1,6 @@
 """Compiles every GPU kernel to machine code, on a machine without a GPU, and reads what came out.
 
-    python scripts/compile_kernels.py --archs 80,90,100
+    python benchmarks/gpu/compile_kernels.py --archs 80,90,100
 
 For each Triton kernel, with the arguments the library would launch it with, and for each kernel of
 csrc/cuda where nvcc is found: registers, stack and spilled bytes, shared memory, what moves and
@@ -26,27 +26,27 @@ from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from cdrl_fast.ops.device import Launch  # noqa: E402
-from cdrl_fast.ops.mlp_chain.plan import Packed  # noqa: E402
-from conv3x3_uses import conv3x3_uses  # noqa: E402
+from conv3x3_shapes import conv3x3_uses  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from cdrl_fast.ops.conv3x3 import cudnn  # noqa: E402
-from cdrl_fast.ops.conv3x3 import triton as conv3x3  # noqa: E402
-from cdrl_fast.ops.head import triton as head  # noqa: E402
-from cdrl_fast.ops.langevin_step import triton as langevin_step  # noqa: E402
+from cdrl_fast.ops.conv3x3 import triton_kernel as conv3x3  # noqa: E402
+from cdrl_fast.ops.head import triton_kernel as head  # noqa: E402
+from cdrl_fast.ops.langevin_step import triton_kernel as langevin_step  # noqa: E402
 from cdrl_fast.ops.mlp_chain import Activation, Linear, Program  # noqa: E402
-from cdrl_fast.ops.mlp_chain import triton as mlp_chain  # noqa: E402
-from cdrl_fast.ops.norm_silu import triton as norm_silu  # noqa: E402
-from cdrl_fast.ops.normal import triton as normal  # noqa: E402
-from cdrl_fast.ops.pool import triton as pool  # noqa: E402
-from cdrl_fast.ops.stem import triton as stem  # noqa: E402
-from cdrl_fast.ops.stem_gradient import triton as stem_gradient  # noqa: E402
+from cdrl_fast.ops.mlp_chain import triton_kernel as mlp_chain  # noqa: E402
+from cdrl_fast.ops.mlp_chain.triton_weights import Packed  # noqa: E402
+from cdrl_fast.ops.norm_silu import triton_kernel as norm_silu  # noqa: E402
+from cdrl_fast.ops.normal import triton_kernel as normal  # noqa: E402
+from cdrl_fast.ops.pool import triton_kernel as pool  # noqa: E402
+from cdrl_fast.ops.stem import triton_kernel as stem  # noqa: E402
+from cdrl_fast.ops.stem_gradient import triton_kernel as stem_gradient  # noqa: E402
+from cdrl_fast.ops.triton_common import Launch  # noqa: E402
 
 PARTS = 2
 """Of an architecture's kernels, each compiled in a process of its own."""
@@ -237,11 +237,11 @@ def chains() -> Iterator[tuple[str, Launch]]:
         full = (y, rows, 9, table, (0.0,) * 4, (0, 0, 0), words, words[:1])
         bare = (None, None, 9, None, (0.1,) * 4, (1, 2, 3), None, None)
         name = f"mlp_chain {WIDE} {precision}"
-        yield f"{name} full", mlp_chain.arguments(packed, None, y, *full)
-        yield f"{name} bare", mlp_chain.arguments(packed, None, y, *bare)
+        yield f"{name} full", mlp_chain.arguments(packed, y, *full)
+        yield f"{name} bare", mlp_chain.arguments(packed, y, *bare)
         packed, value = Packed(program, precision, value=True), torch.empty(100)
         asked = (*bare, value, y)
-        yield f"{name} gradient", mlp_chain.arguments(packed, None, y, *asked)
+        yield f"{name} gradient", mlp_chain.arguments(packed, y, *asked)
 
 
 def triton_kernels(arch: int, part: int) -> Iterator[Result]:

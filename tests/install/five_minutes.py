@@ -1,6 +1,6 @@
 """Walks through the five-minute start as a newcomer would, line by line, and times each step.
 
-    python scripts/five_minutes.py --out benchmarks/results/five-minutes.json
+    python tests/install/five_minutes.py --out benchmarks/results/five-minutes.json
 
 In a copy of the tree, a new environment is made and the commands and Python blocks of
 ``docs/index.md`` are run in their order; a folder ``photos`` with a few pictures is put there for
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from install_matrix import NOT_SOURCE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "index.md"
 # By the page the last run is one's own and takes as long as one likes.
 SHORT = {"--data folder:photos": " --iterations 20 --batch-size 16"}

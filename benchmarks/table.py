@@ -1,17 +1,16 @@
-"""Turns the latest benchmark results into tables: a few rows for the README, all for the docs.
+"""Write the tables of the latest benchmark results: a few rows into README.md, all into the docs.
 
-    python scripts/benchmark_table.py            # prints them
-    python scripts/benchmark_table.py --write    # puts them into README.md
+    python benchmarks/table.py            # print all tables
+    python benchmarks/table.py --write    # put the highlights into README.md
+    python benchmarks/table.py --check    # exit with 1 where README.md is out of date
 
-For CPUs and GPUs apart, each group of benchmarks from the last line of
-benchmarks/results/benchmarks.jsonl that timed one of ours in it: a row is of one run, whose day and
-commit it names, and a run of a few benchmarks replaces their rows alone. Runs of different machines
-have tables of their own. Every cell is a rate, more is better: updates, draws, Langevin steps of
-the whole batch or samples a second, from the median of the rounds. All of
-a row is measured in turn: the others between rounds of ours. "By hand" is the fastest of the ways
-to improve on eager PyTorch that the benchmark has: in place, compiled, or half precision with
-weights folded. The ratios are medians over these rounds of ours against eager and against the
-fastest other.
+Each row is one group of contenders from the newest run in benchmarks/results/benchmarks.jsonl that
+timed one of ours in it, and names that run's day and commit. A run of a few benchmarks replaces
+only their rows. CPUs, GPUs and different machines have separate tables. Every cell is a rate (more
+is better) from the median of the rounds: updates, draws, Langevin steps of the whole batch or
+samples per second. "Hand-tuned" is the fastest of the ways to improve on eager PyTorch that the
+benchmark has: in place, compiled, or half precision with folded weights. The ratios are medians
+over the rounds of ours, against eager and against the fastest other contender.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "benchmarks.jsonl"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks: scripts/benchmark_table.py --write -->", "<!-- end of benchmarks -->"
+BEGIN, END = "<!-- benchmarks: benchmarks/table.py --write -->", "<!-- end of benchmarks -->"
 UNITS = (
     "updates",
     "draws",
@@ -40,11 +39,12 @@ UNITS = (
 )
 OTHERS = {
     "eager": ("eager",),
-    "by hand": ("eager in place", "compiled", "afternoon"),
+    # "afternoon" is what older results call the hand-tuned contender.
+    "hand-tuned": ("eager in place", "compiled", "hand-tuned", "afternoon"),
     "torchebm": ("torchebm",),
     "ebmkit": ("ebmkit",),
 }
-ROOMS = ("native", "cuda", "triton")
+BACKENDS = ("native", "cuda", "triton")
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
 HIGHLIGHTS = (
     "sampling digits, batch 64",
@@ -62,7 +62,7 @@ Row = dict[str, Any]
 
 
 def lines(path: Path) -> list[Row]:
-    """All results, the oldest first."""
+    """Return all results, the oldest first."""
     return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -86,7 +86,7 @@ class Group:
 
 
 def _raced(rows: dict[str, Row]) -> list[str]:
-    """Ours that had eager beside them."""
+    """Return our contenders that were timed beside eager."""
     return [n for n, row in rows.items() if is_ours(n) and "eager" in row.get("ratios", {})]
 
 
@@ -95,7 +95,7 @@ Found = dict[str, list[Group]]
 
 
 def latest(results: list[Row]) -> Found:
-    """By kind of device, each group as it was last timed, whole."""
+    """Return the latest complete run of each group, by kind of device."""
     found: dict[str, dict[str, Group]] = {kind: {} for kind in KINDS}
     for line in results:
         fresh: dict[tuple[str, str], dict[str, Row]] = {}
@@ -109,7 +109,7 @@ def latest(results: list[Row]) -> Found:
 
 
 def machine(line: Row, kind: str = "cpu") -> str:
-    """What a run was timed on."""
+    """Return the machine that a run was timed on."""
     if kind != "cpu":
         return str(line["devices"]["cuda:0"])
     half, peak = "", line.get("peak_gflops")
@@ -118,14 +118,14 @@ def machine(line: Row, kind: str = "cpu") -> str:
     return f"{line['processor']}{half}, {line['threads']} threads"
 
 
-def made(line: Row) -> str:
-    """Day and commit of a run."""
+def revision(line: Row) -> str:
+    """Return the day and the commit of a run."""
     commit, mark, _ = (line["commit"] or "unknown").partition("-modified")
     return f"{line['date'][:10]}, {commit[:7]}{mark}"
 
 
 def tables(found: Found) -> str:
-    """All tables as Markdown; a kind of device without results says so."""
+    """Return all tables as Markdown; a kind of device without results says so."""
     parts = []
     for kind, title in KINDS.items():
         places: dict[str, list[Group]] = {}
@@ -139,7 +139,7 @@ def tables(found: Found) -> str:
 
 
 def highlights(found: Found) -> Found:
-    """The same results, of the README's groups alone and in their order."""
+    """Return the groups that the README shows, in its order."""
     return {
         kind: [group for name in HIGHLIGHTS for group in groups if group.name == name]
         for kind, groups in found.items()
@@ -149,18 +149,18 @@ def highlights(found: Found) -> Found:
 def _table(groups: list[Group]) -> str:
     seen = {name for group in groups for name in group.rows[group.best]["others"]}
     others = [title for title, names in OTHERS.items() if seen & set(names)]
-    head = ["a second", *others, "ours", "ours / eager", "ours / best other", "measured"]
+    head = ["per second", *others, "ours", "ours / eager", "ours / best other", "measured"]
     body = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
     return "\n".join(_line(cells) for cells in [*body, *(_cells(g, others) for g in groups)])
 
 
 def is_ours(contender: str) -> bool:
-    """Whether a contender is a room of this library's."""
-    return contender.startswith("ours") or contender in ROOMS
+    """Return whether a contender is a backend of this library."""
+    return contender.startswith("ours") or contender in BACKENDS
 
 
 def ratios(row: Row) -> list[str]:
-    """How much faster one of ours is than eager, and than the fastest of all others."""
+    """Return how much faster ours is than eager and than the fastest other contender."""
     found = row["ratios"]
     known = [found[n] for names in OTHERS.values() for n in names if n in found]
     return [f"{found['eager']:.2f}", f"{min(known):.2f}"]
@@ -174,12 +174,12 @@ def _cells(group: Group, others: list[str]) -> list[str]:
         min((row["others"][n] for n in OTHERS[title] if n in row["others"]), default=None)
         for title in others
     ]
-    title = group.name if best in ROOMS else group.name + best[len("ours") :]
+    title = group.name if best in BACKENDS else group.name + best[len("ours") :]
     return [
         f"{title}; {unit}",
         *(_rate(row[unit], seconds) for seconds in (*fastest, row["median"])),
         *ratios(row),
-        made(group.line),
+        revision(group.line),
     ]
 
 
@@ -195,25 +195,28 @@ def _line(cells: list[str]) -> str:
 
 
 def between(page: str, begin: str, end: str, shown: str) -> str:
-    """A page with what stands between two markers replaced."""
+    """Return the page with the text between two markers replaced."""
     before, rest = page.split(begin)
     return f"{before}{begin}\n{shown}\n{end}{rest.split(end)[1]}"
 
 
-def inserted(readme: str, shown: str) -> str:
-    """The README with what stands between the markers replaced."""
-    return between(readme, BEGIN, END, shown)
-
-
 def main(arguments: list[str] | None = None) -> int:
+    """Return 0; 1 where --check finds README.md out of date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--write", action="store_true", help="into README.md")
+    parser.add_argument("--write", action="store_true", help="put the highlights into README.md")
+    parser.add_argument("--check", action="store_true", help="fail where README.md is out of date")
     options = parser.parse_args(arguments)
     found = latest(lines(options.results))
+    old = README.read_text()
+    new = between(old, BEGIN, END, tables(highlights(found)))
+    if options.check:
+        if new != old:
+            print("README.md is out of date: run python benchmarks/table.py --write")
+        return int(new != old)
     print(tables(found))
     if options.write:
-        README.write_text(inserted(README.read_text(), tables(highlights(found))))
+        README.write_text(new)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Does the fast training train as well as the reference? Same iterations, several seeds of each.
+"""Test whether the fast training trains as well as the reference: same iterations, several seeds.
 
-    python scripts/training_quality.py --out benchmarks/results/training-quality.json
+    python benchmarks/quality/training_quality.py --out benchmarks/results/training-quality.json
 
 A recipe is trained by `Trainer` and by plain PyTorch (`cdrl_fast.reference`, float32, its noise by
-torch), the two taking turns so that they share the machine's moods. Every so often both averaged
+torch), in turn, so that both share whatever disturbs the machine. Every so often both averaged
 models draw samples, classes in turn, whose Fréchet distance to the training images is taken in the
 features of a classifier trained on them. Passes (status 0) where the last distances' means differ
 by at most a tenth of the distance between training and held-out images, or where the difference's
@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from cdrl_fast.batches import Batches
-from cdrl_fast.recipe import Recipe, load_recipe
 
 from cdrl_fast import CDRL, Sampler, TrainConfig, Trainer, reference
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.environment import about
-from cdrl_fast.evaluation import Judge, measure
+from cdrl_fast.evaluation.judge import Judge, measure
 from cdrl_fast.report import curve_figure
+from cdrl_fast.training.batches import Batches
+from cdrl_fast.training.recipe import Recipe, load_recipe
 
 # Student's t at 97.5 %, by degrees of freedom.
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
@@ -98,7 +98,7 @@ class Contender:
 def raced(
     recipe: Recipe, train: Dataset, judge: Judge, seed: int, every: int, samples: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Both contenders' distances by iteration and training seconds, for one seed."""
+    """Return both contenders' distances by iteration and training seconds, for one seed."""
     config = replace(recipe.training, seed=seed)
     contenders = [Contender("reference", ByReference), Contender("cdrl_fast", Trainer)]
     torch.manual_seed(seed)  # of the reference's noise
@@ -118,8 +118,8 @@ def raced(
     return rows
 
 
-def compared(found: list[dict[str, list[dict[str, float]]]], floor: float) -> dict[str, Any]:
-    """The last distances' difference, ours less the reference's, over seeds."""
+def compared(found: list[dict[str, list[dict[str, float]]]], held_out: float) -> dict[str, Any]:
+    """Return the last distances' difference, ours less the reference's, over seeds."""
     last = {
         name: np.array([rows[name][-1]["frechet"] for rows in found])
         for name in ("reference", "cdrl_fast")
@@ -134,13 +134,13 @@ def compared(found: list[dict[str, list[dict[str, float]]]], floor: float) -> di
         "frechet": {name: values.tolist() for name, values in last.items()},
         "difference": mean,
         "interval": [mean - width, mean + width],
-        "train_against_held_out": floor,
-        "passed": abs(mean) <= 0.1 * floor or mean - width <= 0.0 <= mean + width,
+        "train_against_held_out": held_out,
+        "passed": abs(mean) <= 0.1 * held_out or mean - width <= 0.0 <= mean + width,
     }
 
 
 def picture(found: list[dict[str, list[dict[str, float]]]], path: Path) -> None:
-    """Distance against training seconds, means over seeds."""
+    """Draw distance against training seconds, means over seeds."""
     series = {}
     for name in ("reference", "cdrl_fast"):
         table = [[(r["seconds"], r["frechet"]) for r in rows[name]] for rows in found]
@@ -153,7 +153,7 @@ def picture(found: list[dict[str, list[dict[str, float]]]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 1 where the fast training is worse."""
+    """Return 1 where the fast training is worse."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--iterations", type=int, default=1000)
@@ -165,12 +165,12 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = replace(load_recipe(options.recipe), iterations=options.iterations)
     train, held_out = load_data(recipe.data).split(recipe.held_out or 0.2)
     judge = Judge(train)
-    floor = judge.distance(held_out.batch(np.arange(len(held_out)))[0])
+    baseline = judge.distance(held_out.batch(np.arange(len(held_out)))[0])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, list[dict[str, float]]]] = []
     for seed in range(options.seeds):
         found.append(raced(recipe, train, judge, seed, options.every, options.samples))
-        report = compared(found, floor) | {"iterations": options.iterations, "runs": found}
+        report = compared(found, baseline) | {"iterations": options.iterations, "runs": found}
         report |= {"samples": options.samples, "versions": about().versions}
         report["command"] = shlex.join(["python", *sys.argv])
         options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Which revision of the library a result is of."""
+"""The revision of the library that a result was measured with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def commit(given: str | None) -> str | None:
-    """The commit as given, or asked of git, marked where tracked files differ from it.
+    """Return the commit as given, or git's, marked where tracked files differ from it.
 
     Results do not count: a run's own line would mark the next.
     """

@@ -1,6 +1,6 @@
 """Kill a training run again and again; it must end with the weights of one left in peace.
 
-    python scripts/training_kills.py --kills 30 --out benchmarks/results/training-kills.json
+    python benchmarks/quality/training_kills.py --kills 30 --out FILE
 
 ``cdrl-fast train --resume auto`` is killed by SIGKILL at random moments, half of the times in the
 middle of writing a checkpoint, and started again; the last start runs to the end. Passes (status 0)
@@ -21,9 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cdrl_fast.saved import checkpoints_of
-
 from cdrl_fast.environment import about
+from cdrl_fast.storage.locate import checkpoints_of
 
 SIZES: dict[str, str | int | list[int]] = {
     "energy-width": 16, "energy-multipliers": [1, 2], "energy-blocks": 1, "initializer-width": 16,
@@ -52,7 +51,7 @@ class Campaign:
         for name, value in SIZES.items():
             values = value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
-        program = "import torch; torch.set_num_threads(1); from cdrl_fast.cli import main; main()"
+        program = "import torch; torch.set_num_threads(1); from cdrl_fast.cli.__init__ import main; main()"
         command = [sys.executable, "-c", program, *words, "--iterations", str(self.iterations)]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

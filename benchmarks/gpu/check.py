@@ -1,14 +1,14 @@
-"""Everything that only a machine with a CUDA GPU can show, in one command under nine minutes.
+"""Check on a machine with a CUDA GPU what only such a machine can show, in under nine minutes.
 
-    python scripts/gpu_check.py --out FOLDER --commit HASH
-    python scripts/gpu_check.py --out FOLDER --dry-run      # on a machine without a GPU
+    python benchmarks/gpu/check.py --out FOLDER --commit HASH
+    python benchmarks/gpu/check.py --out FOLDER --dry-run      # on a machine without a GPU
 
 Builds the library in place for this machine's GPU, runs the GPU tests, compute-sanitizer over the
-kernels' tests, the ceilings and the benchmarks. Whatever one part does, the next follows; the
-results file is written anew after each. Needs no network, no git and nothing installed beyond
-torch, triton, numpy, pybind11, cmake, ninja, pytest with its benchmark and timeout plug-ins, and
-CUDA's tools. Leaves four files in FOLDER: gpu-check.json (what passed, clocks, bandwidth),
-rates.json (ceilings), benchmarks.jsonl and log.txt.
+kernels' tests, the rooflines and the benchmarks. Each part runs whatever became of the one before,
+and the results file is written anew after each. Needs no network, no git and nothing installed
+beyond torch, triton, numpy, pybind11, cmake, ninja, pytest with its benchmark and timeout plug-ins,
+and CUDA's tools. Leaves four files in FOLDER: gpu-check.json (what passed, clocks, bandwidth),
+rates.json (rooflines), benchmarks.jsonl and log.txt.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.monotonic()
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 ABOUT = "import cdrl_fast; print(cdrl_fast.about())"
 # What takes long under the sanitizer and touches memory in no way that the rest does not.
 HEAVY = "not large_radii and not beyond_32_bits"
 LARGE = "langevin_step 16384×3×32×32"
-BYTES_AN_ELEMENT = 16  # x, gradient and anchor read, x written, in float32
+BYTES_PER_ELEMENT = 16  # x, gradient and anchor read, x written, in float32
 QUERY = (
     "name,driver_version,compute_cap,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
     "power.draw,power.limit,temperature.gpu,clocks_throttle_reasons.active"
@@ -62,12 +63,12 @@ class Part:
 
 
 def tests_ran(output: str) -> str | None:
-    """At least one test passed: where all are skipped, pytest is content."""
+    """Return None where a test passed: pytest is content where all are skipped."""
     return None if re.search(r"\b\d+ passed", output) else "no test ran"
 
 
 def sanitized(output: str) -> str | None:
-    """The sanitizer's own summary has come and counts nothing, and the tests under it ran."""
+    """Return None where the sanitizer's summary counts no errors and tests ran under it."""
     summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", output)
     if not summaries:
         return "the sanitizer printed no summary"
@@ -76,7 +77,7 @@ def sanitized(output: str) -> str | None:
 
 
 def sanitizer(tool: str, tests: str, filtered: bool) -> Part:
-    """The kernels' tests under one of compute-sanitizer's tools.
+    """Return the kernels' tests under one of compute-sanitizer's tools.
 
     initcheck must see what writes the arrays, so it instruments all kernels, the others ours.
     """
@@ -89,22 +90,19 @@ def sanitizer(tool: str, tests: str, filtered: bool) -> Part:
 
 
 def parts(out: Path, commit: str, architecture: str) -> list[Part]:
-    """All parts in order."""
+    """Return all parts in order."""
     # The tools that installed the package, so that only what is new is compiled.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     build = {"CDRL_NATIVE": "ON", "CDRL_CUDA": "ON", "CDRL_CUDA_ARCHS": architecture, "PATH": path}
-    script = str(ROOT / "scripts" / "gpu_baseline.py")
-    rates = (script, "--out", str(out / "rates.json"), "--commit", commit, "--deadline", "60")
+    rates = (str(HERE / "ceilings.py"), "--out", str(out / "rates.json"))
     results = ("--results", str(out / "benchmarks.jsonl"), "--commit", commit)
     benchmarks = (*PYTEST, "benchmarks/", "--benchmark-only", "--paper", *results)
-    # Its own quick run is part of this one: the ceilings below.
-    tests = (*PYTEST, "-m", "gpu", "--ignore", "tests/test_gpu_baseline.py")
     return [
         Part("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 150, 60,
              environment=build),
         Part("about", (sys.executable, "-c", ABOUT), 40, 10),
-        Part("tests", tests, 180, 90, tests_ran),
-        Part("ceilings", (sys.executable, *rates, "--sections", "environment,copy,matmul"), 70, 30),
+        Part("tests", (*PYTEST, "-m", "gpu"), 180, 90, tests_ran),
+        Part("ceilings", (sys.executable, *rates), 70, 30),
         sanitizer("memcheck", HEAVY, True),
         sanitizer("racecheck", HEAVY, True),
         sanitizer("initcheck", "borders or without_recovery or rng_state or odd_views", False),
@@ -113,19 +111,18 @@ def parts(out: Path, commit: str, architecture: str) -> list[Part]:
 
 
 def collected(output: str) -> str | None:
-    """Tests were found, and all their files could be read."""
+    """Return None where tests were found and all their files could be read."""
     return None if re.search(r"\b[1-9]\d*(/\d+)? tests? collected", output) else "no test found"
 
 
 def tuning(out: Path) -> Part:
-    """The script that fills the table of convolutions; on a GPU it is a command of its own."""
-    script = str(ROOT / "scripts" / "tune_conv3x3.py")
-    command = (sys.executable, script, "--dry-run", "--out", str(out / "conv3x3-tuning.jsonl"))
-    return Part("tuning", command, 120, 0)
+    """Return a trial of what fills the table of convolutions; on a GPU it is its own command."""
+    script, table = str(HERE / "tune_conv3x3.py"), str(out / "tuned.json")
+    return Part("tuning", (sys.executable, script, "--dry-run", "--table", table), 120, 0)
 
 
 def dry(part: Part) -> Part:
-    """What of a part a machine without a GPU can do: tests are collected, ceilings the CPU's."""
+    """Return what a machine without a GPU can do of a part: collect tests, time the CPU."""
     command = part.command
     if part.name == "ceilings":
         return replace(part, command=(*command, "--device", "cpu", "--quick"))
@@ -163,7 +160,7 @@ class Check:
         os.replace(new, self.out / "gpu-check.json")
 
     def run(self, todo: list[Part]) -> None:
-        """Runs the parts in order; ends before the deadline whatever they do."""
+        """Run the parts in order; end before the deadline whatever they do."""
         for i, part in enumerate(todo):
             left = self.started + self.deadline - time.monotonic()
             seconds = min(part.limit, left - sum(later.need for later in todo[i + 1 :]))
@@ -201,7 +198,7 @@ class Check:
 
 
 def _within(seconds: float, part: Part, log: Any) -> int:
-    """Exit status of the part's command; all processes it began are stopped with it."""
+    """Return the exit status of the part's command; stop all processes that it began."""
     process = subprocess.Popen(
         part.command,
         cwd=ROOT,
@@ -219,7 +216,7 @@ def _within(seconds: float, part: Part, log: Any) -> int:
 
 
 def gpu() -> dict[str, str]:
-    """Name, driver, clocks, power and temperature of the first GPU; empty where there is none."""
+    """Return name, driver, clocks, power and temperature of the first GPU; {} without one."""
     command = ["nvidia-smi", "-i", "0", f"--query-gpu={QUERY}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
@@ -230,12 +227,12 @@ def gpu() -> dict[str, str]:
 
 
 def bandwidth(path: Path) -> dict[str, Any]:
-    """Of the large update: bytes a second of each room and of the copy, and the rooms' share."""
+    """Return the large update's bytes per second by backend, and its share of a copy's."""
     if not path.exists():
         return {}
     rows = json.loads(path.read_text().splitlines()[-1])["rows"]
     rates = {
-        row["contender"]: BYTES_AN_ELEMENT * row["elements"] * row["updates"] / row["median"]
+        row["contender"]: BYTES_PER_ELEMENT * row["elements"] * row["updates"] / row["median"]
         for row in rows
         if row["group"] == LARGE and row["contender"] in ("copy", "cuda", "triton")
     }
@@ -259,7 +256,7 @@ def summary(results: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0; 1 where a part did not pass; 2 where there is no GPU."""
+    """Return 0; 1 where a part did not pass; 2 where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
     parser.add_argument("--commit", default="", help="recorded with the results")
@@ -273,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = {"compute_cap": "9.0"} if options.dry_run else gpu()
     if not device:
-        print("gpu_check: nvidia-smi finds no GPU; run it on a machine with one", file=sys.stderr)
+        print("check: nvidia-smi finds no GPU; run it on a machine with one", file=sys.stderr)
         return 2
     out = options.out.resolve()
     todo = parts(out, options.commit or "unknown", device["compute_cap"].replace(".", ""))
@@ -290,9 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     check.run([part for part in todo if part.name in chosen])
     check.results["bandwidth"] = bandwidth(out / "benchmarks.jsonl")
     rates = out / "rates.json"
-    check.results["ceilings"] = (
-        json.loads(rates.read_text()).get("ceilings") if rates.exists() else None
-    )
+    check.results["ceilings"] = json.loads(rates.read_text()) if rates.exists() else None
     check.save()
     print("\n".join(summary(check.results)), flush=True)
     return int(any(part["status"] != "passed" for part in check.results["parts"].values()))

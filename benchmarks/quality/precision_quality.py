@@ -1,6 +1,6 @@
-"""Whether samples in half precision are as good as in full: paired samples, bootstrapped.
+"""Test whether samples in half precision are as good as in full: paired samples, bootstrapped.
 
-    python scripts/precision_quality.py --model digits --data digits --out FILE
+    python benchmarks/quality/precision_quality.py --model digits --data digits --out FILE
 
 Both precisions draw the same seeds. The Fréchet distance of each set to the training images is
 computed in the features of a classifier trained on them, for samples drawn with labels in turn; the
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from cdrl_fast.conditions import classes_in_turn
+from cdrl_fast.sampling.conditions import classes_in_turn
 
 from cdrl_fast import CDRL, Sampler, about
 from cdrl_fast.data import load_data
@@ -27,7 +27,7 @@ from cdrl_fast.metrics.distances import extracted
 
 
 def frechet(real: np.ndarray, fake: np.ndarray) -> float:
-    """Of Gaussians fitted to two sets of features, (n, d) and (m, d)."""
+    """Return the Fréchet distance of Gaussians fitted to features (n, d) and (m, d)."""
     gap = real.mean(0) - fake.mean(0)
     a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
     # The eigenvalues of a product of two covariances are real and not negative.
@@ -38,7 +38,7 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
 def compared(
     real: np.ndarray, full: np.ndarray, half: np.ndarray, resamples: int, seed: int = 0
 ) -> dict[str, float]:
-    """Both distances, and the interval of their difference over resampled pairs."""
+    """Return both distances, and the interval of their difference over resampled pairs."""
     generator = np.random.default_rng(seed)
     differences = []
     for _ in range(resamples):
@@ -54,7 +54,7 @@ def compared(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 1 where half precision is worse than allowed."""
+    """Return 1 where half precision is worse than allowed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="digits")
     parser.add_argument("--data", default="digits")
@@ -81,8 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     features = {name: extracted(images, classifier).numpy() for name, images in drawn.items()}
     real_features = extracted(real, classifier).numpy()
     figures = compared(real_features, features["fp32"], features["bf16"], options.resamples)
-    figures["floor"] = frechet(real_features, extracted(other, classifier).numpy())
-    figures["allowed"] = 0.1 * figures["floor"]
+    figures["held_out_baseline"] = frechet(real_features, extracted(other, classifier).numpy())
+    figures["allowed"] = 0.1 * figures["held_out_baseline"]
     for name in drawn:
         figures[f"accuracy_{name}"] = float(
             (classifier.predict(drawn[name]) == label).double().mean() if label is not None else 0

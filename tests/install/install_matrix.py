@@ -1,6 +1,6 @@
 """Installs the library in each way that a user's machine may ask for, and uses it there.
 
-    python scripts/install_matrix.py
+    python tests/install/install_matrix.py
 
 Each way has its own copy of the tree, its own wheel built in isolation, and its own environment,
 which sees the packages of the environment that runs this but not the library. What is shown for
@@ -18,7 +18,7 @@ import tempfile
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOT_SOURCE = (".*", "build", "demo", "runs", "*.so", "_build.json", "*.egg-info", "__pycache__")
 COMPILERS = ("CC", "CXX", "CUDACXX", "CUDA_PATH", "CUDA_HOME")
 
@@ -82,7 +82,7 @@ def samples(folder: Path, python: Path) -> None:
     """Draws with the installed command; the package must be the installed one."""
     run(folder, python.parent / "cdrl-fast", "sample", "--n", "2", "--steps", "1", "--out", "s.png")
     where = run(folder, python, "-c", "import cdrl_fast; print(cdrl_fast.__file__)")
-    if str(python.parents[1]) not in where or not (folder / "s.png").stat().st_size:
+    if str(python.parents[2]) not in where or not (folder / "s.png").stat().st_size:
         raise SystemExit(f"not the installed package: {where}")
 
 
