@@ -6,16 +6,17 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 # The environments here are for machines without a GPU.
 export CDRL_CUDA ?= OFF
+# The release that everything here is tested with. A user's may be newer: tests/install/torch_versions.py.
+TORCH ?= torch==2.13.0
 # An index to take torch from, such as https://download.pytorch.org/whl/cpu, without CUDA's several GB.
 TORCH_INDEX ?=
-TORCH := $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)",$$/\1/p' pyproject.toml)
 GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 # What the C++ tests could not run need not be compiled for them.
 AVX512 := $(if $(shell grep -m1 -o avx512f /proc/cpuinfo 2>/dev/null),ON,OFF)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-install-torch = $(if $(TORCH_INDEX),$(BIN)/pip install --quiet '$(TORCH)' --index-url $(TORCH_INDEX))
+install-torch = $(BIN)/pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .PHONY: demo docs test test-native lint bench slow kernels kernels-oldest install-matrix checkerboard gpu gpu-tune gpu-dry-run clean
 

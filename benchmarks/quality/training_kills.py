@@ -51,7 +51,7 @@ class Campaign:
         for name, value in SIZES.items():
             values = value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
-        program = "import torch; torch.set_num_threads(1); from cdrl_fast.cli.__init__ import main; main()"
+        program = "import torch; torch.set_num_threads(1); from cdrl_fast.cli import main; main()"
         command = [sys.executable, "-c", program, *words, "--iterations", str(self.iterations)]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -94,6 +94,7 @@ def main() -> int:
         assert isinstance(wheel, Path), wheel
         python = installed(work / "full" / "env", wheel)
         about(work, python, ": native\n")
+        about(work / "full" / "tree", python, ": native\n")
         samples(work, python)
         shutil.copytree(ROOT / "tests", work / "tests")
         print(
@@ -105,6 +106,7 @@ def main() -> int:
         assert isinstance(wheel, Path), wheel
         python = installed(work / "bare" / "env", wheel, without=("triton",))
         about(work, python, ": reference\n", "could not be built when this was installed")
+        about(work / "bare" / "tree", python, ": reference\n", "could not be built when this was")
         samples(work, python)
 
         print("== CDRL_NATIVE=OFF", flush=True)
