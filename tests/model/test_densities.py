@@ -34,7 +34,7 @@ def terms(density, n=4, rng=(0, 0)):
 
 def plain(term):
     """(weight, label, share) of each term, tensors as lists."""
-    listed = [term.weights, term.labels, term.of_initializer]
+    listed = [term.weights, term.labels, term.initializer_weights]
     values = [[v.tolist() if isinstance(v, torch.Tensor) else v for v in part] for part in listed]
     return list(zip(*values, strict=True))
 
