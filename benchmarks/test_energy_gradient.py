@@ -15,7 +15,7 @@ from cdrl_fast import CDRL, ResNetEnergy
 from cdrl_fast.cli.bench import folded
 from cdrl_fast.engine import Terms, frozen_energy
 from cdrl_fast.engine.terms import combined, weighted
-from cdrl_fast.networks.layers import fix_weights
+from cdrl_fast.networks.spectral_norm import fix_weights
 from cdrl_fast.precision import fast_bfloat16, resolve
 from cdrl_fast.training.flops import flop_of
 
@@ -93,7 +93,7 @@ def race(name, device):
         found["compiled"] = partial(compiled(half, logsnr, label), turned)
     for precision in PRECISIONS[device.type]:
         plan = frozen_energy(
-            energy, device=device, precision=resolve(precision, device, planned=True)
+            energy, device=device, precision=resolve(precision, device, has_kernels=True)
         )
         found[f"ours, {precision}"] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
     # There and back; what level and label take, once a batch, is little beside it.
@@ -118,7 +118,9 @@ def guided_race(name, device):
     logsnr = torch.full((1,), 1.0, device=device)
     labels = tuple(torch.tensor([label], device=device) for label in (1, 0))
     precision = "fp16" if device.type == "cuda" else "fp32"
-    plan = frozen_energy(energy, device=device, precision=resolve(precision, device, planned=True))
+    plan = frozen_energy(
+        energy, device=device, precision=resolve(precision, device, has_kernels=True)
+    )
     one = plan.at(logsnr, Terms(WEIGHTS, labels))
     two = weighted(WEIGHTS, [plan.at(logsnr, Terms(labels=(label,))) for label in labels])
 

@@ -43,7 +43,7 @@ def hand_tuned(network):
 
 def ours(network, precision, device, x, logsnr, label):
     plan = frozen_initializer(
-        network, device=device, precision=resolve(precision, device, planned=True)
+        network, device=device, precision=resolve(precision, device, has_kernels=True)
     )
     return lambda: plan.forward(x, *plan.level_inputs(logsnr, label))
 
@@ -51,7 +51,7 @@ def ours(network, precision, device, x, logsnr, label):
 def replayed(network, device, x, logsnr, label):
     """As in a captured chain: conditions are there before."""
     plan = frozen_initializer(
-        network, device=device, precision=resolve("fp16", device, planned=True)
+        network, device=device, precision=resolve("fp16", device, has_kernels=True)
     )
     conditions, out = plan.level_inputs(logsnr, label), torch.empty_like(x)
     replay = capture(lambda: out.copy_(plan.forward(x, *conditions)), device)

@@ -36,6 +36,7 @@ from revision import commit  # noqa: E402
 from cdrl_fast import about  # noqa: E402
 from cdrl_fast.ops.conv3x3 import reference, tuned  # noqa: E402
 from cdrl_fast.ops.conv3x3.tiling import Blocks, capability_of, tiling  # noqa: E402
+from cdrl_fast.ops.fp32_precision import fp32_precision  # noqa: E402
 from cdrl_fast.ops.sign_bits import pack  # noqa: E402
 
 # Batches, precisions, and (size, channels in, channels out); the last shape is a shortcut's. The

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cdrl_fast import reference
 from cdrl_fast._extension import load
 from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.networks.layers import SpectralConv2d, SpectralLinear, fix_weights
+from cdrl_fast.networks.spectral_norm import SpectralConv2d, SpectralLinear, fix_weights
 from cdrl_fast.precision import Precision
 from cdrl_fast.sampling.label_terms import cycled_classes
 from cdrl_fast.sampling.sampler import Sampler

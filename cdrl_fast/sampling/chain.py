@@ -181,7 +181,7 @@ class Chain:
         observed = recorder.kind == "steps"
         if not metropolis and not (observed and self.exact):
             place = (seed, draw + 1, first_sample)
-            energy.walk(y, anchor, rng=place, observed=observed or held, **numbers)
+            energy.langevin_(y, anchor, rng=place, observed=observed or held, **numbers)
             return
         shift = Purpose.ACCEPTANCE.draw(0) - Purpose.SAMPLING.draw(0)
         probabilities = adjusted_steps_(

@@ -212,7 +212,7 @@ def form_of(terms: Sequence[Terms]) -> Hashable:
 
 
 def _form(terms: Terms) -> Hashable:
-    weights = (*terms.weights, *terms.of_initializer)
+    weights = (*terms.weights, *terms.initializer_weights)
     return (
         tuple(len(w) if isinstance(w, Tensor) else 1 for w in weights),
         tuple(None if t is None else len(t) for t in terms.labels),

@@ -11,13 +11,10 @@ from cdrl_fast.engine import LevelEnergy, Terms, frozen_energy
 from cdrl_fast.engine.energy import GpuImageEnergy
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy, UNetInitializer
-from cdrl_fast.networks.layers import (
-    Kernels,
-    dropout_from,
-    network_power_iteration,
-    set_recompute,
-    using_kernels,
-)
+from cdrl_fast.networks.kernels import Kernels, using_kernels
+from cdrl_fast.networks.layers import dropout_from
+from cdrl_fast.networks.recompute import set_recompute
+from cdrl_fast.networks.spectral_norm import network_power_iteration
 from cdrl_fast.ops.dispatch import reason
 from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.ops.langevin_step import NEVER
@@ -230,7 +227,7 @@ class Iteration:
         """y_K: K Langevin steps from y_0, without gradients to parameters; and ``first_bad``."""
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
         y = y.clone()
-        LevelEnergy(self._chain.at(level.logsnr, Terms(labels=(label,)))).walk(
+        LevelEnergy(self._chain.at(level.logsnr, Terms(labels=(label,)))).langevin_(
             y,
             anchor,
             steps=self.model.schedule.steps,

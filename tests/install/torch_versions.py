@@ -1,7 +1,7 @@
 """Builds and tests the library with the oldest torch that it accepts, and with the newest there is.
 
     python tests/install/torch_versions.py --out benchmarks/results/torch-versions.json
-    python tests/install/torch_versions.py --only newest --out benchmarks/results/torch-versions.json
+    python tests/install/torch_versions.py --only newest --out RESULTS
 
 The oldest torch and triton are the lower bounds in pyproject.toml, the newest torch is the last
 release that pip installs. Each has an environment of its own in build/torch-versions (several

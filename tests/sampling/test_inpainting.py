@@ -19,7 +19,6 @@ from cdrl_fast import (
     Sampler,
     StepPlan,
     _extension,
-    conditional,
     mixture,
     normal,
     product,

@@ -20,7 +20,8 @@ from cdrl_fast import (
     reference,
 )
 from cdrl_fast.data import Dataset, load_data
-from cdrl_fast.networks.layers import SpectralNorm, network_power_iteration, set_recompute
+from cdrl_fast.networks.recompute import set_recompute
+from cdrl_fast.networks.spectral_norm import SpectralNorm, network_power_iteration
 from cdrl_fast.storage.folder import read_folder
 from cdrl_fast.training.recipe import load_recipe
 from tests.training.live_memory import peak
