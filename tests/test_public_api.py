@@ -55,7 +55,7 @@ SIGNATURES = {
     "mixture": "(components, *, weights)",
     "tempered": "(a, temperature)",
     "about": "()",
-    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, metropolis, "
+    "langevin": "(log_density, x, *, steps, step_size, seed, first_sample, first_step, metropolis, "
     "trace, backend, "
     "compile)",
     "ops.rng_state": "(*, seed, draw, first_sample, device)",
