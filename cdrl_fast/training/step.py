@@ -197,7 +197,7 @@ class Iteration:
         return self._initializer.accumulate(last=last)
 
     def _phase(self, y: Tensor, level: LevelTable, label: Tensor | None, sign: float) -> Tensor:
-        """Return f(y), and add the gradient of sign · mean(w_t f(y)) to the parameters' ``grad``."""
+        """Return f(y); add the gradient of sign · mean(w_t f(y)) to the parameters' ``grad``."""
         with self._autocast():
             value = self._energy(y, level.logsnr, label)
         value = value.to(self.dtype)
