@@ -99,8 +99,8 @@ UNetInitializer.forward(self, x, logsnr, label=None)
 about()
 conditional(model, label)
 guided(conditional, unconditional, weight)
-langevin(log_density, x, *, steps, step_size, seed=0, first_sample=0, first_step=0, metropolis=False,
-    trace=False, backend='auto', compile=False)
+langevin(log_density, x, *, steps, step_size, seed=0, first_sample=0, first_step=0,
+    metropolis=False, trace=False, backend='auto', compile=False)
 load_released_checkpoint(path, *, image_size=32, schedule=None)
 mixture(*components, weights=None)
 negated(base, a, weight)

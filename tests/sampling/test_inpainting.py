@@ -19,6 +19,7 @@ from cdrl_fast import (
     Sampler,
     StepPlan,
     _extension,
+    conditional,
     mixture,
     normal,
     product,
