@@ -7,12 +7,12 @@
 #include <tuple>
 
 #include "common/arguments.h"
-#include "cpu/kernels.h"
-#include "cpu/mlp_plan.h"
-#include "cpu/resnet_gradient.h"
-#include "cpu/train_conv3x3.h"
-#include "cpu/train_norm_silu.h"
-#include "cpu/unet_forward.h"
+#include "cpu/runtime/dispatch.h"
+#include "cpu/mlp/energy.h"
+#include "cpu/resnet/gradient.h"
+#include "cpu/train/conv3x3.h"
+#include "cpu/train/norm_silu.h"
+#include "cpu/unet/forward.h"
 #ifdef CDRL_WITH_CUDA
 #include "cuda/kernels.h"
 #endif

@@ -1,6 +1,6 @@
 // The noise stream for one block of four elements: Philox4x32-10, uniforms, Box-Muller.
 //
-// Runs on host and device. The vectors of cpu/normals.h compute the same, many blocks at a time; the
+// Runs on host and device. The vectors of cpu/noise/normals.h compute the same, many blocks at a time; the
 // coefficients here serve both. Source of the generator: Salmon, Moraes, Dror, Shaw, "Parallel random
 // numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once

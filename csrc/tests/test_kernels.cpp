@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/philox.h"
-#include "cpu/kernels.h"
+#include "cpu/runtime/dispatch.h"
 #include "tests/check.h"
 
 namespace {

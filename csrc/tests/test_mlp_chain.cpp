@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "common/philox.h"
-#include "cpu/kernels.h"
-#include "cpu/mlp_plan.h"
+#include "cpu/runtime/dispatch.h"
+#include "cpu/mlp/energy.h"
 #include "tests/check.h"
 
 static bool no_memory = false;

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
-#include "cpu/resnet_gradient.h"
+#include "cpu/runtime/dispatch.h"
+#include "cpu/resnet/gradient.h"
 #include "tests/check.h"
 
 namespace {

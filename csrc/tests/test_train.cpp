@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/runtime/dispatch.h"
 #include "tests/check.h"
 
 namespace {

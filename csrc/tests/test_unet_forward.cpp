@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "cpu/exp.h"
-#include "cpu/kernels.h"
-#include "cpu/unet_forward.h"
+#include "cpu/simd/exp.h"
+#include "cpu/runtime/dispatch.h"
+#include "cpu/unet/forward.h"
 #include "tests/check.h"
 
 namespace {
