@@ -1,5 +1,5 @@
-// The compiled module cdrl_fast._C: addresses, sizes and a stream in, nothing out. Arguments are
-// checked in Python (cdrl_fast/ops); tensors never cross this line.
+// The compiled module cdrl_fast._C. Functions take addresses, sizes and a CUDA stream and write to
+// memory of the caller, so the module doesn't depend on torch. cdrl_fast/ops checks the arguments.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,9 +7,11 @@
 #include <tuple>
 
 #include "common/arguments.h"
-#include "cpu/runtime/dispatch.h"
 #include "cpu/mlp/energy.h"
+#include "cpu/noise/noise.h"
 #include "cpu/resnet/gradient.h"
+#include "cpu/runtime/dispatch.h"
+#include "cpu/runtime/peak.h"
 #include "cpu/train/conv3x3.h"
 #include "cpu/train/norm_silu.h"
 #include "cpu/unet/forward.h"
@@ -64,18 +66,18 @@ cdrl::cpu::ResNetArguments resnet_arguments(uintptr_t y, uintptr_t rows, bool ro
 
 template <class T>
 std::vector<T*> addresses(const std::vector<uintptr_t>& values) {
-  std::vector<T*> found;
-  for (const uintptr_t value : values) found.push_back(address<T>(value));
-  return found;
+  std::vector<T*> result;
+  for (const uintptr_t value : values) result.push_back(address<T>(value));
+  return result;
 }
 
-// (source, target, activation, leak, linear, row) a step.
+// (source, target, activation, leak, linear, row) per step.
 using MlpStepTuple = std::tuple<int, int, int, float, bool, int64_t>;
 
-void add_mlp_plan(py::module_& m) {
+void add_mlp_energy(py::module_& m) {
   using cdrl::cpu::MlpCall;
-  using cdrl::cpu::MlpPlan;
-  py::class_<MlpPlan>(m, "MlpPlan")
+  using cdrl::cpu::MlpEnergy;
+  py::class_<MlpEnergy>(m, "MlpPlan")
       .def(py::init([](std::vector<int> widths, const std::vector<MlpStepTuple>& steps,
                        int activation, float leak, bool half, const std::vector<uintptr_t>& weights,
                        const std::vector<uintptr_t>& biases, uintptr_t head, float constant) {
@@ -84,15 +86,15 @@ void add_mlp_plan(py::module_& m) {
           shapes.push_back(
               {source, target, static_cast<cdrl::Activation>(kind), slope, linear, row});
         }
-        const cdrl::cpu::MlpWeights given{addresses<const float>(weights),
-                                          addresses<const float>(biases),
-                                          address<const float>(head), constant};
-        return std::make_unique<MlpPlan>(std::move(widths), shapes,
-                                         static_cast<cdrl::Activation>(activation), leak, half,
-                                         given);
+        const cdrl::cpu::MlpWeights tensors{addresses<const float>(weights),
+                                            addresses<const float>(biases),
+                                            address<const float>(head), constant};
+        return std::make_unique<MlpEnergy>(std::move(widths), shapes,
+                                           static_cast<cdrl::Activation>(activation), leak, half,
+                                           tensors);
       }))
       .def("chain",
-           [](const MlpPlan& plan, uintptr_t y, uintptr_t anchor, int64_t batch, int64_t steps,
+           [](const MlpEnergy& energy, uintptr_t y, uintptr_t anchor, int64_t batch, int64_t steps,
               uintptr_t table, float drift, float pull, float noise_std, float rescale,
               uintptr_t rows, int64_t rows_stride, int64_t seed, int64_t draw,
               int64_t first_sample, uintptr_t first_bad, int threads) {
@@ -105,18 +107,18 @@ void add_mlp_plan(py::module_& m) {
              call.seed = uint64_t(seed), call.draw = uint32_t(draw);
              call.first_sample = uint64_t(first_sample);
              const py::gil_scoped_release release;
-             const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call, threads);
-             auto* lowest = address<int64_t>(first_bad);
-             if (lowest != nullptr && bad < *lowest) *lowest = bad;
+             const int64_t bad = cdrl::cpu::mlp_chain(energy.program(), call, threads);
+             auto* minimum = address<int64_t>(first_bad);
+             if (minimum != nullptr && bad < *minimum) *minimum = bad;
            })
-      .def("gradient", [](const MlpPlan& plan, uintptr_t y, int64_t batch, uintptr_t rows,
+      .def("gradient", [](const MlpEnergy& energy, uintptr_t y, int64_t batch, uintptr_t rows,
                           int64_t rows_stride, uintptr_t value, uintptr_t gradient, int threads) {
         MlpCall call{};
         call.y = address<float>(y), call.batch = batch;
         call.rows = address<const float>(rows), call.rows_stride = rows_stride;
         call.value = address<float>(value), call.gradient = address<float>(gradient);
         const py::gil_scoped_release release;
-        cdrl::cpu::mlp_chain(plan.program(), call, threads);
+        cdrl::cpu::mlp_chain(energy.program(), call, threads);
       });
 }
 
@@ -159,14 +161,14 @@ std::vector<std::string> variant_names() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Kernels on plain addresses; see cdrl_fast/ops for what calls them.";
+  m.doc() = "Kernels on plain addresses, called by cdrl_fast/ops.";
   m.attr("interface") = CDRL_INTERFACE;
 
   m.def("cpu_variants", variant_names, "Instruction sets that this machine can run, best first.");
   m.def("cpu_variant", [] { return cdrl::cpu::kernels().name; });
   m.def("use_cpu_variant", &cdrl::cpu::use_variant);
   m.def("peak_flops", &cdrl::cpu::peak_flops, py::call_guard<py::gil_scoped_release>());
-  // No argument is copied and nothing of Python is touched while a kernel runs.
+  // Kernels copy no argument and use no Python object, so every call releases the GIL.
   m.def("langevin_step_cpu",
         [](uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type, uintptr_t anchor,
            int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
@@ -230,7 +232,7 @@ PYBIND11_MODULE(_C, m) {
               threads);
         });
   add_resnet_gradient(m);
-  add_mlp_plan(m);
+  add_mlp_energy(m);
 
   using cdrl::cpu::UNetForward;
   py::class_<UNetForward>(m, "UNetForward")

@@ -1,5 +1,5 @@
-// What weights, maps and samples are cut into, and bfloat16 as it is stored: shared by all units,
-// whatever they are compiled for.
+// The block of 16 channels in which weights and feature maps are stored, and bfloat16 as it is
+// stored. All files include it, whatever instruction set they are compiled for.
 #pragma once
 
 #include <cstdint>
@@ -7,15 +7,15 @@
 
 namespace cdrl::cpu {
 
-constexpr int kBlock = 16;  // channels, or features
+constexpr int kBlock = 16;  // channels, or features of an MLP
 
-// Blocks of so many channels.
+// Number of blocks that hold `channels` channels.
 static inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
 
 constexpr uint16_t kBFloat16NaN = 0x7FC0;
 
-// The nearest bfloat16, the even one where two are as near. NaN stays NaN: rounding its bits would
-// carry some to an infinity or over the sign.
+// Rounds to the nearest bfloat16, ties to even. NaN is tested for, because rounding its bits could
+// carry into the exponent (an infinity) or into the sign.
 static inline uint16_t to_bfloat16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

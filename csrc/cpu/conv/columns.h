@@ -1,13 +1,13 @@
-// A 3×3 convolution from or to the few channels of an image, as a matrix: numbered 9 channel + tap,
-// the neighbours of a position are the entries of a vector.
+// im2col: a 3×3 convolution from or to the few channels of an image as a matrix product. Entry
+// 9 channel + tap of a position's vector is its neighbour at that tap.
 #pragma once
 
 #include "cpu/conv/grid.h"
 
 namespace {
 
-// Calls body(k, row, begin, end, from): entry k of positions (row, begin … end - 1) belongs to the
-// pixels of one channel from offset `from` on, in the order of the columns.
+// Calls body(k, row, begin, end, offset) for every contiguous run: entry k of positions (row,
+// begin) to (row, end - 1) is the pixels from `offset` on.
 template <class Body>
 void each_run(int height, int width, int channels, const Body& body) {
   for (int k = 0; k < 9 * channels; ++k) {
@@ -19,7 +19,7 @@ void each_run(int height, int width, int channels, const Body& body) {
   }
 }
 
-// Images as [block][position][16]: of each position the 9 neighbours in each channel.
+// Writes the vectors of all positions, [block][position][16].
 inline void fill_columns(const Grid& grid, const float* images, int channels, float* columns) {
   const int64_t blocks = blocks_of(9 * channels);
   const int64_t image = int64_t(channels) * grid.height * grid.width;
@@ -36,7 +36,8 @@ inline void fill_columns(const Grid& grid, const float* images, int channels, fl
            });
 }
 
-// The transpose: to every pixel what its 9 neighbours hold for it is added, always in one order.
+// The transpose of `fill_columns`: adds to every pixel the entries that refer to it, always in the
+// same order.
 inline void gather_columns(const Grid& grid, const float* columns, int channels, float* images) {
   const int64_t image = int64_t(channels) * grid.height * grid.width;
   each_run(grid.height, grid.width, channels,

@@ -1,5 +1,5 @@
-// Positions of a chunk of samples, and matrices over them, with what follows done while sums are in
-// the nearest cache.
+// The positions of a chunk of samples, and matrix products over them whose epilogue runs while the
+// sums are in the L1 cache.
 #pragma once
 
 #include "cpu/conv/patches.h"
@@ -8,14 +8,14 @@
 
 namespace {
 
-// Positions of a chunk of samples, flat [row][column][sample] or with borders (patches.h).
-// Everything is in positions, of `kBlock` numbers each.
+// The positions of a chunk of samples: flat [row][column][sample], or padded with borders
+// (patches.h). Members count positions, of `kBlock` elements each.
 struct Grid {
   int height, width, samples;
-  int side;               // of the patches that convolutions cut them into, if any do
-  int64_t line, count;    // of a row and of all rows, without borders
+  int side;               // side of the patches that convolutions use
+  int64_t line, count;    // positions of one row and of all rows, without borders
   int64_t pitch, padded;  // the same with borders
-  int64_t origin;         // of the first position, among those with borders
+  int64_t origin;         // offset of position (0, 0) in the padded layout
 
   Grid(int height, int width, int samples, int side)
       : height(height),
@@ -28,7 +28,7 @@ struct Grid {
         padded(cdrl::cpu::padded_positions(height, width, samples, side)),
         origin(samples + pitch) {}
 
-  // Where block `n` of position (row, x) is, x counting columns and samples; in elements.
+  // Offset, in elements, of block `n` of position (row, x); x counts columns and samples.
   int64_t flat_at(int n, int row, int64_t x) const {
     return (n * count + row * line + x) * kBlock;
   }
@@ -37,7 +37,7 @@ struct Grid {
   }
 };
 
-// Where a sum belongs.
+// The place of one sum: its block of outputs, its sample and its offsets in both layouts.
 struct Spot {
   int block, sample;
   int64_t flat, padded;  // in elements
@@ -50,7 +50,8 @@ struct Spot {
         flat(grid.flat_at(n, row, x)),
         padded(grid.padded_at(n, row, x)) {}
 
-  int64_t mask() const { return flat / kBlock; }
+  // Index of its 16 sign bits in an array of uint16.
+  int64_t sign_index() const { return flat / kBlock; }
   void next(int samples) {
     flat += kBlock;
     padded += kBlock;
@@ -58,9 +59,9 @@ struct Spot {
   }
 };
 
-// Positions cut into tiles whose sizes differ by one at most.
+// Positions cut into tiles whose sizes differ by at most one.
 struct Cut {
-  int tiles, size, larger;  // the first `larger` have one position more
+  int tiles, size, larger;  // the first `larger` tiles have size + 1 positions
 
   explicit Cut(int64_t positions)
       : tiles(int((positions + kTilePositions - 1) / kTilePositions)),
@@ -70,7 +71,7 @@ struct Cut {
   int positions(int tile) const { return size + (tile < larger); }
 };
 
-// The inner loops that serve them.
+// The inner loop of each tile of a cut.
 template <class Type>
 class Tiles {
  public:
@@ -86,8 +87,8 @@ class Tiles {
   Tile<Type> small_, large_;
 };
 
-// A matrix times the inputs of each position, in float32: calls finish(spot, sum) for every sum.
-// Outputs are the outer loop: their weights stay in cache.
+// Multiplies a matrix with the inputs of each position, in float32, and calls finish(spot, sum) for
+// every sum. Outputs are the outer loop, so that their weights stay in cache.
 template <class Finish>
 void each_sum(const Grid& grid, const float* flat, const Window& window, const float* weights,
               int out, const Finish& finish) {
@@ -114,7 +115,7 @@ void each_sum(const Grid& grid, const float* flat, const Window& window, const f
   }
 }
 
-// The same for a flat array.
+// As `each_sum`, for inputs in the flat layout of the grid.
 template <class Finish>
 void multiply(const Grid& grid, const float* flat, int in, const float* weights, int out,
               const Finish& finish) {

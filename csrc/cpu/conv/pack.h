@@ -1,4 +1,5 @@
-// Weights as torch has them, brought into the layout of the inner loop (tile.h).
+// Packs weights from torch's layout into that of the inner loop (tile.h). Its functions have
+// external linkage, so no *_kernel.cpp may include it.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +13,7 @@ namespace cdrl::cpu {
 inline void put(float* to, float value) { *to = value; }
 inline void put(uint16_t* to, float value) { *to = to_bfloat16(value); }
 
-// A weight's element of output o, input i and tap t is at out_step o + in_step i + tap_step t.
+// A weight in torch's layout: output o, input i, tap t is at out_step o + in_step i + tap_step t.
 struct Source {
   const float* weight;
   int outs, ins;
@@ -28,12 +29,13 @@ inline Source transposed_matrix(const float* weight, int outs, int ins) {
 inline Source convolution(const float* weight, int outs, int ins) {
   return {weight, outs, ins, int64_t(9) * ins, 9, 1};
 }
-// Outputs and inputs change places, and taps point the other way.
+// Swaps outputs and inputs, and reverses the taps.
 inline Source transposed_convolution(const float* weight, int outs, int ins) {
   return {weight + 8, ins, outs, 9, int64_t(9) * ins, -1};
 }
 
-// Where the 16 outputs of a block meet input `i`; from one output to the next it is `kDepth` elements.
+// The place of the 16 weights from input `i` to a block of outputs, which are `kDepth` elements
+// apart.
 template <class Element>
 struct Place {
   static constexpr int kDepth = 4 / int(sizeof(Element));
@@ -44,7 +46,7 @@ struct Place {
   }
 };
 
-// Padding is zero already and stays so.
+// Writes the weights and leaves the padding, which is zero from the allocation.
 template <class Element>
 void pack_matrix(const Source& from, Element* to) {
   using At = Place<Element>;
@@ -67,7 +69,7 @@ inline void pack(const Source& from, void* to, bool bfloat16) {
   }
 }
 
-// G times a column of three (transforms.h), of 16 weights at a time, which compilers vectorise.
+// G times a column of three (transforms.h), for 16 weights at a time, which compilers vectorise.
 template <int side>
 void transform_weights(const double (*w)[kBlock], int step, double (*g)[kBlock], int to_step) {
   constexpr double a = 0.70710678118654752, b = 1.41421356237309505;
@@ -87,8 +89,8 @@ void transform_weights(const double (*w)[kBlock], int step, double (*g)[kBlock],
   }
 }
 
-// G w Gᵀ of every 3×3 weight, rounded once, as `weights_at` says for `in` blocks of inputs: from the
-// block on that `to` points at, for there may be others.
+// Writes G w Gᵀ of every 3×3 weight, rounded once, in the layout of `weights_at` for `in` blocks of
+// inputs. `in` may be more than this weight's: then `to` points at its first block.
 template <int side, class Element>
 void pack_products(const Source& from, Element* to, int64_t in) {
   constexpr int count = side + 2;
@@ -114,7 +116,7 @@ void pack_products(const Source& from, Element* to, int64_t in) {
   }
 }
 
-// The same for float32, and patches of some side.
+// The same for float32 and a side known at run time.
 inline void pack_products(const Source& from, float* to, int64_t in, int side) {
   if (side == 4) {
     pack_products<4>(from, to, in);

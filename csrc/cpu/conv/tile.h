@@ -1,13 +1,13 @@
-// The inner loop of every convolution and linear map: outputs of a few positions, kept in registers.
+// The inner loop of every convolution and linear map: a tile of positions × outputs in registers.
 //
 //   acc[p][n] = sum over blocks c, channels k:  in[c][p][k] · w[n][c][k]
 //
-// Channels come in blocks of 16. `in` is [block][position][16], so that neighbouring positions are
-// always one block apart. Every output is summed in the same order whatever its position in a tile, so
+// Channels are stored in blocks of 16. `in` is [block][position][16], so that adjacent positions
+// are one block apart. Every output is summed in the same order wherever it lies in a tile, so
 // results don't depend on how positions are cut into tiles.
 //
-// Weights are [out block][in block][16 / depth][16 outputs][depth], depth being the channels that one
-// instruction multiplies: 2 in bfloat16, 1 in float32. Accumulators are float32.
+// Weights are [out block][in block][16 / depth][16 outputs][depth]; depth is the number of channels
+// that one instruction multiplies: 2 in bfloat16, 1 in float32. Accumulators are float32.
 #pragma once
 
 #include <cstdint>
@@ -34,12 +34,12 @@ struct BFloat16 {
   static constexpr int kDepth = 2;
 };
 
-// How an input is laid out.
+// The layout of an input.
 struct Window {
   int64_t plane;  // elements from one block of channels to the next
   int blocks;     // of input channels
 
-  // Weights of one block of outputs.
+  // Number of weights of one block of outputs.
   int64_t weights() const { return int64_t(blocks) * kBlock * kBlock; }
 };
 
@@ -210,8 +210,8 @@ struct Step<BFloat16> {
 
 #endif
 
-// Sums of `positions` positions from `in` on and `outs` blocks of outputs: a position's block of 16
-// after the other, blocks of outputs `apart` numbers apart.
+// Computes `outs` blocks of outputs for the `positions` positions from `in` on. Positions are
+// written one after the other, blocks of outputs `apart` floats apart.
 template <class Type, int positions, int outs>
 void tile(const typename Type::Element* in, const Window& window,
           const typename Type::Element* weights, float* to, int64_t apart) {
@@ -255,7 +255,7 @@ Tile<Type> tile_of(int count, std::integer_sequence<int, positions...>) {
   return tiles[count - 1];
 }
 
-// `tile` for 1 … kTilePositions positions and 1 … kTileBlocks blocks of outputs.
+// Returns `tile` for 1 to kTilePositions positions and 1 to kTileBlocks blocks of outputs.
 template <class Type>
 Tile<Type> tile_of(int positions, int outs) {
   using Counts = std::make_integer_sequence<int, kTilePositions>;

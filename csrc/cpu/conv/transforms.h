@@ -1,30 +1,31 @@
-// Transforms of 3×3 convolutions with fewer products (Winograd's, by Toom and Cook):
+// Winograd's transforms of 3×3 convolutions (by Toom and Cook), which need fewer products:
 //
 //   y = Aᵀ [Σ over channels (G w Gᵀ) ⊙ (Bᵀ d B)] A
 //
-// y being a patch of outputs and d the inputs around it. G w Gᵀ is taken once, when weights are packed
-// (pack.h). A rule is a size of patch: `ByTwo` is F(2×2, 3×3), with 16 products for 4 outputs where
-// plain sums take 36; `ByFour` is F(4×4, 3×3), with 36 for 16 where plain sums take 144.
+// y is a patch of outputs and d the inputs around it. G w Gᵀ is computed once, when weights are
+// packed (pack.h). A rule is a size of patch: `ByTwo` is F(2×2, 3×3), 16 products for 4 outputs
+// where direct convolution takes 36; `ByFour` is F(4×4, 3×3), 36 products for 16 outputs instead of
+// 144.
 #pragma once
 
 #include "cpu/simd/sixteen.h"
 
 namespace {
 
-// Without vector registers a transform is a great deal of code, of which one copy is enough.
+// Without vector registers a transform is much code; one copy is enough.
 #if defined(__AVX2__)
 #define CDRL_TRANSFORM inline
 #else
 #define CDRL_TRANSFORM __attribute__((noinline))
 #endif
 
-// Bᵀ and Aᵀ hold 0 and ±1 alone. Rows one by one, and inputs loaded for each: few registers serve, and
-// the columns that a row doesn't need are not loaded.
+// Bᵀ and Aᵀ have entries 0 and ±1 alone. Rows are computed one by one, each from newly loaded
+// inputs, so that few registers suffice and columns that a row doesn't need are not loaded.
 struct ByTwo {
   static constexpr int kOut = 2, kIn = 4, kProducts = 16;
 
-  // Bᵀ d B of 4×4 positions, load(row, column) being the address of one's sixteen channels, to `out`
-  // with `step` from one product to the next.
+  // Writes Bᵀ d B of 4×4 positions to `out`, one product every `step` elements. at(row, column) is
+  // the address of a position's 16 channels.
   template <class At, class Element>
   CDRL_TRANSFORM static void inputs(const At& at, Element* out, int64_t step) {
     inputs_row<0>(at, out, step);
@@ -33,13 +34,13 @@ struct ByTwo {
     inputs_row<3>(at, out, step);
   }
 
-  // Aᵀ m A of the products from `m` on, `step` apart.
+  // Computes Aᵀ m A of the products from `m` on, which are `step` elements apart.
   CDRL_TRANSFORM static void outputs(const float* m, int64_t step, Sixteen (*out)[2]) {
     outputs_row<0>(m, step, out[0]);
     outputs_row<1>(m, step, out[1]);
   }
 
-  // A d Aᵀ of 2×2 gradients of outputs, as `inputs`.
+  // Writes A d Aᵀ of 2×2 gradients of outputs, as `inputs` does.
   template <class At>
   CDRL_TRANSFORM static void gradients(const At& at, float* out, int64_t step) {
     const Sixteen d[4] = {Sixteen::load(at(0, 0)), Sixteen::load(at(0, 1)),
@@ -50,7 +51,7 @@ struct ByTwo {
     gradients_row<3>(d, out, step);
   }
 
-  // G times a column of three, and Gᵀ times one of four.
+  // G times a column of three weights, and Gᵀ times a column of four products.
   static void taps(const Sixteen* w, Sixteen* out) {
     const Sixteen outer = w[0].plus(w[2]);
     out[0] = w[0];
@@ -120,12 +121,13 @@ struct ByTwo {
   }
 };
 
-// By the points 0, ±a, ±b and ∞ with a = √½ and b = √2: the error is twice that of plain sums, by the
-// usual points 0, ±1, ±2 four times. In float32 alone. A register's channels at a time.
+// Uses the points 0, ±a, ±b and ∞ with a = √½ and b = √2: the error is twice that of direct
+// convolution; with the usual points 0, ±1, ±2 it is four times. For float32 alone. Computes one
+// register of channels at a time.
 class ByFour {
   using V = Vector;
   using F = V::Float;
-  static constexpr int kWidth = 2 * V::kLanes;  // channels of a register
+  static constexpr int kWidth = 2 * V::kLanes;  // channels per register
 
  public:
   static constexpr int kOut = 4, kIn = 6, kProducts = 36;
@@ -198,26 +200,27 @@ class ByFour {
     out[5] = y[3];
   }
 
-  // Columns of `ins` numbers, then the rows that come of them, from at(row, column) to to(row, column).
+  // Applies `column` to the columns of a matrix with `ins` rows, then to the rows of the result.
+  // Reads from at(row, column), writes to to(row, column).
   template <int ins, int outs, void (*column)(const F*, F*), class At, class To>
   static void transform(const At& at, const To& to) {
     for (int lane = 0; lane < kBlock; lane += kWidth) {
       F rows[outs][ins];
 #pragma GCC unroll 6
       for (int j = 0; j < ins; ++j) {
-        F given[ins], found[outs];
+        F in[ins], out[outs];
 #pragma GCC unroll 6
-        for (int i = 0; i < ins; ++i) given[i] = V::load(at(i, j) + lane);
-        column(given, found);
+        for (int i = 0; i < ins; ++i) in[i] = V::load(at(i, j) + lane);
+        column(in, out);
 #pragma GCC unroll 6
-        for (int i = 0; i < outs; ++i) rows[i][j] = found[i];
+        for (int i = 0; i < outs; ++i) rows[i][j] = out[i];
       }
 #pragma GCC unroll 6
       for (int i = 0; i < outs; ++i) {
-        F found[outs];
-        column(rows[i], found);
+        F out[outs];
+        column(rows[i], out);
 #pragma GCC unroll 6
-        for (int j = 0; j < outs; ++j) V::store(to(i, j) + lane, found[j]);
+        for (int j = 0; j < outs; ++j) V::store(to(i, j) + lane, out[j]);
       }
     }
   }

@@ -1,6 +1,6 @@
-// 3×3 convolutions by patches of outputs, which take fewer products than plain sums (transforms.h).
-// Where patches don't divide a side, the last ones have outputs that nobody asked for; inputs beyond the
-// borders are zeros or the same sample's, and what they add to other outputs cancels.
+// Winograd's 3×3 convolutions, in patches of outputs (transforms.h). Where patches don't divide a
+// side, the last ones compute outputs that are dropped. Inputs beyond the borders are zeros or
+// belong to the same sample, and their contributions to the other outputs cancel.
 #pragma once
 
 #include <type_traits>
@@ -17,14 +17,14 @@ using cdrl::cpu::weights_at;
 
 static_assert(kOuts % kTileBlocks == 0);
 
-// A few patches, one after the other in the order [patch row][patch column][sample].
+// Up to kPatches consecutive patches in the order [patch row][patch column][sample].
 template <class Rule>
 struct Patches {
   const Grid& grid;
   int count;
-  int64_t padded[kPatches], flat[kPatches];  // of each one's first output, in elements
+  int64_t padded[kPatches], flat[kPatches];  // offsets of each patch's first output, in elements
   int sample[kPatches];
-  int down[kPatches], across[kPatches];  // how many of its outputs there are
+  int down[kPatches], across[kPatches];  // rows and columns of outputs inside the map
 
   Patches(const Grid& grid, int64_t first, int count) : grid(grid), count(count) {
     constexpr int side = Rule::kOut;
@@ -46,6 +46,7 @@ struct Patches {
     }
   }
 
+  // Writes the transformed inputs of `in` blocks: [product][block][patch].
   template <class Element>
   void transform(const Element* plane, int in, Element* out, int64_t step) const {
     const int64_t pitch = grid.pitch * kBlock, column = int64_t(grid.samples) * kBlock;
@@ -58,7 +59,8 @@ struct Patches {
     }
   }
 
-  // Outputs of block `n`, from its products, which are `step` apart.
+  // Calls finish(spot, sum) for the outputs of block `n`, from its products, which are `step`
+  // apart.
   template <class Finish>
   void finish(int n, const float* products, int64_t step, const Finish& finish) const {
     const int64_t column = int64_t(grid.samples) * kBlock;
@@ -78,8 +80,8 @@ struct Patches {
   }
 };
 
-// The products of all patches with the weights of up to `kOuts` blocks of outputs:
-// [product][output block][patch].
+// Multiplies the transforms of all patches with the weights of up to `kOuts` blocks of outputs. The
+// products are [product][output block][patch].
 template <class Rule, class Type>
 void multiply_patches(const typename Type::Element* transforms, int in, int count,
                       const typename Type::Element* weights, int outs, float* to) {
@@ -103,12 +105,12 @@ void multiply_patches(const typename Type::Element* transforms, int in, int coun
   }
 }
 
-// `convolve` by patches of one size.
+// `convolve` with patches of one size.
 template <class Rule, class Type, class Finish>
 void convolve_by(const Grid& grid, const typename Type::Element* plane, int in,
-                 const typename Type::Element* weights, int out, void* memory,
+                 const typename Type::Element* weights, int out, void* workspace,
                  const Finish& finish) {
-  float* products = static_cast<float*>(memory);
+  float* products = static_cast<float*>(workspace);
   auto* transforms = reinterpret_cast<typename Type::Element*>(
       products + Rule::kProducts * product_step(kOuts, kPatches));
   const int64_t all = int64_t(cdrl::cpu::patches_along(grid.height, Rule::kOut)) *
@@ -130,19 +132,19 @@ void convolve_by(const Grid& grid, const typename Type::Element* plane, int in,
   }
 }
 
-// A 3×3 convolution with zero borders, from `in` blocks of channels of a padded plane to `out`: calls
-// finish(spot, sum) for every sum. Weights lie as `weights_at` says, for patches as the grid has them;
-// `memory` is as large as `patch_bytes` says.
+// A 3×3 convolution with zero borders, from `in` blocks of channels of a padded plane to `out`
+// blocks. Calls finish(spot, sum) for every sum. `packed` has the layout of `weights_at` for
+// patches of the grid's side; `workspace` has `patch_bytes` bytes.
 template <class Type, class Finish>
 void convolve(const Grid& grid, const typename Type::Element* plane, int in, const void* packed,
-              int out, void* memory, const Finish& finish) {
+              int out, void* workspace, const Finish& finish) {
   const auto* weights = static_cast<const typename Type::Element*>(packed);
   if constexpr (std::is_same_v<Type, Float32>) {
     if (grid.side == ByFour::kOut) {
-      return convolve_by<ByFour, Type>(grid, plane, in, weights, out, memory, finish);
+      return convolve_by<ByFour, Type>(grid, plane, in, weights, out, workspace, finish);
     }
   }
-  convolve_by<ByTwo, Type>(grid, plane, in, weights, out, memory, finish);
+  convolve_by<ByTwo, Type>(grid, plane, in, weights, out, workspace, finish);
 }
 
 }  // namespace

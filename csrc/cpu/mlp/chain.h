@@ -1,76 +1,70 @@
-// An energy made of linear maps, activations and sums, as the kernels read it, and what to do.
+// Langevin chains on an energy made of linear maps, activations and sums: the energy as kernels
+// read it, and a call's arguments.
 //
-// Buffers hold pre-activations; buffer 0 is the state. A map adds weight · activation(source) +
-// bias to its target, a sum adds the source itself; the value is head · activation(last buffer) +
-// constant.
-// In memory a buffer is [block of 16 features][sample][16], its last block filled up with zeros.
+// Buffers store pre-activations; buffer 0 is the state. A map adds weight · activation(source) +
+// bias to its target, a sum adds the source itself. The energy's value is head · activation(last
+// buffer) + constant. In memory a buffer is [block of 16 features][sample][16]; its last block is
+// padded with zeros.
 #pragma once
 
 #include <cstdint>
 
 #include "common/arguments.h"
-#include "cpu/runtime/dispatch.h"
 
-namespace cdrl {
+namespace cdrl::cpu {
 
-enum class Activation : int { kIdentity, kLeaky, kSilu, kTanh, kSoftplus, kSigmoid };
-
-namespace cpu {
-
-// Where a result is added to what is there already, and to what.
-constexpr int kNothing = -1;
+constexpr int kNothing = -1;  // for MlpStep::previous
 
 struct MlpStep {
   int source, target;
   Activation activation;
-  float leak;            // slope of kLeaky below zero
-  bool linear;           // else a sum, without weights
-  void* forward;         // weights packed as tile.h wants them
-  void* backward;        // the transposed ones
-  float* bias;           // of the target's padded width, or null
-  int64_t row;           // the bias's first column in `rows`, or -1
-  bool single;           // weights and inputs in float32 whatever the precision
-  bool skipped;          // a sum that the next step does as well
-  int previous;          // buffer that the result is added to, kNothing for none
-  bool first_gradient;   // the first to write the source's gradient
+  float leak;           // slope of kLeaky below zero
+  bool linear;          // a map; else a sum, without weights
+  void* forward;        // weights, packed for tile.h
+  void* backward;       // the transposed weights, packed
+  float* bias;          // of the target's padded width, or null
+  int64_t row;          // first column of the bias in a call's `rows`, or -1
+  bool single;          // float32 weights and inputs, whatever the precision
+  bool skipped;         // a sum that the next step includes
+  int previous;         // the buffer that the result is added to, or kNothing
+  bool first_gradient;  // the first step that writes the source's gradient: it assigns, others add
 };
 
 struct MlpProgram {
   const MlpStep* steps;
   int count, buffers;
   const int* widths;         // features of each buffer
-  const int64_t* values;     // where each begins, in floats a sample
-  const int64_t* gradients;  // likewise its gradient, which may share memory with an earlier one
+  const int64_t* values;     // offset of each buffer, in floats per sample
+  const int64_t* gradients;  // offset of its gradient, which may reuse memory of an earlier one
   float* head;               // of the last buffer's padded width
   Activation activation;
   float leak, constant;
-  bool half;        // bfloat16 for the matrix products, but for those of the state
-  bool thin;        // the state has few features, and maps alone read it, without activation
-  int64_t operand;  // floats a sample of the largest input of a product
-  int64_t room;     // floats a sample of all that a call needs
-  int64_t cost;     // about how many multiplications a sample and step take, forward
+  bool half;          // bfloat16 matrix products, except the state's
+  bool thin;          // the state has few features, and only maps without activation read it
+  int64_t operand;    // floats per sample of the largest input of a product
+  int64_t workspace;  // floats per sample of all that a call needs
+  int64_t cost;       // about how many multiplications a forward pass takes per sample
 };
 
 struct MlpCall {
-  float* y;             // (batch, dim), changed by a chain
+  float* y;             // (batch, dim); a chain updates it in place
   const float* anchor;  // may be null
-  const float* table;   // may be null; else (4, batch) as in StepArguments
-  const float* rows;    // biases that depend on level or sample; may be null
-  int64_t rows_stride;  // 0 where one row serves all
-  float* value;         // (batch,) or null      } a single gradient
-  float* gradient;      // (batch, dim), or null } instead of a chain
+  const float* table;   // null, or (4, batch) as in StepArguments
+  const float* rows;    // biases that depend on the level or the sample; may be null
+  int64_t rows_stride;  // 0 where all samples share one row
+  float* value;         // (batch,) or null      } with either of these, the call computes one value
+  float* gradient;      // (batch, dim), or null } and gradient instead of a chain
   int64_t batch, steps;
   uint64_t seed, first_sample;
   uint32_t draw;
   float drift, pull, noise_std, rescale;
 };
 
-// At most this many features of the state are `thin`.
+// A state of at most this many features is `thin`.
 constexpr int kThin = 4;
 
-// Whole batches, on at most `threads` threads. Returns the smallest draw · 2^31 + position of a
-// sample that left the finite numbers, or kNone.
+// Runs a whole batch on at most `threads` threads. Returns the smallest draw · 2^31 + position of a
+// sample that became non-finite, or kNone (noise/noise.h).
 int64_t mlp_chain(const MlpProgram& program, const MlpCall& call, int threads);
 
-}  // namespace cpu
-}  // namespace cdrl
+}  // namespace cdrl::cpu

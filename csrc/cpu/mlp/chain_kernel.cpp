@@ -1,14 +1,15 @@
-// All Langevin steps of some samples on an energy made of linear maps; compiled once for each
-// instruction set.
+// All Langevin steps of a chunk of samples on an energy made of linear maps.
 //
-// Weights pass through the cache once for all samples of a chunk, whose buffers stay there. Sums
-// are taken in the same order wherever a sample stands: its bits don't depend on its company.
+// The buffers of a chunk stay in cache, and the weights pass through it once for all samples. Sums
+// have the same order wherever a sample is in a chunk, so its bits don't depend on the other
+// samples.
 #include "cpu/mlp/chain.h"
 
 #include <type_traits>
 
-#include "cpu/simd/activation.h"
 #include "cpu/mlp/linear_map.h"
+#include "cpu/noise/noise.h"
+#include "cpu/simd/activation.h"
 
 namespace cdrl::cpu::CDRL_VARIANT {
 int64_t langevin_step(const StepArguments&, const Part&);
@@ -20,20 +21,21 @@ using cdrl::cpu::MlpCall;
 using cdrl::cpu::MlpProgram;
 using cdrl::cpu::MlpStep;
 
-// Samples [begin, begin + count) of a call, with buffers in `room`.
+// Samples [begin, begin + count) of a call, with buffers in `workspace`.
 class Chunk {
  public:
-  Chunk(const MlpProgram& program, const MlpCall& call, int64_t begin, int count, float* room)
+  Chunk(const MlpProgram& program, const MlpCall& call, int64_t begin, int count,
+        float* workspace)
       : p_(program),
         call_(call),
         begin_(begin),
         count_(count),
         dim_(program.widths[0]),
         plane_(int64_t(count) * kBlock),
-        operand_(room),
-        state_gradient_(room + program.operand * count),
+        operand_(workspace),
+        state_gradient_(workspace + program.operand * count),
         table_(state_gradient_ + int64_t(dim_) * count),
-        room_(room) {}
+        workspace_(workspace) {}
 
   void gradient_once() {
     load_state();
@@ -59,11 +61,11 @@ class Chunk {
   }
 
  private:
-  float* buffer(int i) const { return room_ + p_.values[i] * count_; }
-  float* gradient(int i) const { return room_ + p_.gradients[i] * count_; }
+  float* buffer(int i) const { return workspace_ + p_.values[i] * count_; }
+  float* gradient(int i) const { return workspace_ + p_.gradients[i] * count_; }
   int blocks(int i) const { return blocks_of(p_.widths[i]); }
 
-  // The state with its features in blocks.
+  // Copies the state to buffer 0, in blocks of features.
   void load_state() const {
     if (p_.thin) return;
     const float* y = call_.y + begin_ * dim_;
@@ -131,7 +133,7 @@ class Chunk {
     if (!p_.thin) store_state_gradient();
   }
 
-  // head · activation(last buffer) + constant of each sample.
+  // Writes head · activation(last buffer) + constant of each sample.
   void value() const {
     const int last = p_.buffers - 1;
     with_activation(p_.activation, [&](auto activated) {
@@ -150,14 +152,14 @@ class Chunk {
     });
   }
 
-  // One Langevin step of the chunk; the first of its samples that went wrong.
+  // Does one Langevin step. Returns the first sample of the chunk that became non-finite, or kNone.
   int64_t update(int64_t step) const {
     const bool last = step + 1 == call_.steps;
     if (call_.table != nullptr) {
       for (int row = 0; row < 4; ++row) {
         const float* from = call_.table + row * call_.batch + begin_;
-        const bool given = row < 3 || last;
-        for (int s = 0; s < count_; ++s) table_[row * count_ + s] = given ? from[s] : 1.0f;
+        const bool used = row < 3 || last;  // only the last step rescales
+        for (int s = 0; s < count_; ++s) table_[row * count_ + s] = used ? from[s] : 1.0f;
       }
     }
     float* y = call_.y + begin_ * dim_;
@@ -183,8 +185,8 @@ class Chunk {
     const float* previous = step.previous == cdrl::cpu::kNothing ? nullptr : buffer(step.previous);
     linear_map<Type>(in, blocks(step.source), static_cast<const Element*>(step.forward), outs,
                      count_, [&](int block, int s, const float* sums) {
-                       float room[kBlock];
-                       const float* bias = bias_of(step, block, s, room);
+                       float padded[kBlock];
+                       const float* bias = bias_of(step, block, s, padded);
                        const int64_t at = block * plane_ + s * kBlock;
                        for (int i = 0; i < kBlock; i += kWidth) {
                          V::Float x = V::load(sums + i);
@@ -227,7 +229,7 @@ class Chunk {
     return in;
   }
 
-  // activation(x) in the precision of a product; x itself where that is the same.
+  // Returns activation(x) in the precision of a product, or x itself where that is the same.
   template <class Type, class Act>
   const typename Type::Element* operand(const float* x, int blocks, Act, float leak) const {
     using Element = typename Type::Element;
@@ -243,7 +245,8 @@ class Chunk {
     }
   }
 
-  // Calls function(std::integral_constant of the state's few features), for loops without branches.
+  // Calls function(std::integral_constant of the number of features of a thin state), so that loops
+  // over features unroll.
   template <class Function>
   void with_dim(Function function) const {
     switch (dim_) {
@@ -258,7 +261,7 @@ class Chunk {
     }
   }
 
-  // The state's few features times the first rows of each block of packed weights.
+  // A map from a thin state: its features times the first rows of each block of packed weights.
   void thin_forward(const MlpStep& step) const {
     const float* previous = step.previous == cdrl::cpu::kNothing ? nullptr : buffer(step.previous);
     float* out = buffer(step.target);
@@ -268,8 +271,8 @@ class Chunk {
         const float* w = static_cast<const float*>(step.forward) + block * kBlock * kBlock;
         const float* y = call_.y + begin_ * dim;
         for (int s = 0; s < count_; ++s, y += dim) {
-          float room[kBlock];
-          const float* bias = bias_of(step, block, s, room);
+          float padded[kBlock];
+          const float* bias = bias_of(step, block, s, padded);
           const int64_t at = block * plane_ + s * kBlock;
           for (int i = 0; i < kBlock; i += kWidth) {
             V::Float x = bias != nullptr ? V::load(bias + i) : V::number(0.0f);
@@ -312,14 +315,15 @@ class Chunk {
     });
   }
 
-  // The 16 biases of a block, or null.
-  const float* bias_of(const MlpStep& step, int block, int sample, float* room) const {
+  // Returns the 16 biases of a block, or null. Copies them to `padded` where the block is
+  // incomplete.
+  const float* bias_of(const MlpStep& step, int block, int sample, float* padded) const {
     if (step.row < 0) return step.bias == nullptr ? nullptr : step.bias + block * kBlock;
     const int first = block * kBlock, left = p_.widths[step.target] - first;
     const float* row = call_.rows + (begin_ + sample) * call_.rows_stride + step.row + first;
     if (left >= kBlock) return row;
-    for (int i = 0; i < kBlock; ++i) room[i] = i < left ? row[i] : 0.0f;
-    return room;
+    for (int i = 0; i < kBlock; ++i) padded[i] = i < left ? row[i] : 0.0f;
+    return padded;
   }
 
   void add(float* to, const float* from, int blocks, bool assign) const {
@@ -329,7 +333,8 @@ class Chunk {
     });
   }
 
-  // Calls function(block, where, first of its 16 features) for every register of a buffer.
+  // Calls function(block, offset, index of the first feature in its block) for every register of a
+  // buffer.
   template <class Function>
   void each(int blocks, Function function) const {
     for (int block = 0; block < blocks; ++block) {
@@ -343,11 +348,11 @@ class Chunk {
   const MlpCall& call_;
   const int64_t begin_;
   const int count_, dim_;
-  const int64_t plane_;  // of a block of features
+  const int64_t plane_;    // floats of one block of features
   float* operand_;         // input of a product
   float* state_gradient_;  // (count, dim)
   float* table_;           // (4, count)
-  float* room_;
+  float* workspace_;
 };
 
 }  // namespace
@@ -355,8 +360,8 @@ class Chunk {
 namespace cdrl::cpu::CDRL_VARIANT {
 
 int64_t mlp_chain(const MlpProgram& program, const MlpCall& call, int64_t begin, int count,
-                  float* room) {
-  Chunk chunk(program, call, begin, count, room);
+                  float* workspace) {
+  Chunk chunk(program, call, begin, count, workspace);
   if (call.value == nullptr && call.gradient == nullptr) return chunk.chain();
   chunk.gradient_once();
   return kNone;

@@ -1,46 +1,48 @@
-// An energy made ready for `mlp_chain`: its steps in order, weights packed, memory laid out.
+// `MlpEnergy`: an energy compiled for `mlp_chain`, with its steps in order, weights packed and
+// buffers placed.
 #pragma once
 
 #include <vector>
 
-#include "cpu/runtime/memory.h"
 #include "cpu/mlp/chain.h"
+#include "cpu/runtime/memory.h"
 
 namespace cdrl::cpu {
 
+// A step before packing.
 struct MlpShape {
   int source, target;
   Activation activation;
   float leak;
-  bool linear;  // else a sum
-  int64_t row;  // the bias's first column in a call's rows, or -1
+  bool linear;  // a map; else a sum
+  int64_t row;  // first column of the bias in a call's rows, or -1
 };
 
-// Contiguous numbers of each step, which are copied: weights (out, in), null for a sum; biases
-// (out,), null where there is none; and the head, one number a feature.
+// Contiguous tensors of each step: weights (out, in), null for a sum; biases (out,), null without
+// one; and the head, one float per feature. MlpEnergy copies them.
 struct MlpWeights {
   std::vector<const float*> weights, biases;
   const float* head;
   float constant;
 };
 
-class MlpPlan {
+class MlpEnergy {
  public:
-  // Sources come before their targets, no buffer is written after it was read, and every buffer but
-  // the last is read.
-  MlpPlan(std::vector<int> widths, const std::vector<MlpShape>& shapes, Activation activation,
-          float leak, bool half, const MlpWeights& weights);
-  MlpPlan(const MlpPlan&) = delete;
-  MlpPlan& operator=(const MlpPlan&) = delete;
+  // Requires that sources come before their targets, that no buffer is written after it was read,
+  // and that every buffer but the last is read.
+  MlpEnergy(std::vector<int> widths, const std::vector<MlpShape>& shapes, Activation activation,
+            float leak, bool half, const MlpWeights& weights);
+  MlpEnergy(const MlpEnergy&) = delete;
+  MlpEnergy& operator=(const MlpEnergy&) = delete;
 
   const MlpProgram& program() const { return program_; }
 
  private:
   void check(const MlpWeights& weights) const;
   void fuse_sums();
-  void lay_out();
-  void place(const MlpWeights& weights);
-  void pack_all(const MlpWeights& weights);
+  void place_buffers();
+  void place_weights(const MlpWeights& weights);
+  void pack_weights(const MlpWeights& weights);
 
   std::vector<int> widths_;
   std::vector<MlpStep> steps_;

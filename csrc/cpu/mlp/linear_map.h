@@ -1,4 +1,4 @@
-// Linear maps of many samples by tile.h, and what goes with them.
+// Linear maps of many samples with the inner loop of tile.h, and helpers for their epilogues.
 #pragma once
 
 #include "cpu/conv/tile.h"
@@ -8,21 +8,22 @@ namespace {
 
 using V = Vector;
 
-constexpr int kWidth = 2 * V::kLanes;  // floats of a register
+constexpr int kWidth = 2 * V::kLanes;  // floats per register
 
 inline void store_as(float* p, V::Float a) { V::store(p, a); }
 inline void store_as(uint16_t* p, V::Float a) { V::store_bfloat16(p, a); }
 
-// Calls use(block, sample, sums of its 16 outputs) for every output of a linear map.
+// Calls use(block, sample, sums of 16 outputs) for every sample and block of outputs of a linear
+// map.
 template <class Type, class Use>
 inline void linear_map(const typename Type::Element* in, int in_blocks,
                        const typename Type::Element* weights, int out_blocks, int samples,
                        Use use) {
   const Window window{int64_t(samples) * kBlock, in_blocks};
   alignas(64) float sums[kTilePositions * kTileBlocks * kBlock];
-  // Tiles of nearly equal size: a small one pays for the same weights.
+  // Tiles of nearly equal size, because a small tile loads as many weights as a large one.
   const int tiles = (samples + kTilePositions - 1) / kTilePositions;
-  // Weights of one or two blocks stay in the first cache while all samples meet them.
+  // The weights of kTileBlocks blocks stay in the L1 cache for all samples.
   for (int block = 0; block < out_blocks; block += kTileBlocks) {
     const int outs = out_blocks - block < kTileBlocks ? out_blocks - block : kTileBlocks;
     const typename Type::Element* w = weights + block * window.weights();
@@ -47,7 +48,7 @@ inline float sum_of(const float* parts) {
   }
 }
 
-// The sum of a register's numbers.
+// The sum of a register's lanes.
 inline float total(V::Float sums) {
   float parts[kWidth];
   V::store(parts, sums);

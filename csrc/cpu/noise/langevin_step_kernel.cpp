@@ -1,6 +1,6 @@
-// One pass of the Langevin update over part of the state; compiled once for each instruction set.
+// The Langevin update of a part of the state in one pass over memory.
+#include "cpu/noise/noise.h"
 #include "cpu/noise/normals.h"
-#include "cpu/runtime/dispatch.h"
 
 namespace {
 
@@ -21,7 +21,7 @@ struct Coefficients {
     return {c[0], c[a.batch], c[2 * a.batch], c[3 * a.batch]};
   }
 
-  // Four rows of numbers, one for each element.
+  // Reads the coefficients of each element from four rows.
   Coefficients(const float* rows, int64_t stride)
       : drift(V::load(rows)),
         pull(V::load(rows + stride)),
@@ -42,13 +42,14 @@ struct Grad<cdrl::GradType::kFloat32> {
   static V::Float load(const Element* p) { return V::load(p); }
 };
 
-// One register of new state. `wrong` turns to NaN where the state is not finite: 0 y is 0 else.
+// Returns one register of the new state. `non_finite` becomes NaN where the state is not finite: 0
+// y is NaN for an infinite or NaN y, and 0 for a finite one.
 inline V::Float update(V::Float x, V::Float grad, const V::Float* anchor, V::Float noise,
-                       const Coefficients& c, V::Float& wrong) {
+                       const Coefficients& c, V::Float& non_finite) {
   V::Float y = V::fma(c.drift, grad, x);
   if (anchor != nullptr) y = V::fnma(c.pull, V::minus(x, *anchor), y);
   y = V::times(V::fma(c.noise_std, noise, y), c.rescale);
-  wrong = V::fma(y, V::number(0.0f), wrong);
+  non_finite = V::fma(y, V::number(0.0f), non_finite);
   return y;
 }
 
@@ -72,37 +73,38 @@ class Step {
         grad_(static_cast<const Element*>(arguments.grad)),
         keys_(arguments.stream.seed) {}
 
-  // Blocks [begin, end) of one sample with at least a group of blocks; false if it went wrong.
+  // Updates blocks [begin, end) of one sample of at least a group of blocks. Returns whether the
+  // result is finite.
   bool sample(int64_t sample, int64_t begin, int64_t end) const {
     const Coefficients c = Coefficients::of(a_, sample);
     const uint64_t index = a_.stream.first_sample + uint64_t(sample);
     const int64_t stop = 4 * end < a_.elements ? 4 * end : a_.elements;
-    V::Float wrong = V::number(0.0f), noise[2 * kUnroll];
+    V::Float non_finite = V::number(0.0f), noise[2 * kUnroll];
     int64_t block = begin;
     for (; 4 * block + kUnroll * kGroup <= stop; block += kUnroll * kLanes) {
       sample_normals<kUnroll>(index, block, a_.stream.draw, keys_, lanes_, noise);
       const int64_t at = sample * a_.elements + 4 * block;
-      for (int i = 0; i < 2 * kUnroll; ++i) store(at + i * kHalf, noise[i], c, wrong);
+      for (int i = 0; i < 2 * kUnroll; ++i) store(at + i * kHalf, noise[i], c, non_finite);
     }
     for (; block < end; block += kLanes) {
       sample_normals<1>(index, block, a_.stream.draw, keys_, lanes_, noise);
       const int64_t at = sample * a_.elements + 4 * block, left = stop - 4 * block;
       if (left >= kGroup) {
-        for (int i = 0; i < 2; ++i) store(at + i * kHalf, noise[i], c, wrong);
+        for (int i = 0; i < 2; ++i) store(at + i * kHalf, noise[i], c, non_finite);
       } else {
-        tail(at, left, noise, c, wrong);
+        tail(at, left, noise, c, non_finite);
       }
     }
-    return !any_nan(wrong);
+    return !any_nan(non_finite);
   }
 
-  // Samples smaller than a group, many at a time. Returns the first that went wrong.
+  // Updates samples smaller than a group, many at a time. Returns the first that became non-finite.
   int64_t small_samples(int64_t begin, int64_t end) const {
     SmallSamples noise(a_.stream, a_.elements, begin);
-    float z[SmallSamples::kRoom], rows[4 * SmallSamples::kRoom] = {};
+    float z[SmallSamples::kBufferSize], rows[4 * SmallSamples::kBufferSize] = {};
     int64_t bad = cdrl::cpu::kNone, at = begin * a_.elements;
     for (int64_t left = (end - begin) * a_.elements; left > 0;) {
-      const int64_t made = noise.next(z), count = made < left ? made : left;
+      const int64_t available = noise.next(z), count = available < left ? available : left;
       if (a_.table != nullptr) expand(at, count, rows);
       const bool fine = run(at, count, z, a_.table != nullptr ? rows : nullptr);
       for (int64_t i = at; !fine && bad == cdrl::cpu::kNone && i < at + count; ++i) {
@@ -115,17 +117,17 @@ class Step {
   }
 
  private:
-  void store(int64_t at, V::Float noise, const Coefficients& c, V::Float& wrong) const {
+  void store(int64_t at, V::Float noise, const Coefficients& c, V::Float& non_finite) const {
     V::Float anchor;
     if (a_.anchor != nullptr) anchor = V::load(a_.anchor + at);
     const V::Float y = update(V::load(a_.x + at), G::load(grad_ + at),
-                              a_.anchor != nullptr ? &anchor : nullptr, noise, c, wrong);
+                              a_.anchor != nullptr ? &anchor : nullptr, noise, c, non_finite);
     V::store(a_.out + at, y);
   }
 
-  // The same arithmetic on a copy of `count` elements, fewer than a group.
+  // Updates `count` elements, fewer than a group, with the same arithmetic on a padded copy.
   void tail(int64_t at, int64_t count, const V::Float* noise, const Coefficients& c,
-            V::Float& wrong) const {
+            V::Float& non_finite) const {
     float x[kGroup] = {}, anchor[kGroup] = {}, y[kGroup];
     Element grad[kGroup] = {};
     std::memcpy(x, a_.x + at, size_t(count) * sizeof(float));
@@ -133,40 +135,41 @@ class Step {
     if (a_.anchor != nullptr) std::memcpy(anchor, a_.anchor + at, size_t(count) * sizeof(float));
     for (int half = 0; half < 2; ++half) {
       const int at_half = half * kHalf;
-      const V::Float near = V::load(anchor + at_half);
+      const V::Float anchor_half = V::load(anchor + at_half);
       V::Float unused = V::number(0.0f);
       const V::Float value =
           update(V::load(x + at_half), G::load(grad + at_half),
-                 a_.anchor != nullptr ? &near : nullptr, noise[half], c, unused);
+                 a_.anchor != nullptr ? &anchor_half : nullptr, noise[half], c, unused);
       V::store(y + at_half, value);
     }
     for (int64_t i = 0; i < count; ++i) {
-      if (y[i] - y[i] != 0.0f) wrong = V::number(y[i] - y[i]);
+      if (y[i] - y[i] != 0.0f) non_finite = V::number(y[i] - y[i]);
     }
     std::memcpy(a_.out + at, y, size_t(count) * sizeof(float));
   }
 
-  // Elements of several samples; `rows`, if given, are their coefficients. False if one went wrong.
+  // Updates elements of several samples, with coefficients per element from `rows` unless it is
+  // null. Returns whether all results are finite.
   bool run(int64_t at, int64_t count, const float* z, const float* rows) const {
     Coefficients c = Coefficients::of(a_, 0);
-    V::Float wrong = V::number(0.0f);
+    V::Float non_finite = V::number(0.0f);
     for (int64_t i = 0; i < count; i += kHalf) {
-      if (rows != nullptr) c = Coefficients(rows + i, SmallSamples::kRoom);
+      if (rows != nullptr) c = Coefficients(rows + i, SmallSamples::kBufferSize);
       const V::Float noise[2] = {V::load(z + i), V::number(0.0f)};
       if (i + kHalf <= count) {
-        store(at + i, noise[0], c, wrong);
+        store(at + i, noise[0], c, non_finite);
       } else {
-        tail(at + i, count - i, noise, c, wrong);
+        tail(at + i, count - i, noise, c, non_finite);
       }
     }
-    return !any_nan(wrong);
+    return !any_nan(non_finite);
   }
 
-  // The table's four rows, a number for each of `count` elements.
+  // Expands the table's four rows from one coefficient per sample to one per element.
   void expand(int64_t at, int64_t count, float* rows) const {
     for (int row = 0; row < 4; ++row) {
       const float* table = a_.table + row * a_.batch;
-      float* to = rows + row * SmallSamples::kRoom;
+      float* to = rows + row * SmallSamples::kBufferSize;
       int64_t sample = at / a_.elements, left = a_.elements - at % a_.elements;
       for (int64_t i = 0; i < count; ++i) {
         to[i] = table[sample];

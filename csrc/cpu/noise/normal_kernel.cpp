@@ -1,12 +1,12 @@
-// The noise stream written to memory; compiled once for each instruction set.
+// Writes the noise stream to memory.
+#include "cpu/noise/noise.h"
 #include "cpu/noise/normals.h"
-#include "cpu/runtime/dispatch.h"
 
 namespace {
 
 using V = Vector;
 
-// Stores the elements that the lanes hold, at most `count` of them.
+// Stores a group's elements, at most `count` of them.
 inline void store(float* out, const V::Float* noise, int64_t count) {
   if (count >= kGroup) {
     V::store(out, noise[0]);
@@ -21,10 +21,10 @@ inline void store(float* out, const V::Float* noise, int64_t count) {
 
 void small_samples(const cdrl::NormalArguments& a, int64_t begin, int64_t end) {
   SmallSamples noise(a.stream, a.elements, begin);
-  float z[SmallSamples::kRoom];
+  float z[SmallSamples::kBufferSize];
   int64_t at = begin * a.elements;
   for (int64_t left = (end - begin) * a.elements; left > 0;) {
-    const int64_t made = noise.next(z), count = made < left ? made : left;
+    const int64_t available = noise.next(z), count = available < left ? available : left;
     std::memcpy(a.out + at, z, size_t(count) * sizeof(float));
     at += count;
     left -= count;

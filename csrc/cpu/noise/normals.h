@@ -1,4 +1,5 @@
-// The noise stream, `Vector::kLanes` blocks of four elements at a time.
+// The noise stream in vector registers: groups of `Vector::kLanes` blocks of four elements.
+// common/philox.h is the same for one block.
 #pragma once
 
 #include "common/arguments.h"
@@ -7,17 +8,17 @@
 
 namespace {
 
-constexpr int kLanes = Vector::kLanes;    // blocks of a group
-constexpr int kHalf = 2 * Vector::kLanes;  // elements of a register, half a group's
-constexpr int kGroup = 4 * Vector::kLanes;  // elements
-constexpr int kUnroll = 4;                  // groups at a time
+constexpr int kLanes = Vector::kLanes;      // blocks per group
+constexpr int kGroup = 4 * Vector::kLanes;  // elements per group
+constexpr int kHalf = 2 * Vector::kLanes;   // elements per register, half a group
+constexpr int kUnroll = 4;                  // groups computed together
 
-// Lane of block i of a group: with it, interleaving cosines and sines within 128 bits yields the
-// elements in order, and no further shuffle is needed.
+// Lane of block i of a group. In this order, interleaving cosines and sines within 128 bits gives
+// the elements in order, without another shuffle.
 constexpr int lane_of(int i) { return i < kLanes / 2 ? 2 * i : 2 * (i - kLanes / 2) + 1; }
 
 struct Lanes {
-  Vector::Wide offsets;  // block number within a group of each lane
+  Vector::Wide offsets;  // each lane's block number within a group
 
   Lanes() {
     uint64_t order[kLanes];
@@ -26,8 +27,8 @@ struct Lanes {
   }
 };
 
-inline Vector::Float uniforms(Vector::Word words) {
-  return Vector::fma(Vector::from_unsigned(words), Vector::number(0x1p-32f),
+inline Vector::Float uniforms(Vector::Word bits) {
+  return Vector::fma(Vector::from_unsigned(bits), Vector::number(0x1p-32f),
                      Vector::number(0x1p-33f));
 }
 
@@ -44,7 +45,7 @@ inline Vector::Float minus_two_logs(Vector::Float u) {
   return V::fma(p, f, V::times(exponent, V::number(cdrl::kMinusTwoLog2)));
 }
 
-// As cdrl::box_muller: cosines' normals to n0, sines' to n1.
+// As cdrl::box_muller: n0 has the cosines, n1 the sines.
 inline void box_mullers(Vector::Word first, Vector::Word second, Vector::Float& n0,
                         Vector::Float& n1) {
   using V = Vector;
@@ -62,7 +63,7 @@ inline void box_mullers(Vector::Word first, Vector::Word second, Vector::Float& 
   n1 = V::times(radius, V::times(s, r));
 }
 
-// Both keys of each round, computed once a call: memory operands in the loop.
+// Both keys of each round. Computed once per call, so that the loop reads them as memory operands.
 struct Keys {
   uint64_t first[cdrl::kRounds], second[cdrl::kRounds];
 
@@ -77,19 +78,19 @@ struct Keys {
   }
 };
 
-// The counters of a group: which blocks of which samples its lanes hold.
+// The counters of a group: the block and the sample of each lane.
 struct Counters {
   Vector::Wide block, sample_low, sample_high;
 };
 
-// Elements of `groups` groups of blocks whose lanes are in the order of `lane_of`; two registers a
-// group. Several at once hide the latency of the rounds.
+// Computes the elements of `groups` groups, two registers per group; lanes are in the order of
+// `lane_of`. Several groups at once hide the latency of the rounds.
 template <int groups>
 inline void group_normals(const Counters* counters, uint32_t draw, const Keys& keys,
                           Vector::Float* out) {
   using V = Vector;
   const V::Wide m0 = V::wide(cdrl::kMultiplier0), m1 = V::wide(cdrl::kMultiplier1);
-  // A lane's upper half may hold anything: products read the lower one alone.
+  // The upper half of a lane is arbitrary, because `multiply` reads the lower half alone.
   V::Wide c0[groups], c1[groups], c2[groups], c3[groups];
   for (int i = 0; i < groups; ++i) {
     c0[i] = counters[i].block, c1[i] = V::wide(draw);
@@ -107,7 +108,8 @@ inline void group_normals(const Counters* counters, uint32_t draw, const Keys& k
       c3[i] = p0;
     }
   }
-  // In the last round two words are made where the pairs want them: in the upper halves.
+  // The last round computes two of the four uint32 in the upper halves, where `interleave` takes
+  // them.
   const V::Wide k0 = V::wide(keys.first[cdrl::kRounds - 1]);
   const V::Wide k1 = V::wide(keys.second[cdrl::kRounds - 1] << 32);
 #pragma GCC unroll 4
@@ -122,7 +124,7 @@ inline void group_normals(const Counters* counters, uint32_t draw, const Keys& k
   }
 }
 
-// Groups of one sample's consecutive blocks, beginning at `block`.
+// Computes groups of consecutive blocks of one sample, beginning at `block`.
 template <int groups>
 inline void sample_normals(uint64_t sample, int64_t block, uint32_t draw, const Keys& keys,
                            const Lanes& lanes, Vector::Float* out) {
@@ -135,10 +137,12 @@ inline void sample_normals(uint64_t sample, int64_t block, uint32_t draw, const 
   group_normals<groups>(counters, draw, keys, out);
 }
 
-// Blocks of samples that are smaller than a group, one after another over the samples.
+// Noise of samples that are smaller than a group: groups run over the blocks of sample after
+// sample.
 class SmallSamples {
  public:
-  static constexpr int kRoom = kUnroll * kGroup + kHalf;  // a register may be read past the last
+  // Size of the buffer for `next`. The last register is read beyond the elements.
+  static constexpr int kBufferSize = kUnroll * kGroup + kHalf;
 
   SmallSamples(const cdrl::Stream& stream, int64_t elements, int64_t first_sample)
       : stream_(stream),
@@ -147,11 +151,12 @@ class SmallSamples {
         last_(int(elements - 4 * (cdrl::fours_of(elements) - 1))),
         sample_(uint64_t(first_sample)) {}
 
-  // The next blocks' elements without those that no sample has, and how many they are.
-  int64_t next(float z[kRoom]) {
+  // Writes the elements of the next blocks, without the padding of a sample's last block. Returns
+  // their number.
+  int64_t next(float z[kBufferSize]) {
     Counters counters[kUnroll];
-    int kept[kUnroll * kLanes];
-    for (int g = 0; g < kUnroll; ++g) counters[g] = next_group(kept + g * kLanes);
+    int sizes[kUnroll * kLanes];
+    for (int g = 0; g < kUnroll; ++g) counters[g] = next_group(sizes + g * kLanes);
     Vector::Float noise[2 * kUnroll];
     group_normals<kUnroll>(counters, stream_.draw, keys_, noise);
     float all[kUnroll * kGroup];
@@ -159,16 +164,16 @@ class SmallSamples {
     int64_t count = 0;
     for (int i = 0; i < kUnroll * kLanes; ++i) {
       std::memcpy(z + count, all + 4 * i, 4 * sizeof(float));
-      count += kept[i];
+      count += sizes[i];
     }
     return count;
   }
 
  private:
-  // Counters of a group of blocks, and how many elements of each block there are.
-  Counters next_group(int* kept) {
+  // Returns the counters of the next group and writes the number of elements of each of its blocks.
+  Counters next_group(int* sizes) {
     if (blocks_ == 1) {
-      for (int i = 0; i < kLanes; ++i) kept[i] = last_;
+      for (int i = 0; i < kLanes; ++i) sizes[i] = last_;
       const auto first = Vector::wide(stream_.first_sample + sample_);
       const auto index = Vector::add_wide(first, lanes_.offsets);
       sample_ += kLanes;
@@ -181,7 +186,7 @@ class SmallSamples {
       low[lane_of(i)] = index;
       high[lane_of(i)] = index >> 32;
       const bool last = ++block_ == blocks_;
-      kept[i] = last ? last_ : 4;
+      sizes[i] = last ? last_ : 4;
       if (last) {
         block_ = 0;
         ++sample_;
@@ -194,7 +199,7 @@ class SmallSamples {
   const Keys keys_;
   const Lanes lanes_;
   const uint64_t blocks_;
-  const int last_;  // elements of a sample's last block
+  const int last_;  // number of elements in a sample's last block
   uint64_t sample_, block_ = 0;
 };
 

@@ -1,20 +1,20 @@
-// Plans a residual network's gradient: packs weights, places buffers, groups samples for threads.
+// Packs weights, places buffers and shares groups of samples out among threads.
 #include "cpu/resnet/gradient.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "cpu/runtime/dispatch.h"
 #include "cpu/conv/pack.h"
+#include "cpu/runtime/dispatch.h"
 
 namespace cdrl::cpu {
 
 namespace {
 
-// Samples are stacked until a stage has so many positions: enough to read its weights from the outer
-// caches seldom, few enough for its activations to stay in the inner ones. In patches of 4×4, until it has
-// as many of them as are transformed together.
+// A stage takes as many samples together as give it this many positions: enough that weights are
+// rarely read from the outer caches, few enough that activations stay in the inner ones. With
+// patches of 4×4 it takes as many samples as fill kPatches patches.
 constexpr int64_t kPositions = 256;
 
 }  // namespace
@@ -54,11 +54,11 @@ void ResNetGradient::add_stages(const std::vector<int>& multipliers, int blocks,
       block.in = blocks_of(block.in_channels);
       block.out = blocks_of(block.out_channels);
       block.row = network_.rows;
-      block.masks = stage.masks;
+      block.sign_bits = stage.sign_bits;
       block.signs = network_.signs;
       network_.rows += block.out * kBlock;
       network_.signs += (block.in_channels + block.out_channels) * positions;
-      stage.masks += (block.in + block.out) * positions;
+      stage.sign_bits += (block.in + block.out) * positions;
       stage.channels = std::max({stage.channels, block.in, block.out});
       blocks_.push_back(block);
     }
@@ -79,7 +79,7 @@ void ResNetGradient::add_stages(const std::vector<int>& multipliers, int blocks,
 
 void ResNetGradient::place_weights() {
   const int64_t size = network_.bfloat16 ? 2 : 4;
-  // First without memory, to count, then with it.
+  // The first round counts bytes, the second places.
   for (int round = 0; round < 2; ++round) {
     Pieces pieces(weights_);
     const auto weight = [&](int out, int in, int side) {
@@ -122,7 +122,7 @@ void ResNetGradient::load(const std::vector<const float*>& tensors) {
   pack(matrix(*next, width_, inputs), network_.stem, false);
   pack(transposed_matrix(*next++, width_, inputs), network_.stem_transposed, false);
   copy(*next++, network_.stem_bias, width_);
-  // Convolutions are packed on threads, for results and for gradients.
+  // Convolutions are packed on all threads, for the forward pass and for the gradient.
   struct Job {
     Source from;
     void* to;
@@ -173,34 +173,36 @@ size_t ResNetGradient::place(Workspace& workspace, int64_t size) const {
     buffer.raw = block.in_channels != block.out_channels ? pieces.take<char>(plane) : nullptr;
     buffer.state = pieces.take<float>(int64_t(stage.height) * stage.width * buffer.limit *
                                       stage.channels * kBlock);
-    buffer.masks = pieces.take<uint16_t>(stage.masks * size);
+    buffer.sign_bits = pieces.take<uint16_t>(stage.sign_bits * size);
   }
   const int64_t image = int64_t(stages_[0].height) * stages_[0].width;
   buffers.columns =
       pieces.take<float>(image * buffers.stage[0].limit * network_.columns * kBlock);
-  const auto widest = [](const ResNetBlock& a, const ResNetBlock& b) {
+  const auto narrower = [](const ResNetBlock& a, const ResNetBlock& b) {
     return std::max(a.in, a.out) < std::max(b.in, b.out);
   };
-  const ResNetBlock& most = *std::max_element(blocks_.begin(), blocks_.end(), widest);
-  buffers.patches = pieces.take<char>(patch_bytes(std::max(most.in, most.out), network_.bfloat16));
+  const ResNetBlock& widest = *std::max_element(blocks_.begin(), blocks_.end(), narrower);
+  buffers.patches =
+      pieces.take<char>(patch_bytes(std::max(widest.in, widest.out), network_.bfloat16));
   buffers.rows = pieces.take<float>(network_.rows * size);
   buffers.heads = pieces.take<float>(blocks_.back().out * kBlock * size);
   return pieces.bytes();
 }
 
 int64_t ResNetGradient::workspace_bytes(int64_t batch, int threads) const {
-  const Split parts = split(batch, threads);
+  const Split groups = split(batch, threads);
   Workspace unplaced;
-  return int64_t(place(unplaced, parts.size)) * parts.threads;
+  return int64_t(place(unplaced, groups.size)) * groups.threads;
 }
 
 void ResNetGradient::run(const ResNetArguments& a, int threads) {
-  if (a.batch < 0) throw std::invalid_argument("ResNetGradient.run: a negative batch");
+  if (a.batch < 0) throw std::invalid_argument("ResNetGradient.run: batch must not be negative");
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (!loaded_) throw std::runtime_error("ResNetGradient.run: no weights were loaded");
+  if (!loaded_) throw std::runtime_error("ResNetGradient.run: no weights, call load first");
   if (a.batch == 0) return;
   if (a.y == nullptr || a.rows == nullptr || a.head == nullptr || a.energies == nullptr) {
-    throw std::invalid_argument("ResNetGradient.run: only gradient and signs may be left out");
+    throw std::invalid_argument(
+        "ResNetGradient.run: y, rows, head and energies must not be null; gradient and signs may");
   }
   workspaces_.each_group(
       a.batch, split(a.batch, threads),
@@ -212,7 +214,7 @@ void ResNetGradient::run(const ResNetArguments& a, int threads) {
 
 void ResNetGradient::run_group(const ResNetArguments& a, int64_t first, int samples,
                                ResNetBuffers& buffers) const {
-  // Padded copies of rows and heads; padding is zero from the start.
+  // Copies rows and heads into padded rows, whose padding is zero from the allocation.
   const int64_t row_stride = a.rows_per_sample ? network_.rows : 0;
   for (int s = 0; s < (a.rows_per_sample ? samples : 1); ++s) {
     int64_t channels = 0;

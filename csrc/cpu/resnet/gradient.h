@@ -1,4 +1,4 @@
-// The energy of a residual network and its gradient in the input, without autograd.
+// The energy of a residual network and its gradient with respect to the input, without autograd.
 #pragma once
 
 #include <memory>
@@ -18,8 +18,8 @@ struct ResNetArguments {
   const float* head;  // (1 or batch, channels of the last stage)
   bool head_per_sample;
   float* energies;  // (batch,)
-  float* gradient;  // like y; may be null
-  uint8_t* signs;   // (batch, signs()), may be null: of every activation, 1 where it was positive
+  float* gradient;  // as y; may be null
+  uint8_t* signs;   // (batch, signs()), may be null: 1 where an activation's input was positive
   int64_t batch;
 };
 
@@ -30,12 +30,12 @@ class ResNetGradient {
   ResNetGradient(const ResNetGradient&) = delete;
   ResNetGradient& operator=(const ResNetGradient&) = delete;
 
-  // Contiguous weights and biases: the stem's, then of each block conv1's weight, conv2's weight
-  // and bias and, where channels change, the shortcut's weight and bias. They are copied.
+  // Copies contiguous weights and biases: the stem's, then for each block conv1's weight, conv2's
+  // weight and bias and, where channels change, the shortcut's weight and bias.
   void load(const std::vector<const float*>& tensors);
-  // On at most `threads` threads; results don't depend on how many.
+  // Runs on at most `threads` threads; results don't depend on how many.
   void run(const ResNetArguments& arguments, int threads);
-  // What `run` takes besides weights; kept between calls.
+  // Bytes that `run` allocates besides the weights and keeps between calls.
   int64_t workspace_bytes(int64_t batch, int threads) const;
   int64_t signs() const { return network_.signs; }
 
@@ -55,7 +55,7 @@ class ResNetGradient {
   int width_;
   std::vector<ResNetStage> stages_;
   std::vector<ResNetBlock> blocks_;
-  std::vector<int> limits_;  // samples that go through a stage together, at most
+  std::vector<int> limits_;  // the most samples that go through each stage together
   ResNetNetwork network_;
   Memory weights_;
   bool loaded_ = false;

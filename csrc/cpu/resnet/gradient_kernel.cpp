@@ -1,7 +1,8 @@
-// Energies and their gradients of a group of samples; compiled once for each instruction set.
+// Energies and their gradients for a group of samples.
 //
-// The state h and its gradient are float32; what convolutions read is rounded to the compute type.
-// Forward keeps one bit an activation, its sign, which is all that backward needs.
+// The state h and its gradient are float32; the inputs of convolutions are rounded to the compute
+// type. The forward pass keeps one bit per activation, its sign, which is all that the backward
+// pass needs.
 #include "cpu/conv/columns.h"
 #include "cpu/resnet/network.h"
 #include "cpu/conv/winograd.h"
@@ -21,15 +22,15 @@ struct Chunk {
   Grid grid;
   Element *input, *hidden, *raw;
   float* state;
-  uint16_t* masks;
-  int first;  // of its samples, in the group
+  uint16_t* sign_bits;
+  int first;  // index of its first sample in the group
 
-  // Sign bits of a block's input and of its hidden activation.
-  uint16_t* input_masks(const ResNetBlock& block) const {
-    return masks + block.masks * grid.samples;
+  // Sign bits of a block's input and of conv1's result.
+  uint16_t* input_sign_bits(const ResNetBlock& block) const {
+    return sign_bits + block.sign_bits * grid.samples;
   }
-  uint16_t* hidden_masks(const ResNetBlock& block) const {
-    return input_masks(block) + block.in * grid.count;
+  uint16_t* hidden_sign_bits(const ResNetBlock& block) const {
+    return input_sign_bits(block) + block.in * grid.count;
   }
 };
 
@@ -53,26 +54,26 @@ class Group {
  private:
   Part chunk(int index, int first, int samples) {
     const ResNetStage& stage = net_.stage[index];
-    ResNetBuffers::Stage& memory = buffers_.stage[index];
+    ResNetBuffers::Stage& buffer = buffers_.stage[index];
     const Part part{stage,
                     Grid(stage.height, stage.width, samples, stage.side),
-                    static_cast<Element*>(memory.input),
-                    static_cast<Element*>(memory.hidden),
-                    static_cast<Element*>(memory.raw),
-                    memory.state,
-                    memory.masks + first * stage.masks,
+                    static_cast<Element*>(buffer.input),
+                    static_cast<Element*>(buffer.hidden),
+                    static_cast<Element*>(buffer.raw),
+                    buffer.state,
+                    buffer.sign_bits + first * stage.sign_bits,
                     first};
-    if (memory.zeroed != samples) {
+    if (buffer.zeroed != samples) {
       const size_t bytes = size_t(stage.channels * part.grid.padded) * kBlock * sizeof(Element);
       std::memset(part.input, 0, bytes);
       std::memset(part.hidden, 0, bytes);
       if (part.raw != nullptr) std::memset(part.raw, 0, bytes);
-      memory.zeroed = samples;
+      buffer.zeroed = samples;
     }
     return part;
   }
 
-  // Calls body(first, samples) for each part of a chunk that the stage below takes at a time.
+  // Calls body(first, samples) for each part of a chunk that stage `index` takes at a time.
   template <class Body>
   void each_part(int index, int samples, const Body& body) {
     const int size = cdrl::cpu::part_of(samples, buffers_.stage[index].limit);
@@ -110,10 +111,10 @@ class Group {
     });
   }
 
-  // Keeps what `next` needs of its input h.
+  // Stores h, its sign bits and the inputs of the convolutions of block `next`.
   static void enter(const Part& part, const ResNetBlock& next, const Spot& spot, Sixteen h) {
     const uint16_t bits = h.positive();
-    part.input_masks(next)[spot.mask()] = bits;
+    part.input_sign_bits(next)[spot.sign_index()] = bits;
     h.put(part.state + spot.flat);
     h.sloped(bits).put(part.input + spot.padded);
     if (next.shortcut != nullptr) h.put(part.raw + spot.padded);
@@ -127,7 +128,7 @@ class Group {
 
   void forward(const Part& part, const ResNetBlock& block, const ResNetBlock* next) {
     const float* rows = group_.rows + part.first * group_.row_stride + block.row;
-    uint16_t* masks = part.hidden_masks(block);
+    uint16_t* sign_bits = part.hidden_sign_bits(block);
     if (block.shortcut != nullptr) {
       convolve(part, part.raw, block.in, block.shortcut, block.out,
                      [&](const Spot& spot, Sixteen sum) {
@@ -140,7 +141,7 @@ class Group {
                      const float* row = rows + spot.sample * group_.row_stride;
                      const Sixteen u = sum.plus(Sixteen::load(row + spot.block * kBlock));
                      const uint16_t bits = u.positive();
-                     masks[spot.mask()] = bits;
+                     sign_bits[spot.sign_index()] = bits;
                      u.sloped(bits).put(part.hidden + spot.padded);
                    });
     const auto residual = [&](const Spot& spot, Sixteen sum) {
@@ -160,13 +161,14 @@ class Group {
     }
   }
 
-  // From the gradient in `state` and, rounded, in `input`; leaves the next one there, rounded only
-  // if another block follows.
+  // Replaces the gradient of a block's output by that of its input, in `state` and, if another
+  // block of the stage follows, rounded in `input`.
   void backward(const Part& part, const ResNetBlock& block, bool more) {
-    const uint16_t *masks = part.input_masks(block), *hidden_masks = part.hidden_masks(block);
+    const uint16_t* input_bits = part.input_sign_bits(block);
+    const uint16_t* hidden_bits = part.hidden_sign_bits(block);
     convolve(part, part.input, block.out, block.conv2_transposed, block.out,
                    [&](const Spot& spot, Sixteen sum) {
-                     sum.sloped(hidden_masks[spot.mask()]).put(part.hidden + spot.padded);
+                     sum.sloped(hidden_bits[spot.sign_index()]).put(part.hidden + spot.padded);
                    });
     if (block.shortcut != nullptr) {
       convolve(part, part.input, block.out, block.shortcut_transposed, block.in,
@@ -175,13 +177,13 @@ class Group {
     convolve(part, part.hidden, block.out, block.conv1_transposed, block.in,
                    [&](const Spot& spot, Sixteen sum) {
                      const Sixteen before = Sixteen::load(part.state + spot.flat);
-                     const Sixteen g = before.plus(sum.sloped(masks[spot.mask()]));
+                     const Sixteen g = before.plus(sum.sloped(input_bits[spot.sign_index()]));
                      g.put(part.state + spot.flat);
                      if (more) g.put(part.input + spot.padded);
                    });
   }
 
-  // h = 2×2 means of `below`, whose samples are those of `part` from `offset` on.
+  // h = 2×2 means of the finer stage `below`, whose samples are those of `part` from `offset` on.
   void pool(const Part& below, const Part& part, int offset) {
     const ResNetBlock& next = net_.block[part.stage.first];
     const int samples = below.grid.samples;
@@ -222,8 +224,8 @@ class Group {
     }
   }
 
-  // The energy of a sample of the last stage, and h replaced by the energy's gradient. The order of
-  // the sum depends on nothing but the network. As in torch, NaN is neither cut off nor lost.
+  // Computes the energy of a sample in the last stage and replaces h by the energy's gradient. The
+  // order of the sum depends on the network alone. As in torch's ReLU, NaN stays NaN.
   void head(const Part& part, int sample) {
     const int out = net_.block[part.stage.end - 1].out;
     const float* head = group_.heads + sample * group_.head_stride;
@@ -259,7 +261,7 @@ class Group {
              });
   }
 
-  // Every pixel gathers what its 9 neighbours took from it.
+  // The gradient of the image: every pixel adds the gradients of the 9 positions that read it.
   void stem_transposed(const Part& part) {
     const Grid& grid = part.grid;
     float* columns = buffers_.columns;
@@ -271,23 +273,23 @@ class Group {
     gather_columns(grid, columns, net_.image_channels, out);
   }
 
-  // What tests compare: a byte for each sign, as [channel][row][column] of each sample.
+  // Writes a byte per sign for tests, [channel][row][column] of each sample.
   void write_signs(const Part& part) const {
     const int64_t image = int64_t(part.stage.height) * part.stage.width;
     for (int b = part.stage.first; b < part.stage.end; ++b) {
       const ResNetBlock& block = net_.block[b];
       for (int s = 0; s < part.grid.samples; ++s) {
         uint8_t* out = group_.signs + (part.first + s) * net_.signs + block.signs;
-        unpack(part.input_masks(block) + s, part.grid, block.in_channels, out);
-        unpack(part.hidden_masks(block) + s, part.grid, block.out_channels,
+        unpack(part.input_sign_bits(block) + s, part.grid, block.in_channels, out);
+        unpack(part.hidden_sign_bits(block) + s, part.grid, block.out_channels,
                out + block.in_channels * image);
       }
     }
   }
 
-  static void unpack(const uint16_t* masks, const Grid& grid, int channels, uint8_t* out) {
+  static void unpack(const uint16_t* sign_bits, const Grid& grid, int channels, uint8_t* out) {
     for (int c = 0; c < channels; ++c) {
-      const uint16_t* from = masks + c / kBlock * grid.count;
+      const uint16_t* from = sign_bits + c / kBlock * grid.count;
       for (int64_t i = 0; i < grid.count; i += grid.samples) {
         *out++ = uint8_t(from[i] >> c % kBlock & 1);
       }

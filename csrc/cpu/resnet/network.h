@@ -1,57 +1,54 @@
-// A residual energy network as plain addresses and sizes: what code compiled for one instruction
-// set and code that serves all of them may share. Channels are counted in blocks of 16 unless a
-// name says otherwise.
+// A residual energy network as plain addresses and sizes, shared by gradient.cpp (compiled once)
+// and the kernel. Channels are counted in blocks of 16 unless a name says otherwise.
 #pragma once
 
 #include <cstdint>
-
-#include "cpu/conv/patches.h"
 
 namespace cdrl::cpu {
 
 constexpr int kMaxStages = 24;  // every stage halves the image
 
 // h' = conv2(leaky(conv1(leaky(h)) + row)) + bias2 + (shortcut ? shortcut(h) + bias_shortcut : h).
-// Weights are packed for the inner loop; those of transposed convolutions are weights again.
+// Weights are packed for the inner loop; transposed convolutions have packed weights of their own.
 struct ResNetBlock {
   int in, out;
-  int in_channels, out_channels;  // the true numbers
+  int in_channels, out_channels;   // the numbers of channels themselves
   void *conv1, *conv2, *shortcut;  // `shortcut` may be null
   void *conv1_transposed, *conv2_transposed, *shortcut_transposed;
   float *bias2, *bias_shortcut;
-  int64_t row;    // where its row begins in a sample's padded rows
-  int64_t masks;  // where its sign bits begin: those of h, then of the hidden activation; in words
-  int64_t signs;  // the same among the bytes written for tests
+  int64_t row;        // offset of its row in a sample's padded rows
+  int64_t sign_bits;  // offset of its sign bits, in uint16: those of h, then those of conv1's result
+  int64_t signs;      // offset of the same in the bytes that tests read
 };
 
 struct ResNetStage {
   int height, width;
-  int side;        // of its patches
-  int first, end;  // blocks
-  int channels;    // the most that any of its blocks takes or gives
-  int64_t masks;   // words of sign bits, a sample
+  int side;           // side of its patches
+  int first, end;     // its blocks
+  int channels;       // the largest input or output of its blocks
+  int64_t sign_bits;  // uint16 of sign bits per sample
 };
 
 struct ResNetNetwork {
   bool bfloat16;
-  int image_channels, columns;  // the stem is a matrix: 9 image_channels inputs, in blocks
+  int image_channels, columns;  // the stem is a matrix with 9 image_channels inputs, in blocks
   float *stem, *stem_transposed, *stem_bias;
   int stages;
   const ResNetStage* stage;
   const ResNetBlock* block;
-  int64_t rows;   // numbers of a sample's rows, padded
+  int64_t rows;   // floats of a sample's rows, padded
   int64_t signs;  // bytes of a sample's signs
 };
 
-// Memory of one thread. A stage serves one chunk of samples after the other, `limit` at most; only
-// the signs of all samples of the group are kept.
+// The buffers of one thread. A stage takes its samples in chunks of at most `limit`; only the sign
+// bits are kept for all samples of the group.
 struct ResNetBuffers {
   struct Stage {
     void *input, *hidden, *raw;  // padded planes; `raw` is null without a shortcut
     float* state;                // h, then its gradient
-    uint16_t* masks;
+    uint16_t* sign_bits;
     int limit;
-    int zeroed;  // the planes' borders are zero for so many samples
+    int zeroed;  // number of samples for which the planes' borders are zero
   };
   Stage stage[kMaxStages];
   float *columns, *rows, *heads;
@@ -60,14 +57,14 @@ struct ResNetBuffers {
 
 // Samples that go through the network together. Strides are 0 where all samples share one row.
 struct ResNetGroup {
-  const float *y, *rows, *heads;  // rows and heads padded
+  const float *y, *rows, *heads;  // rows and heads are padded
   int64_t row_stride, head_stride;
   float *energies, *gradient;  // `gradient` may be null
   uint8_t* signs;              // may be null
   int samples;
 };
 
-// Samples to a part when `samples` are cut into as few parts of at most `limit` as will do.
+// Returns the size of equal parts when `samples` are cut into the fewest parts of at most `limit`.
 static inline int part_of(int samples, int limit) {
   const int parts = (samples + limit - 1) / limit;
   return (samples + parts - 1) / parts;

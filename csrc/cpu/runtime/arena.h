@@ -1,4 +1,4 @@
-// Memory of whichever call is running: it grows to what the largest needed.
+// A buffer that calls take in turn; it grows to the largest request.
 #pragma once
 
 #include <mutex>
@@ -9,29 +9,29 @@ namespace cdrl::cpu {
 
 class Arena {
  public:
-  // Holds the arena until it is destroyed.
+  // Locks the arena until the lease is destroyed.
   class Lease {
    public:
-    Lease(Arena& arena, int64_t numbers) : lock_(arena.busy_), numbers_(arena.grown(numbers)) {}
-    float* numbers() const { return numbers_; }
+    Lease(Arena& arena, int64_t floats) : lock_(arena.mutex_), floats_(arena.grow(floats)) {}
+    float* floats() const { return floats_; }
 
    private:
     std::lock_guard<std::mutex> lock_;
-    float* numbers_;
+    float* floats_;
   };
 
  private:
-  float* grown(int64_t numbers) {
-    if (numbers > size_) {
-      memory_ = Memory(size_t(numbers) * sizeof(float));
-      size_ = numbers;
+  float* grow(int64_t floats) {
+    if (floats > size_) {
+      memory_ = Memory(size_t(floats) * sizeof(float));
+      size_ = floats;
     }
     return memory_.at<float>(0);
   }
 
   Memory memory_;
   int64_t size_ = 0;
-  std::mutex busy_;
+  std::mutex mutex_;
 };
 
 }  // namespace cdrl::cpu

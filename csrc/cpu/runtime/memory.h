@@ -1,4 +1,4 @@
-// Memory of plans and workspaces: one aligned allocation, cut into pieces.
+// Memory of weights and workspaces: one aligned allocation, cut into pieces.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@ namespace cdrl::cpu {
 
 constexpr size_t kAlignment = 64;
 
-// Aligned memory that begins as zeros.
+// Aligned memory, filled with zeros when it is allocated.
 class Memory {
  public:
   Memory() = default;
@@ -26,7 +26,8 @@ class Memory {
   std::unique_ptr<char, Free> bytes_;
 };
 
-// Hands out aligned pieces of memory, or only counts their bytes if there is none yet.
+// Hands out aligned pieces of a memory. Of an empty memory the pieces are null and only their bytes
+// are counted, so that one function both measures and places.
 class Pieces {
  public:
   explicit Pieces(const Memory& memory) : memory_(memory) {}
@@ -44,14 +45,14 @@ class Pieces {
   size_t used_ = 0;
 };
 
-// How samples are grouped: `groups` of `size` samples, the last perhaps fewer.
+// A batch in `groups` groups of `size` samples; the last group may have fewer.
 struct Split {
   int64_t size, groups;
   int threads;
 };
 
-// Groups of at most `limit` samples, as many for every thread and at least one each while there are
-// samples.
+// Splits a batch into groups of at most `limit` samples. Every thread gets the same number of
+// groups, at least one, as far as there are samples.
 Split split_batch(int64_t batch, int threads, int64_t limit);
 
 }  // namespace cdrl::cpu

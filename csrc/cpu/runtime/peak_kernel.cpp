@@ -1,12 +1,11 @@
-// The inner loop of matrix products alone: what this processor can do. Compiled once for each
-// instruction set.
+// The inner loop of matrix products alone, on data in the L1 cache.
 #include "cpu/conv/tile.h"
 
 namespace {
 
 template <class Type>
-double products(int repeats) {
-  // 64 inputs: 14 positions and weights of two blocks of outputs, 12 KB at most.
+double peak_loop(int repeats) {
+  // 64 inputs of 14 positions, and weights for two blocks of outputs: 12 KB at most.
   constexpr int kBlocks = 4;
   alignas(64) static thread_local typename Type::Element in[kBlocks * kTilePositions * kBlock];
   alignas(64) static thread_local
@@ -22,8 +21,8 @@ double products(int repeats) {
 
 namespace cdrl::cpu::CDRL_VARIANT {
 
-double products(bool bfloat16, int repeats) {
-  return bfloat16 ? ::products<BFloat16>(repeats) : ::products<Float32>(repeats);
+double peak_loop(bool bfloat16, int repeats) {
+  return bfloat16 ? ::peak_loop<BFloat16>(repeats) : ::peak_loop<Float32>(repeats);
 }
 
 }  // namespace cdrl::cpu::CDRL_VARIANT

@@ -1,4 +1,4 @@
-// Groups of samples shared out among threads, each thread with memory of its own.
+// Shares groups of samples out among threads, each of which has its own workspace.
 #pragma once
 
 #include <algorithm>
@@ -13,12 +13,14 @@
 
 namespace cdrl::cpu {
 
-// `Workspace` has a `memory`, and whatever is placed in it.
+// One workspace per thread, kept between calls. `Workspace` has a member `memory` and pointers into
+// it.
 template <class Workspace>
 class Workspaces {
  public:
-  // Calls body(workspace, first sample, samples) for every group. place(workspace, size) places buffers
-  // for groups of `size` samples in the workspace's memory, or only counts their bytes if there is none.
+  // Calls body(workspace, first sample, number of samples) for every group. place(workspace, size)
+  // places the buffers of a group of `size` samples in the workspace's memory and returns their
+  // bytes; of an empty memory it returns the bytes alone.
   template <class Place, class Body>
   void each_group(int64_t batch, const Split& split, const Place& place, const Body& body) {
     grow(split, place);
@@ -48,7 +50,7 @@ class Workspaces {
   }
 
   std::vector<Workspace> workspaces_;
-  int64_t size_ = 0;  // samples of a group that there is room for
+  int64_t size_ = 0;  // samples per group that the workspaces are large enough for
 };
 
 }  // namespace cdrl::cpu

@@ -1,17 +1,17 @@
-// Activations and their derivatives, a register at a time.
+// Activations of a multilayer perceptron and their derivatives, one register at a time.
 //
 // `value` and `slope` (the derivative) are functions of the pre-activation alone. NaN stays NaN.
 #pragma once
 
+#include "common/arguments.h"
 #include "common/philox.h"
-#include "cpu/mlp/chain.h"
 #include "cpu/simd/vector.h"
 
 namespace {
 
 using cdrl::Activation;
 
-// exp(x), relative error 1e-7; infinity from 88.37 on and 2^-126 below -87.33.
+// exp(x) with relative error 1e-7; infinity above 88.37 and 2^-126 below -87.33.
 inline Vector::Float exponential(Vector::Float x) {
   using V = Vector;
   constexpr float terms[] = {1.0f, 1.0f, 0.49999994f, 0.16666521f, 0.04166839f, 0.008368710f,
@@ -19,16 +19,16 @@ inline Vector::Float exponential(Vector::Float x) {
   x = V::at_most(V::at_least(x, -87.33f), 88.5f);
   const V::Float shifted = V::fma(x, V::number(1.44269504f), V::number(cdrl::kRound));
   const V::Float n = V::minus(shifted, V::number(cdrl::kRound));
-  // ln 2 in two parts, of which n times the first is exact.
+  // ln 2 is split in two parts so that n times the first part is exact.
   V::Float r = V::fnma(n, V::number(0.693359375f), x);
   r = V::fnma(n, V::number(-2.12194440e-4f), r);
   V::Float p = V::number(terms[6]);
   for (int i = 5; i >= 0; --i) p = V::fma(p, r, V::number(terms[i]));
-  // n = 128 makes the bits of infinity.
+  // n = 128 gives the bits of infinity.
   return V::times(p, V::floats(V::to_exponent(V::add(V::bits(shifted), V::word(127)))));
 }
 
-// ln(1 + u) for u in [0, 1]; relative error 1e-7.
+// ln(1 + u) for u in [0, 1] with relative error 1e-7.
 inline Vector::Float log_of_one_plus(Vector::Float u) {
   using V = Vector;
   constexpr float terms[] = {1.0f,        -0.49999931f, 0.33330512f, -0.24958585f,
@@ -51,7 +51,7 @@ inline Vector::Float hyperbolic_tangent(Vector::Float x) {
   const V::Float square = V::times(x, x);
   V::Float p = V::number(terms[4]);
   for (int i = 3; i >= 0; --i) p = V::fma(p, square, V::number(terms[i]));
-  // Near zero the quotient would lose the leading digits.
+  // Near zero the quotient would lose its leading digits by cancellation.
   const V::Float near = V::fma(V::times(p, square), x, x);
   const V::Float grown = V::plus(exponential(V::plus(x, x)), V::number(1.0f));
   const V::Float far = V::fnma(V::number(2.0f), V::inverse(grown), V::number(1.0f));
@@ -98,7 +98,7 @@ struct Activated {
   }
 };
 
-// Calls `function` with the Activated of a kind known only now.
+// Calls `function` with the Activated<kind> of a kind known at run time.
 template <class Function>
 inline void with_activation(Activation kind, Function function) {
   switch (kind) {

@@ -1,8 +1,8 @@
-// e^x in float32 for the sixteen channels of a block, and what is made of it.
+// e^x, SiLU and its derivative in float32 for the 16 channels of a block.
 //
-// x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r² q(r), q of degree 4 fitted for the least
-// relative error (3e-9 in exact arithmetic). Arguments are cut off where 2^n leaves the normal
-// numbers; NaN stays NaN. Relative error of the result: at most 2e-7.
+// x = n ln 2 + r with |r| <= ln 2 / 2 and e^r = 1 + r + r² q(r). The polynomial q of degree 4
+// minimises the relative error (3e-9 in exact arithmetic); the result's relative error is at most
+// 2e-7. Arguments are clamped so that 2^n stays a normal number; NaN stays NaN.
 #pragma once
 
 #include "cpu/simd/sixteen.h"
@@ -18,7 +18,7 @@ constexpr float kExp5 = 8.368724023e-03f, kExp6 = 1.381458397e-03f;
 #if defined(__AVX512F__)
 
 inline Sixteen exponential(Sixteen a) {
-  // The second operand is what max and min return where one of them is NaN.
+  // max and min return their second operand where either is NaN.
   const __m512 x = _mm512_min_ps(_mm512_set1_ps(kHighest),
                                  _mm512_max_ps(_mm512_set1_ps(kLowest), a.v));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2e)), 0);
@@ -41,7 +41,7 @@ inline Sixteen silu(Sixteen x) {
   return {_mm512_div_ps(x.v, _mm512_add_ps(e.v, _mm512_set1_ps(1.0f)))};
 }
 
-// Its derivative: s (1 + x (1 - s)), s = 1 / (1 + e^-x).
+// The derivative of silu: s (1 + x (1 - s)) with s = 1 / (1 + e^-x).
 inline Sixteen silu_slope(Sixteen x) {
   const __m512 one = _mm512_set1_ps(1.0f);
   const __m512 s = _mm512_div_ps(one, _mm512_add_ps(exponential(x.times(-1.0f)).v, one));
@@ -67,13 +67,13 @@ inline __m256 exponential(__m256 a) {
 }
 
 // 1 + e^-x.
-inline __m256 one_and_falling(__m256 x) {
+inline __m256 one_plus_exp_minus(__m256 x) {
   const __m256 e = exponential(_mm256_sub_ps(_mm256_setzero_ps(), x));
   return _mm256_add_ps(e, _mm256_set1_ps(1.0f));
 }
 
 inline __m256 silu_slope(__m256 x) {
-  const __m256 one = _mm256_set1_ps(1.0f), s = _mm256_div_ps(one, one_and_falling(x));
+  const __m256 one = _mm256_set1_ps(1.0f), s = _mm256_div_ps(one, one_plus_exp_minus(x));
   return _mm256_mul_ps(s, _mm256_fmadd_ps(x, _mm256_sub_ps(one, s), one));
 }
 
@@ -84,8 +84,8 @@ inline Sixteen affine(const Sixteen& x, const Sixteen& a, const Sixteen& b) {
 }
 
 inline Sixteen silu(const Sixteen& x) {
-  return {_mm256_div_ps(x.low, one_and_falling(x.low)),
-          _mm256_div_ps(x.high, one_and_falling(x.high))};
+  return {_mm256_div_ps(x.low, one_plus_exp_minus(x.low)),
+          _mm256_div_ps(x.high, one_plus_exp_minus(x.high))};
 }
 
 inline Sixteen silu_slope(const Sixteen& x) { return {silu_slope(x.low), silu_slope(x.high)}; }
@@ -94,7 +94,7 @@ inline Sixteen silu_slope(const Sixteen& x) { return {silu_slope(x.low), silu_sl
 
 // Plain loops, which compilers vectorise.
 inline Sixteen exponential(Sixteen a) {
-  constexpr float kRound = 12582912.0f;  // 1.5 · 2²³: added and taken away, it rounds
+  constexpr float kRound = 12582912.0f;  // 1.5 · 2²³: adding and subtracting it rounds
   float numbers[16];
   a.put(numbers);
   for (int i = 0; i < 16; ++i) {

@@ -1,4 +1,4 @@
-// The sixteen channels of a block as one value, for what follows an inner loop.
+// `Sixteen`: the 16 channels of a block as one value, for the epilogues that follow an inner loop.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr float kSlope = 0.2f;  // of leaky
+constexpr float kSlope = 0.2f;  // of LeakyReLU below zero
 
 #if defined(__AVX512F__)
 
@@ -21,16 +21,16 @@ struct Sixteen {
   Sixteen minus(Sixteen a) const { return {_mm512_sub_ps(v, a.v)}; }
   Sixteen times(Sixteen a) const { return {_mm512_mul_ps(v, a.v)}; }
   Sixteen times(float a) const { return times(Sixteen{_mm512_set1_ps(a)}); }
-  // One bit for each channel.
+  // Sign bits: bit i is set where channel i is above zero.
   uint16_t positive() const {
     return uint16_t(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ));
   }
-  // The slope times the channels whose bit is not set.
+  // Multiplies the channels whose bit is not set by the slope.
   Sixteen sloped(uint16_t bits) const {
     return {_mm512_mask_mul_ps(v, __mmask16(~bits), v, _mm512_set1_ps(kSlope))};
   }
   void put(float* p) const { _mm512_storeu_ps(p, v); }
-  // Rounded to the nearest bfloat16, to even where two are as near.
+  // Stores as bfloat16, rounded to nearest, ties to even.
   void put(uint16_t* p) const { Vector::store_bfloat16(p, v); }
 };
 
@@ -63,7 +63,8 @@ struct Sixteen {
     _mm256_storeu_ps(p + 8, high);
   }
   void put(uint16_t* p) const {
-    // In each half of the register four of `low` and four of `high`; then put in order.
+    // Packing works within 128-bit halves and leaves four of `low`, four of `high` in each:
+    // reorder.
     const __m256i mixed = _mm256_packus_epi32(Vector::halves_of(low), Vector::halves_of(high));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xD8));
   }

@@ -1,8 +1,11 @@
-// Registers of one instruction set under common names: `Vector` is the widest this file is compiled for.
+// Registers of one instruction set under common names. `Vector` uses the widest registers that the
+// compiler flags of the including file allow: AVX-512, AVX2 or plain C++.
 //
-// W 64-bit lanes (`Wide`) or 2 W 32-bit ones (`Word`, `Float`). A unit that is compiled with wider
-// instructions than the machine may have must not define anything that other units share, so all of
-// this has internal linkage.
+// A register has kLanes 64-bit lanes (`Wide`) or 2 kLanes 32-bit lanes (`Word`, `Float`).
+//
+// Everything here is in an unnamed namespace. With external linkage, the linker would keep one copy
+// of an inline function for all files, perhaps the AVX-512 one, and a machine without AVX-512 would
+// stop at an illegal instruction.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +34,7 @@ struct Vector {
   static Wide high(Wide a) { return _mm512_srli_epi64(a, 32); }
   static Wide xor3(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
   static Wide up(Wide a) { return _mm512_slli_epi64(a, 32); }
-  // Lower halves of a and upper halves of b.
+  // Takes the lower halves of a and the upper halves of b.
   static Word interleave(Wide a, Wide b) { return _mm512_mask_blend_epi32(0xAAAA, a, b); }
   static Word word(uint32_t a) { return _mm512_set1_epi32(int32_t(a)); }
   static Word add(Word a, Word b) { return _mm512_add_epi32(a, b); }
@@ -51,13 +54,13 @@ struct Vector {
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float fnma(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }
   static Float root(Float a) { return _mm512_sqrt_ps(a); }
-  // 1 / a for a >= 1. From an estimate of 14 bits: a division takes twice as long.
+  // 1 / a for a >= 1. Refines an estimate of 14 bits, because a division takes twice as long.
   static Float inverse(Float a) {
     const Float r = _mm512_rcp14_ps(a), error = fnma(a, r, number(1.0f));
     const __mmask16 finite = _mm512_cmp_ps_mask(a, number(__builtin_inff()), _CMP_LT_OQ);
     return _mm512_mask3_fmadd_ps(r, error, r, finite);
   }
-  // Of a number and a bound; NaN stays NaN.
+  // Clamp to a bound; NaN stays NaN.
   static Float at_least(Float a, float bound) { return _mm512_max_ps(number(bound), a); }
   static Float at_most(Float a, float bound) { return _mm512_min_ps(number(bound), a); }
   // a where x > 0, else b.
@@ -116,7 +119,7 @@ struct Vector {
   static Word both(Word a, Word b) { return _mm256_and_si256(a, b); }
   static Word exponent(Word a) { return _mm256_srai_epi32(a, 23); }
   static Word to_sign(Word a) { return _mm256_slli_epi32(a, 31); }
-  // No unsigned conversion here: both halves are exact, and the sum is rounded once.
+  // AVX2 has no unsigned conversion. Both 16-bit halves are exact, and the sum is rounded once.
   static Float from_unsigned(Word a) {
     const Float upper = _mm256_cvtepi32_ps(_mm256_srli_epi32(a, 16));
     return fma(upper, number(65536.0f), _mm256_cvtepi32_ps(both(a, word(0xFFFF))));
@@ -145,7 +148,7 @@ struct Vector {
     const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return floats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
   }
-  // bfloat16, as `to_bfloat16`, in the lower halves of words.
+  // Rounds to bfloat16 as `to_bfloat16` does; results are in the lower halves of 32-bit lanes.
   static Word halves_of(Float a) {
     const __m256i odd = both(_mm256_srli_epi32(bits(a), 16), word(1));
     const __m256i number = _mm256_srli_epi32(add(bits(a), add(odd, word(0x7FFF))), 16);
@@ -166,7 +169,7 @@ struct Vector {
 
 #else
 
-// Plain C++ for any processor: arrays of one 128-bit register's size, which compilers vectorise.
+// Plain C++ for any processor: arrays of 128 bits, which compilers vectorise.
 struct Vector {
   static constexpr int kLanes = 2;
   struct Wide {
@@ -290,8 +293,8 @@ struct Vector {
   static Float load_float16(const uint16_t* p) {
     return each<Float>([&](int i) {
       const uint32_t sign = uint32_t(p[i] & 0x8000) << 16, rest = p[i] & 0x7FFF;
-      // Exponent and mantissa moved in place, then scaled by the difference of the biases; numbers
-      // without an implicit bit come out right too. Infinity and NaN keep an exponent of ones.
+      // Moves exponent and mantissa into place, then scales by the difference of the biases, which
+      // is right for subnormal numbers too. Infinity and NaN keep an exponent of all ones.
       uint32_t bits = rest << 13;
       float value;
       std::memcpy(&value, &bits, sizeof value);

@@ -1,4 +1,5 @@
-// Shares convolutions out among threads, and adds what they found of the weight's gradient.
+// Shares the patches of a convolution out among threads and adds their contributions to the
+// weight's gradient.
 #include "cpu/train/conv3x3.h"
 
 #include <algorithm>
@@ -12,64 +13,67 @@ namespace {
 
 Arena arena;
 
-// Where things are in the arena, and how many threads work.
-struct Places {
+// The buffers of one call in the arena, and the number of threads that run it.
+struct Buffers {
   Arena::Lease lease;
   const float* zeros;
-  float *weights, *sums, *parts;
+  float *weights, *sums, *workspaces;
   int threads;
-  int64_t sum, part;  // numbers of one thread's
+  int64_t sums_size, workspace_size;  // floats per thread
 
-  Places(const ConvShape& shape, int wanted)
-      : lease(arena, needed(shape, wanted)), threads(threads_for(shape, wanted)),
-        sum(sums_of(shape)), part(part_of(shape)) {
-    float* all = lease.numbers();
+  Buffers(const ConvShape& shape, int max_threads)
+      : lease(arena, floats(shape, max_threads)),
+        threads(threads_for(shape, max_threads)),
+        sums_size(sums_of(shape)),
+        workspace_size(workspace_of(shape)) {
+    float* all = lease.floats();
     std::fill(all, all + channels(shape), 0.0f);
     zeros = all;
     weights = all + channels(shape);
     sums = weights + shape.packed();
-    parts = sums + sum * threads;
+    workspaces = sums + sums_size * threads;
   }
 
-  ConvPart of(const ConvShape& shape, const float* x, int thread) const {
+  ConvPart part(const ConvShape& shape, const float* x, int thread) const {
     const int64_t all = shape.patches();
     return {shape, all * thread / threads, all * (thread + 1) / threads, x, zeros,
-            parts + thread * part};
+            workspaces + thread * workspace_size};
   }
 
  private:
   static int channels(const ConvShape& shape) { return std::max(shape.in, shape.out); }
-  // Those of the weight's gradient, transformed, and of the bias's.
+  // Floats of the gradients of the weight, transformed, and of the bias.
   static int64_t sums_of(const ConvShape& shape) {
     return shape.products() + shape.out;
   }
-  static int64_t part_of(const ConvShape& shape) {
+  static int64_t workspace_of(const ConvShape& shape) {
     const int64_t blocks = blocks_of(shape.in) + blocks_of(shape.out) + kOuts;
     return products_of(shape.side()) * (kPatches * blocks + 3) * kBlock;
   }
-  static int threads_for(const ConvShape& shape, int wanted) {
+  static int threads_for(const ConvShape& shape, int max_threads) {
 #ifndef _OPENMP
-    wanted = 1;
+    max_threads = 1;
 #endif
-    // A thread for fewer patches than this would wait longer for its start than it worked.
-    constexpr int64_t kLeast = 2 * kPatches;
-    return int(std::clamp<int64_t>(shape.patches() / kLeast, 1, std::max(1, wanted)));
+    // Waking a thread for fewer patches takes longer than computing them.
+    constexpr int64_t kMinPatches = 2 * kPatches;
+    return int(std::clamp<int64_t>(shape.patches() / kMinPatches, 1, std::max(1, max_threads)));
   }
-  static int64_t needed(const ConvShape& shape, int wanted) {
-    const int threads = threads_for(shape, wanted);
+  static int64_t floats(const ConvShape& shape, int max_threads) {
+    const int threads = threads_for(shape, max_threads);
     return channels(shape) + shape.packed() +
-           (sums_of(shape) + part_of(shape)) * threads;
+           (sums_of(shape) + workspace_of(shape)) * threads;
   }
 };
 
-constexpr int64_t kWorthThreads = 16 * 128 * 128;
+// Fewer weights are packed on one thread, because waking others takes as long as packing some
+// thousands.
+constexpr int64_t kMinWeights = 16 * 128 * 128;
 
-// Calls run.conv3x3_pack or conv3x3_unpack for every block of outputs: on threads only where there are
-// many weights, for waking them takes as long as some thousands.
+// Calls body(n) for every block of outputs.
 template <class Body>
-void each_block(int outs, const Places& places, const Body& body) {
-  const bool worth = places.threads > 1 && places.sum > kWorthThreads;
-#pragma omp parallel for num_threads(places.threads) if (worth)
+void each_block(int outs, const Buffers& buffers, const Body& body) {
+  const bool parallel = buffers.threads > 1 && buffers.sums_size > kMinWeights;
+#pragma omp parallel for num_threads(buffers.threads) if (parallel)
   for (int n = 0; n < outs / kBlock; ++n) body(n);
 }
 
@@ -77,41 +81,41 @@ void each_block(int outs, const Places& places, const Body& body) {
 
 void train_conv3x3(const ConvShape& shape, const float* x, const float* weight, const float* bias,
                    float* y, int threads) {
-  const Places places(shape, threads);
+  const Buffers buffers(shape, threads);
   const Kernels& run = kernels();
-  each_block(shape.out, places,
-             [&](int n) { run.conv3x3_pack(shape, weight, false, n, places.weights); });
-#pragma omp parallel for num_threads(places.threads) if (places.threads > 1)
-  for (int i = 0; i < places.threads; ++i) {
-    run.conv3x3_part(places.of(shape, x, i), places.weights, bias, y);
+  each_block(shape.out, buffers,
+             [&](int n) { run.conv3x3_pack(shape, weight, false, n, buffers.weights); });
+#pragma omp parallel for num_threads(buffers.threads) if (buffers.threads > 1)
+  for (int i = 0; i < buffers.threads; ++i) {
+    run.conv3x3_part(buffers.part(shape, x, i), buffers.weights, bias, y);
   }
 }
 
 void train_conv3x3_gradients(const ConvShape& shape, const float* x, const float* weight,
                              const ConvGradients& to, int threads) {
-  const Places places(shape, threads);
+  const Buffers buffers(shape, threads);
   const Kernels& run = kernels();
   const ConvShape back = shape.transposed();
   if (to.x != nullptr) {
-    each_block(back.out, places,
-               [&](int n) { run.conv3x3_pack(back, weight, true, n, places.weights); });
+    each_block(back.out, buffers,
+               [&](int n) { run.conv3x3_pack(back, weight, true, n, buffers.weights); });
   }
-#pragma omp parallel for num_threads(places.threads) if (places.threads > 1)
-  for (int i = 0; i < places.threads; ++i) {
+#pragma omp parallel for num_threads(buffers.threads) if (buffers.threads > 1)
+  for (int i = 0; i < buffers.threads; ++i) {
     if (to.x != nullptr) {
-      run.conv3x3_part(places.of(back, to.y, i), places.weights, nullptr, to.x);
+      run.conv3x3_part(buffers.part(back, to.y, i), buffers.weights, nullptr, to.x);
     }
-    float* sums = places.sums + i * places.sum;
-    std::fill(sums, sums + places.sum, 0.0f);
-    run.conv3x3_weight_part(places.of(shape, x, i), to.y, sums);
+    float* sums = buffers.sums + i * buffers.sums_size;
+    std::fill(sums, sums + buffers.sums_size, 0.0f);
+    run.conv3x3_weight_part(buffers.part(shape, x, i), to.y, sums);
   }
-  for (int i = 1; i < places.threads; ++i) {
-    const float* more = places.sums + i * places.sum;
-    for (int64_t k = 0; k < places.sum; ++k) places.sums[k] += more[k];
+  for (int i = 1; i < buffers.threads; ++i) {
+    const float* more = buffers.sums + i * buffers.sums_size;
+    for (int64_t k = 0; k < buffers.sums_size; ++k) buffers.sums[k] += more[k];
   }
-  each_block(shape.out, places,
-             [&](int n) { run.conv3x3_unpack(shape, places.sums, n, to.weight); });
-  const float* bias = places.sums + places.sum - shape.out;
+  each_block(shape.out, buffers,
+             [&](int n) { run.conv3x3_unpack(shape, buffers.sums, n, to.weight); });
+  const float* bias = buffers.sums + buffers.sums_size - shape.out;
   std::copy(bias, bias + shape.out, to.bias);
 }
 

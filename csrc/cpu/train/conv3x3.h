@@ -1,4 +1,4 @@
-// 3×3 convolutions with zero borders whose weights are being learned: results and all gradients.
+// 3×3 convolutions with zero borders for training: results and all gradients.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,8 @@
 
 namespace cdrl::cpu {
 
-// Images are (batch, height, width, channels), channels multiples of 16; weights (out, in, 3, 3).
+// Images are (batch, height, width, channels) with channels a multiple of 16; weights (out, in, 3,
+// 3).
 struct ConvShape {
   int64_t batch;
   int height, width, in, out;
@@ -16,9 +17,9 @@ struct ConvShape {
   int64_t patches() const {
     return batch * patches_along(height, side()) * patches_along(width, side());
   }
-  // Numbers of the weight's gradient, transformed.
+  // Floats of the weight's gradient, transformed.
   int64_t products() const { return int64_t(products_of(side())) * in * out; }
-  // And of packed weights, for results or for the gradient of the inputs.
+  // Floats of packed weights, for results or for the gradient of the inputs.
   int64_t packed() const {
     const int ins = blocks_of(in), outs = blocks_of(out);
     const int64_t forward = weights_count(side(), outs, ins);
@@ -28,28 +29,28 @@ struct ConvShape {
   ConvShape transposed() const { return {batch, height, width, out, in}; }
 };
 
-// y = w * x + bias, on at most `threads` threads; the result doesn't depend on how many.
+// Computes y = w * x + bias on at most `threads` threads; the result doesn't depend on how many.
 void train_conv3x3(const ConvShape& shape, const float* x, const float* weight, const float* bias,
                    float* y, int threads);
 
-// Gradients of a loss whose gradient in y is given.
+// Gradients of a loss: `y` is read, the others are written.
 struct ConvGradients {
   const float* y;
   float* x;  // may be null
   float *weight, *bias;
 };
 
-// The weight's and the bias's are sums over threads, and their rounding depends on their number.
+// The gradients of weight and bias are sums over threads, so their rounding depends on `threads`.
 void train_conv3x3_gradients(const ConvShape& shape, const float* x, const float* weight,
                              const ConvGradients& to, int threads);
 
-// Patches [first, end) of all samples', on one thread.
+// Patches [first, end) among those of all samples, on one thread.
 struct ConvPart {
   ConvShape shape;
   int64_t first, end;
   const float* x;
-  const float* zeros;  // as many as there are channels
-  float* memory;       // `part_memory` numbers
+  const float* zeros;  // one per channel, read beyond the borders
+  float* workspace;    // transforms and products of kPatches patches
 };
 
 }  // namespace cdrl::cpu

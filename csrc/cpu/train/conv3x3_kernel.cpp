@@ -1,17 +1,18 @@
-// Convolutions whose weights are learned, a part of the patches; compiled once for each instruction
-// set. With the transforms of transforms.h, forward and back:
+// A part of a convolution for training and of its weight gradient, with the transforms of
+// transforms.h:
 //
-//   y = Aᵀ [U ⊙ (Bᵀ x B)] A with U = G w Gᵀ, summed over channels;  dU = (A dy Aᵀ) ⊙ (Bᵀ x B),
-//   summed over patches, and dw = Gᵀ dU G; dx is the convolution of dy with flipped weights.
-#include "cpu/runtime/dispatch.h"
+//   y = Aᵀ [U ⊙ (Bᵀ x B)] A with U = G w Gᵀ, summed over channels
+//   dw = Gᵀ dU G with dU = (A dy Aᵀ) ⊙ (Bᵀ x B), summed over patches
+//   dx = the convolution of dy with reversed taps
 #include "cpu/conv/winograd.h"
+#include "cpu/train/conv3x3.h"
 
 namespace {
 
 using cdrl::cpu::ConvPart;
 using cdrl::cpu::ConvShape;
 
-// Where the patches' positions are in an array (batch, height, width, channels).
+// The positions of up to kPatches patches in an array (batch, height, width, channels).
 template <class Rule>
 class Positions {
   static constexpr int kOut = Rule::kOut, kIn = Rule::kIn;
@@ -21,7 +22,7 @@ class Positions {
 
   int count = 0;
 
-  void find(int64_t first, int64_t end) {
+  void locate(int64_t first, int64_t end) {
     const int across = cdrl::cpu::patches_along(shape_.width, kOut);
     const int down = cdrl::cpu::patches_along(shape_.height, kOut);
     count = int(end - first);
@@ -37,14 +38,14 @@ class Positions {
     }
   }
 
-  // Address of the result at (i, j) of a patch; null beyond the borders.
+  // Returns the address of output (i, j) of a patch, or null beyond the borders.
   template <class T>
   T* at(T* array, int p, int i, int j) const {
     const bool inside = row_[p] + i < shape_.height && column_[p] + j < shape_.width;
     return inside ? array + corner_[p] + (i * shape_.width + j) * int64_t(channels_) : nullptr;
   }
 
-  // Addresses of the positions around patch `p`; `zeros` beyond the borders.
+  // Writes the addresses of the inputs of patch `p`; beyond the borders they are `zeros`.
   void around(const float* array, const float* zeros, int p, const float* (*to)[kIn]) const {
     const float* corner = array + corner_[p];
     for (int i = 0; i < kIn; ++i) {
@@ -66,7 +67,7 @@ class Positions {
   int64_t corner_[kPatches];
 };
 
-// Calls body(begin, end) for parts of [first, end) of at most kPatches patches and nearly one size.
+// Calls body(begin, end) for parts of [first, end) of nearly equal size, at most kPatches patches.
 template <class Body>
 void each_chunk(int64_t first, int64_t end, const Body& body) {
   const int64_t all = end - first, parts = (all + kPatches - 1) / kPatches;
@@ -75,7 +76,7 @@ void each_chunk(int64_t first, int64_t end, const Body& body) {
   }
 }
 
-// Bᵀ x B of every patch and block: [product][block][patch].
+// Writes Bᵀ x B of every patch and block: [product][block][patch].
 template <class Rule>
 void transform_all(const Positions<Rule>& positions, const float* x, const float* zeros, int blocks,
                    float* to) {
@@ -91,7 +92,7 @@ void transform_all(const Positions<Rule>& positions, const float* x, const float
   }
 }
 
-// A dy Aᵀ of every patch and block: [product][block][patch]; and dy added to `bias`.
+// Writes A dy Aᵀ of every patch and block, [product][block][patch], and adds dy to `bias`.
 template <class Rule>
 void spread_all(const Positions<Rule>& positions, const float* y_grad, const float* zeros,
                 int blocks, float* to, float* bias) {
@@ -116,7 +117,7 @@ void spread_all(const Positions<Rule>& positions, const float* y_grad, const flo
   }
 }
 
-// sums[r][n] += Σ over patches of x[p][r] · grad[p][n]: some rows of 16 outputs.
+// sums[r][n] += Σ over patches of x[p][r] · grad[p][n], for `rows` rows of 16 outputs.
 template <int rows>
 void add_products(const float* x, const float* grad, int patches, float* sums) {
   using S = Step<Float32>;
@@ -129,11 +130,11 @@ void add_products(const float* x, const float* grad, int patches, float* sums) {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) S::add(acc[r], S::input(x + r), w);
   }
-  alignas(64) float found[kBlock];
+  alignas(64) float row[kBlock];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
-    store(found, acc[r]);
-    Sixteen::load(found).plus(Sixteen::load(sums + r * kBlock)).put(sums + r * kBlock);
+    store(row, acc[r]);
+    Sixteen::load(row).plus(Sixteen::load(sums + r * kBlock)).put(sums + r * kBlock);
   }
 }
 
@@ -141,11 +142,11 @@ using AddProducts = void (*)(const float*, const float*, int, float*);
 
 template <int... rows>
 AddProducts add_products_of(int count, std::integer_sequence<int, rows...>) {
-  static constexpr AddProducts found[] = {add_products<rows + 1>...};
-  return found[count - 1];
+  static constexpr AddProducts functions[] = {add_products<rows + 1>...};
+  return functions[count - 1];
 }
 
-// The same for the 16 rows of a block, as many at a time as registers hold.
+// The same for the 16 rows of a block, as many at a time as there are registers.
 void add_block(const float* x, const float* grad, int patches, float* sums) {
   static const Cut cut(kBlock);
   for (int i = 0, row = 0; i < cut.tiles; row += cut.positions(i++)) {
@@ -155,16 +156,16 @@ void add_block(const float* x, const float* grad, int patches, float* sums) {
 }
 
 template <class Rule>
-void part(const ConvPart& part, const float* weights, const float* bias, float* y) {
+void convolve_part(const ConvPart& part, const float* weights, const float* bias, float* y) {
   constexpr int side = Rule::kOut;
   const ConvShape& shape = part.shape;
   const int in = blocks_of(shape.in), out = blocks_of(shape.out);
-  float* products = part.memory;
+  float* products = part.workspace;
   float* transforms = products + Rule::kProducts * product_step(kOuts, kPatches);
   Positions<Rule> from(shape, shape.in), to(shape, shape.out);
   each_chunk(part.first, part.end, [&](int64_t first, int64_t end) {
-    from.find(first, end);
-    to.find(first, end);
+    from.locate(first, end);
+    to.locate(first, end);
     transform_all(from, part.x, part.zeros, in, transforms);
     for (int n = 0; n < out; n += kOuts) {
       const int outs = out - n < kOuts ? out - n : kOuts;
@@ -188,15 +189,16 @@ void part(const ConvPart& part, const float* weights, const float* bias, float* 
 }
 
 template <class Rule>
-void weight_part(const ConvPart& part, const float* y_grad, float* sums) {
+void add_weight_part(const ConvPart& part, const float* y_grad, float* sums) {
   const ConvShape& shape = part.shape;
   const int in = blocks_of(shape.in), out = blocks_of(shape.out);
-  float *transforms = part.memory, *grads = transforms + Rule::kProducts * product_step(in, kPatches);
+  float* transforms = part.workspace;
+  float* grads = transforms + Rule::kProducts * product_step(in, kPatches);
   float* bias = sums + shape.products();
   Positions<Rule> from(shape, shape.in), to(shape, shape.out);
   each_chunk(part.first, part.end, [&](int64_t first, int64_t end) {
-    from.find(first, end);
-    to.find(first, end);
+    from.locate(first, end);
+    to.locate(first, end);
     transform_all(from, part.x, part.zeros, in, transforms);
     spread_all(to, y_grad, part.zeros, out, grads, bias);
     const int64_t block = from.count * int64_t(kBlock);
@@ -270,7 +272,7 @@ void unpack(const ConvShape& shape, const float* sums, int n, float* weight_grad
   }
 }
 
-// Calls body() with the rule for a shape.
+// Calls body(rule) with the rule for a shape.
 template <class Body>
 void by_rule(const ConvShape& shape, const Body& body) {
   if (shape.side() == ByFour::kOut) {
@@ -284,12 +286,12 @@ void by_rule(const ConvShape& shape, const Body& body) {
 
 namespace cdrl::cpu::CDRL_VARIANT {
 
-void conv3x3_part(const ConvPart& given, const float* weights, const float* bias, float* y) {
-  by_rule(given.shape, [&](auto rule) { part<decltype(rule)>(given, weights, bias, y); });
+void conv3x3_part(const ConvPart& part, const float* weights, const float* bias, float* y) {
+  by_rule(part.shape, [&](auto rule) { convolve_part<decltype(rule)>(part, weights, bias, y); });
 }
 
-void conv3x3_weight_part(const ConvPart& given, const float* y_grad, float* sums) {
-  by_rule(given.shape, [&](auto rule) { weight_part<decltype(rule)>(given, y_grad, sums); });
+void conv3x3_weight_part(const ConvPart& part, const float* y_grad, float* sums) {
+  by_rule(part.shape, [&](auto rule) { add_weight_part<decltype(rule)>(part, y_grad, sums); });
 }
 
 void conv3x3_pack(const ConvShape& shape, const float* weight, bool transposed, int n, float* to) {

@@ -1,4 +1,5 @@
-// Shares samples out among threads, and adds their shares of the weights' gradients.
+// Shares samples out among threads and adds their contributions to the gradients of weight and
+// bias.
 #include "cpu/train/norm_silu.h"
 
 #include <algorithm>
@@ -16,7 +17,7 @@ namespace {
 
 Arena arena;
 
-int thread() {
+int thread_number() {
 #ifdef _OPENMP
   return omp_get_thread_num();
 #else
@@ -24,32 +25,35 @@ int thread() {
 #endif
 }
 
-// Threads that are worth their start: 4,096 numbers are some microseconds' work.
-int threads_for(const NormSilu& norm, int wanted) {
+// Limits the threads to those that pay for being woken: 4,096 values are a few microseconds of
+// work.
+int threads_for(const NormSilu& norm, int limit) {
   const int64_t useful = norm.batch * norm.positions * norm.channels / 4096;
-  return int(std::clamp<int64_t>(std::min(useful, norm.batch), 1, std::max(1, wanted)));
+  return int(std::clamp<int64_t>(std::min(useful, norm.batch), 1, std::max(1, limit)));
 }
 
 }  // namespace
 
 void train_norm_silu(const NormSilu& norm, float* y, int threads) {
   threads = threads_for(norm, threads);
-  const int64_t each = norm_silu_memory(norm);
-  const Arena::Lease memory(arena, each * threads);
+  const int64_t size = norm_silu_workspace(norm);
+  const Arena::Lease memory(arena, size * threads);
   const auto run = kernels().norm_silu_sample;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t s = 0; s < norm.batch; ++s) run(norm, s, y, memory.numbers() + each * thread());
+  for (int64_t s = 0; s < norm.batch; ++s) {
+    run(norm, s, y, memory.floats() + size * thread_number());
+  }
 }
 
 void train_norm_silu_gradients(const NormSilu& norm, const NormSiluGradients& to, int threads) {
   threads = threads_for(norm, threads);
-  const int64_t each = norm_silu_memory(norm), channels = norm.channels;
-  const Arena::Lease memory(arena, each * threads + 2 * norm.batch * channels);
-  float *weights = memory.numbers() + each * threads, *biases = weights + norm.batch * channels;
+  const int64_t size = norm_silu_workspace(norm), channels = norm.channels;
+  const Arena::Lease memory(arena, size * threads + 2 * norm.batch * channels);
+  float *weights = memory.floats() + size * threads, *biases = weights + norm.batch * channels;
   const auto run = kernels().norm_silu_gradients_sample;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t s = 0; s < norm.batch; ++s) {
-    run(norm, to, s, weights, biases, memory.numbers() + each * thread());
+    run(norm, to, s, weights, biases, memory.floats() + size * thread_number());
   }
   std::fill(to.weight, to.weight + channels, 0.0f);
   std::fill(to.bias, to.bias + channels, 0.0f);

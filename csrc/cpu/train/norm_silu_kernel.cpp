@@ -1,10 +1,9 @@
-// Norm and SiLU of one sample, which stays in the nearer caches between passes; compiled once for each
-// instruction set.
+// Norm and SiLU of one sample, which stays in the inner caches between passes.
 #include <algorithm>
 #include <cmath>
 
 #include "cpu/simd/exp.h"
-#include "cpu/runtime/dispatch.h"
+#include "cpu/train/norm_silu.h"
 
 namespace {
 
@@ -14,18 +13,18 @@ using cdrl::cpu::NormSiluGradients;
 
 constexpr double kEpsilon = 1e-6;
 
-// One sample. Of each channel are kept the mean and the reciprocal deviation of its group, and what
-// x - mean is multiplied with, and what is added, for act's argument.
+// One sample. The workspace has, per channel, the mean and the reciprocal deviation of its group,
+// the factor and the term of act's argument, factor (x - mean) + term, and two sums.
 class Sample {
  public:
-  Sample(const NormSilu& norm, int64_t index, float* memory)
+  Sample(const NormSilu& norm, int64_t index, float* workspace)
       : norm_(norm),
         channels_(norm.channels),
         size_(norm.channels / norm.groups),
         x_(norm.x + index * norm.positions * norm.channels),
         scale_(norm.row == nullptr ? nullptr : norm.row + index * 2 * norm.channels),
         moments_(norm.moments + index * 2 * norm.groups),
-        mean_(memory),
+        mean_(workspace),
         inverse_(mean_ + channels_),
         factor_(inverse_ + channels_),
         term_(factor_ + channels_),
@@ -41,7 +40,8 @@ class Sample {
     });
   }
 
-  // Gradients in x and the row; and the sample's share of those in weight and bias.
+  // Writes the gradients of x and of the row, and the sample's contribution to those of weight and
+  // bias.
   void run_back(const float* y_grad, float* x_grad, float* row_grad, float* weight_grad,
                 float* bias_grad) {
     prepare();
@@ -53,12 +53,12 @@ class Sample {
       Sixteen::load(sums_ + c).plus(grad).put(sums_ + c);
       affine(grad, unit(x, c), Sixteen::load(products_ + c)).put(products_ + c);
     });
-    share(row_grad, weight_grad, bias_grad);
+    reduce(row_grad, weight_grad, bias_grad);
     each([&](int64_t at, int c, Sixteen x) {
       const Sixteen grad = Sixteen::load(x_grad + at).times(Sixteen::load(factor_ + c));
-      const Sixteen other = affine(unit(x, c), Sixteen::load(products_ + c),
-                                   Sixteen::load(sums_ + c));
-      grad.minus(other).put(x_grad + at);
+      const Sixteen by_moments = affine(unit(x, c), Sixteen::load(products_ + c),
+                                        Sixteen::load(sums_ + c));
+      grad.minus(by_moments).put(x_grad + at);
     });
   }
 
@@ -73,16 +73,16 @@ class Sample {
   }
 
   Sixteen from_mean(const Sixteen& x, int c) const { return x.minus(Sixteen::load(mean_ + c)); }
-  // (x - mean) / deviation.
+  // (x - mean) / deviation
   Sixteen unit(const Sixteen& x, int c) const {
     return from_mean(x, c).times(Sixteen::load(inverse_ + c));
   }
-  // Of act.
+  // The argument of act.
   Sixteen argument(const Sixteen& x, int c) const {
     return affine(from_mean(x, c), Sixteen::load(factor_ + c), Sixteen::load(term_ + c));
   }
 
-  // Sums over positions become sums over groups: of each group `use(group, sum)`.
+  // Calls use(group, mean over the group) for sums over positions per channel.
   template <class Use>
   void each_group(const float* sums, const Use& use) const {
     for (int g = 0; g < norm_.groups; ++g) {
@@ -92,7 +92,7 @@ class Sample {
     }
   }
 
-  // Twice over x: what the first mean is off by, the second sums tell.
+  // Reads x twice: the second pass computes the variance and the rounding error of the first mean.
   void find_moments() {
     std::fill(sums_, sums_ + 2 * channels_, 0.0f);
     each([&](int64_t, int c, Sixteen x) { Sixteen::load(sums_ + c).plus(x).put(sums_ + c); });
@@ -107,10 +107,10 @@ class Sample {
       affine(d, d, Sixteen::load(products_ + c)).put(products_ + c);
     });
     each_group(products_, [&](int g, double square) { moments_[norm_.groups + g] = float(square); });
-    each_group(sums_, [&](int g, double off) {
-      const double variance = moments_[norm_.groups + g] - off * off;
-      moments_[g] = float(moments_[g] + off);
-      // Rounding may leave a little less than nothing; NaN must stay.
+    each_group(sums_, [&](int g, double error) {
+      const double variance = moments_[norm_.groups + g] - error * error;
+      moments_[g] = float(moments_[g] + error);
+      // Rounding may make the variance slightly negative; NaN must stay NaN.
       moments_[norm_.groups + g] =
           float(1.0 / std::sqrt(variance < 0.0 ? kEpsilon : variance + kEpsilon));
     });
@@ -127,9 +127,10 @@ class Sample {
     }
   }
 
-  // From the sums of act's gradient, and of its products with unit x, over the positions: the small
-  // gradients; then they become what a channel's x gradient loses by its group's moments.
-  void share(float* row_grad, float* weight_grad, float* bias_grad) {
+  // sums_ and products_ are the sums over positions of act's gradient and of its product with
+  // unit(x). Computes the gradients of weight, bias and row from them; then replaces them by the
+  // terms that the dependence of the group's moments on x subtracts from x's gradient.
+  void reduce(float* row_grad, float* weight_grad, float* bias_grad) {
     for (int c = 0; c < channels_; ++c) {
       const float more = scale_ == nullptr ? 1.0f : 1.0f + scale_[c];
       weight_grad[c] = products_[c] * more;
@@ -148,7 +149,7 @@ class Sample {
   }
 
   const NormSilu& norm_;
-  int channels_, size_;  // of a group
+  int channels_, size_;  // size_: channels per group
   const float *x_, *scale_;
   float *moments_, *mean_, *inverse_, *factor_, *term_, *sums_, *products_;
 };
@@ -157,15 +158,15 @@ class Sample {
 
 namespace cdrl::cpu::CDRL_VARIANT {
 
-void norm_silu_sample(const NormSilu& norm, int64_t sample, float* y, float* memory) {
-  Sample(norm, sample, memory).run(y + sample * norm.positions * norm.channels);
+void norm_silu_sample(const NormSilu& norm, int64_t sample, float* y, float* workspace) {
+  Sample(norm, sample, workspace).run(y + sample * norm.positions * norm.channels);
 }
 
 void norm_silu_gradients_sample(const NormSilu& norm, const NormSiluGradients& to, int64_t sample,
-                                float* weight_grads, float* bias_grads, float* memory) {
+                                float* weight_grads, float* bias_grads, float* workspace) {
   const int64_t channels = norm.channels, at = sample * norm.positions * channels;
   float* row = to.row == nullptr ? nullptr : to.row + sample * 2 * channels;
-  Sample(norm, sample, memory)
+  Sample(norm, sample, workspace)
       .run_back(to.y + at, to.x + at, row, weight_grads + sample * channels,
                 bias_grads + sample * channels);
 }

@@ -1,4 +1,4 @@
-// Self-attention over the positions of one sample, on the inner loop of convolutions.
+// Self-attention over the positions of one sample, with the inner loop of convolutions.
 #pragma once
 
 #include "cpu/simd/exp.h"
@@ -7,33 +7,33 @@
 
 namespace {
 
-// softmax(q kᵀ) v. The queries are already divided by √C. Keys lie as weights do whose outputs are
-// positions, values as weights whose inputs are.
+// softmax(q kᵀ / √C) v. `run` divides the queries by √C. Keys are packed as weights with positions
+// as outputs, values as weights with positions as inputs.
 class Attention {
  public:
   Attention(const cdrl::cpu::UNetBuffers& buffers, int positions, int blocks)
-      : memory_(buffers),
+      : buffers_(buffers),
         positions_(positions),
         blocks_(blocks),
         keys_(blocks_of(positions)) {}
 
-  // One sample of a group from flat q, k and v; the result takes the place of q.
+  // Replaces q by the result, for one sample of a group in flat q, k and v. `scale` is 1 / √C.
   void run(float* qkv, int samples, int sample, float scale) const {
-    take(qkv, samples, sample, scale);
+    pack(qkv, samples, sample, scale);
     for (int first = 0; first < positions_; first += cdrl::cpu::kQueries) {
       const int left = positions_ - first;
       const int count = left < cdrl::cpu::kQueries ? left : cdrl::cpu::kQueries;
       const Grid queries(1, count, 1, 1);
-      float* scores = memory_.scores;
-      each_sum(queries, memory_.q + int64_t(first) * kBlock,
-               Window{int64_t(positions_) * kBlock, blocks_}, memory_.k, keys_,
+      float* scores = buffers_.scores;
+      each_sum(queries, buffers_.q + int64_t(first) * kBlock,
+               Window{int64_t(positions_) * kBlock, blocks_}, buffers_.k, keys_,
                [&](const Spot& spot, Sixteen sum) { sum.put(scores + spot.flat); });
-      for (int p = 0; p < count; ++p) softmax(scores + p * kBlock, count, memory_.reciprocals + p);
-      each_sum(queries, scores, Window{int64_t(count) * kBlock, keys_}, memory_.v, blocks_,
+      for (int p = 0; p < count; ++p) softmax(scores + p * kBlock, count, buffers_.reciprocals + p);
+      each_sum(queries, scores, Window{int64_t(count) * kBlock, keys_}, buffers_.v, blocks_,
                [&](const Spot& spot, Sixteen sum) {
                  const int64_t p = spot.flat / kBlock - int64_t(spot.block) * count;
                  float* to = qkv + at(spot.block, first + p, samples, sample);
-                 sum.times(memory_.reciprocals[p]).put(to);
+                 sum.times(buffers_.reciprocals[p]).put(to);
                });
     }
   }
@@ -43,30 +43,31 @@ class Attention {
     return ((block * positions_ + position) * samples + sample) * kBlock;
   }
 
-  void take(const float* qkv, int samples, int sample, float scale) const {
+  // Copies a sample's q, scaled, k and v from the group's layout.
+  void pack(const float* qkv, int samples, int sample, float scale) const {
     const int64_t part = at(blocks_, 0, samples, 0), padded = int64_t(keys_) * kBlock;
     if (padded != positions_) {
       const size_t bytes = size_t(blocks_ * padded) * kBlock * sizeof(float);
-      std::memset(memory_.k, 0, bytes);
-      std::memset(memory_.v, 0, bytes);
+      std::memset(buffers_.k, 0, bytes);
+      std::memset(buffers_.v, 0, bytes);
     }
     for (int n = 0; n < blocks_; ++n) {
       for (int p = 0; p < positions_; ++p) {
         const float* from = qkv + at(n, p, samples, sample);
-        Sixteen::load(from).times(scale).put(memory_.q + (int64_t(n) * positions_ + p) * kBlock);
-        Sixteen::load(from + 2 * part).put(memory_.v + (n * padded + p) * kBlock);
+        Sixteen::load(from).times(scale).put(buffers_.q + (int64_t(n) * positions_ + p) * kBlock);
+        Sixteen::load(from + 2 * part).put(buffers_.v + (n * padded + p) * kBlock);
         // [block of positions][channel][position]
-        float* key = memory_.k + (int64_t(p / kBlock) * blocks_ + n) * kBlock * kBlock + p % kBlock;
+        float* key = buffers_.k + (int64_t(p / kBlock) * blocks_ + n) * kBlock * kBlock + p % kBlock;
         for (int c = 0; c < kBlock; ++c) key[c * kBlock] = from[part + c];
       }
     }
   }
 
-  // Scores of a query, `count` apart in blocks of 16, become e^(score - largest); and one over the
-  // sum of these.
+  // Replaces the scores of a query, whose blocks of 16 are `count` positions apart, by
+  // e^(score - largest) and writes the reciprocal of their sum.
   void softmax(float* scores, int64_t count, float* reciprocal) const {
     const int64_t step = count * kBlock;
-    // What is beyond the last position becomes e^-87 at most, and no value is there to weigh.
+    // Scores beyond the last position become e^-87 at most, and the values there are 0.
     float* last = scores + (keys_ - 1) * step;
     for (int i = positions_ - (keys_ - 1) * kBlock; i < kBlock; ++i) last[i] = -3e38f;
     float lanes[kBlock];
@@ -94,7 +95,7 @@ class Attention {
     *reciprocal = 1.0f / sum;
   }
 
-  const cdrl::cpu::UNetBuffers& memory_;
+  const cdrl::cpu::UNetBuffers& buffers_;
   int positions_, blocks_, keys_;
 };
 

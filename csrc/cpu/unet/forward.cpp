@@ -1,4 +1,4 @@
-// Plans a U-Net's forward pass: its layers as a program, buffers, groups of samples.
+// Lists the layers of a U-Net, places its buffers and shares groups of samples out among threads.
 #include "cpu/unet/forward.h"
 
 #include <algorithm>
@@ -7,22 +7,23 @@
 #include <string>
 #include <utility>
 
-#include "cpu/runtime/dispatch.h"
 #include "cpu/conv/pack.h"
+#include "cpu/runtime/dispatch.h"
 #include "cpu/unet/weights.h"
 
 namespace cdrl::cpu {
 
 namespace {
 
-// Samples are stacked until the first level has so many positions: enough to read weights from the
-// outer caches seldom, few enough for maps to stay in the nearer ones. A multiple of 14 · 8 · 4, so
-// that rows of 2×2 outputs fill the widest inner loop, of 14 positions, at 8×8 as at 28×28.
+// As many samples go through the network together as give the first level this many positions:
+// enough that weights are rarely read from the outer caches, few enough that maps stay in the inner
+// ones. It is a multiple of 14 · 8 · 4, so that rows of 2×2 patches fill the widest tile, of 14
+// positions, at 8×8 as well as at 28×28.
 constexpr int64_t kPositions = 448;
 
 UNetNorm norm_of(int channels) { return {nullptr, nullptr, channels, std::gcd(32, channels)}; }
 
-bool has(const std::vector<int>& values, int value) {
+bool contains(const std::vector<int>& values, int value) {
   return std::find(values.begin(), values.end(), value) != values.end();
 }
 
@@ -69,7 +70,7 @@ UNetTensor UNetForward::take(int level, int channels) {
   return {int(i), level, blocks, channels};
 }
 
-void UNetForward::give_back(const UNetTensor& tensor) { slots_[size_t(tensor.slot)].taken = false; }
+void UNetForward::release(const UNetTensor& tensor) { slots_[size_t(tensor.slot)].taken = false; }
 
 UNetTensor UNetForward::add_block(const UNetTensor& x, const UNetTensor& skip, int channels,
                                   int resample) {
@@ -95,7 +96,7 @@ UNetTensor UNetForward::add_attention(const UNetTensor& x) {
   layer.out = take(x.level, x.channels);
   layer.norm1 = norm_of(x.channels);
   layers_.push_back(layer);
-  give_back(x);
+  release(x);
   return layer.out;
 }
 
@@ -103,9 +104,9 @@ void UNetForward::add_layers(const std::vector<int>& widths, int blocks,
                              const std::vector<int>& attention) {
   const int levels = int(widths.size());
   const auto attended = [&](const UNetTensor& x) {
-    return has(attention, network_.size >> x.level) ? add_attention(x) : x;
+    return contains(attention, network_.size >> x.level) ? add_attention(x) : x;
   };
-  // All maps on the way down stay until they are taken up again.
+  // Every map on the way down keeps its slot until the way up reads it.
   std::vector<UNetTensor> skips{network_.first};
   for (int level = 0; level < levels; ++level) {
     for (int b = 0; b < blocks; ++b) {
@@ -115,8 +116,8 @@ void UNetForward::add_layers(const std::vector<int>& widths, int blocks,
   }
   const auto next = [&](const UNetTensor& x, const UNetTensor& skip, int channels, int resample) {
     const UNetTensor out = add_block(x, skip, channels, resample);
-    give_back(x);
-    if (skip.channels > 0) give_back(skip);
+    release(x);
+    if (skip.channels > 0) release(skip);
     return out;
   };
   UNetTensor h = add_attention(add_block(skips.back(), {}, widths.back(), 0));
@@ -132,7 +133,7 @@ void UNetForward::add_layers(const std::vector<int>& widths, int blocks,
 }
 
 void UNetForward::place_weights() {
-  // First without memory, to count, then with it.
+  // The first round counts bytes, the second places.
   for (int round = 0; round < 2; ++round) {
     Pieces pieces(weights_);
     const auto weight = [&](int64_t out, int64_t in) {
@@ -212,12 +213,13 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
   buffers.slot = workspace.slots.data();
   int64_t hidden = network_.last.blocks * positions(0), blocks = 0, columns = 0, keys = 0;
   int64_t queries = 0, scores = 0, groups = network_.norm.groups;
-  int64_t most = network_.last.blocks;
+  int64_t widest = network_.last.blocks;
   for (const UNetLayer& layer : layers_) {
     const int64_t count = positions(layer.out.level);
     hidden = std::max(hidden, layer.out.blocks * count);
     blocks = std::max<int64_t>(blocks, layer.out.blocks);
-    most = std::max<int64_t>({most, layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks});
+    widest =
+        std::max<int64_t>({widest, layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks});
     groups = std::max<int64_t>({groups, layer.norm1.groups, layer.norm2.groups});
     if (!layer.attention) continue;
     const int64_t padded = (count + kBlock - 1) / kBlock * kBlock;
@@ -233,10 +235,10 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
     buffers.plane[i] = pieces.take<float>(network_.planes[i] * kBlock * padded);
   }
   buffers.zeroed = 0;
-  buffers.affine = pieces.take<float>(most * size * 2 * kBlock);
+  buffers.affine = pieces.take<float>(widest * size * 2 * kBlock);
   buffers.groups = pieces.take<double>(2 * groups);
   buffers.columns = pieces.take<float>(columns * kBlock);
-  buffers.patches = pieces.take<char>(patch_bytes(most, false));
+  buffers.patches = pieces.take<char>(patch_bytes(widest, false));
   buffers.qkv = pieces.take<float>(3 * queries * size * kBlock);
   buffers.q = pieces.take<float>(queries * kBlock);
   buffers.k = pieces.take<float>(keys * kBlock);
@@ -253,12 +255,12 @@ int64_t UNetForward::workspace_bytes(int64_t batch, int threads) const {
 }
 
 void UNetForward::run(const UNetArguments& a, int threads) {
-  if (a.batch < 0) throw std::invalid_argument("UNetForward.run: a negative batch");
+  if (a.batch < 0) throw std::invalid_argument("UNetForward.run: batch must not be negative");
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (!loaded_) throw std::runtime_error("UNetForward.run: no weights were loaded");
+  if (!loaded_) throw std::runtime_error("UNetForward.run: no weights, call load first");
   if (a.batch == 0) return;
   if (a.x == nullptr || a.rows == nullptr || a.out == nullptr) {
-    throw std::invalid_argument("UNetForward.run: x, rows and out must all be given");
+    throw std::invalid_argument("UNetForward.run: x, rows and out must not be null");
   }
   const int64_t image = int64_t(network_.image_channels) * network_.size * network_.size;
   const int64_t stride = a.rows_per_sample ? network_.row : 0;

@@ -1,4 +1,5 @@
-// The forward pass of a U-Net whose conditions are given as scales and shifts.
+// The forward pass of a U-Net. Level and label enter as a scale and a shift per channel and block,
+// which the caller computes.
 #pragma once
 
 #include <mutex>
@@ -12,33 +13,34 @@ namespace cdrl::cpu {
 
 struct UNetArguments {
   const float* x;     // (batch, channels, size, size)
-  const float* rows;  // (1 or batch, row()): of each block in order scale, then shift
+  const float* rows;  // (1 or batch, row()): scale, then shift of each block in order
   bool rows_per_sample;
-  float* out;  // like x, elsewhere
+  float* out;  // as x, must not overlap it
   int64_t batch;
 };
 
 class UNetForward {
  public:
-  // `attention`: sizes of the feature maps with self-attention; the middle always has it.
+  // `attention` lists the sizes of the feature maps with self-attention; the middle block always
+  // has it.
   UNetForward(int image_channels, int image_size, int width, const std::vector<int>& multipliers,
               int blocks, const std::vector<int>& attention);
   UNetForward(const UNetForward&) = delete;
   UNetForward& operator=(const UNetForward&) = delete;
 
-  // Contiguous weights, each followed by its bias, in the order of the forward pass: the stem; of
-  // each block norm1, conv1, norm2, conv2 and, where channels change, the shortcut; of attention
-  // norm, qkv, out; at the end norm and head. They are copied.
+  // Copies contiguous weights, each followed by its bias, in the order of the forward pass: the
+  // stem; norm1, conv1, norm2, conv2 and, where channels change, the shortcut of each block; norm,
+  // qkv, out of each attention; the final norm and the head.
   void load(const std::vector<const float*>& tensors);
-  // On at most `threads` threads; results don't depend on how many.
+  // Runs on at most `threads` threads; results don't depend on how many.
   void run(const UNetArguments& arguments, int threads);
-  // What `run` takes besides weights; kept between calls.
+  // Bytes that `run` allocates besides the weights and keeps between calls.
   int64_t workspace_bytes(int64_t batch, int threads) const;
   int64_t row() const { return network_.row; }
 
  private:
   struct Slot {
-    int level, blocks;  // the most blocks that a map in it has
+    int level, blocks;  // blocks: of the largest map that it stores
     bool taken;
   };
   struct Workspace {
@@ -48,7 +50,7 @@ class UNetForward {
   };
 
   UNetTensor take(int level, int channels);
-  void give_back(const UNetTensor& tensor);
+  void release(const UNetTensor& tensor);
   UNetTensor add_block(const UNetTensor& x, const UNetTensor& skip, int channels, int resample);
   UNetTensor add_attention(const UNetTensor& x);
   void add_layers(const std::vector<int>& widths, int blocks, const std::vector<int>& attention);

@@ -1,16 +1,16 @@
-// The forward pass of a U-Net for a group of samples; compiled once for each instruction set.
+// The forward pass of a U-Net for a group of samples.
 //
-// Every number of a sample comes about in an order that depends on nothing but the network, so that
-// it does not matter which samples, and how many, share its group.
+// Every sum has an order that depends on the network alone, so a sample's bits don't depend on the
+// other samples of its group.
 #include <cmath>
 
 #include "cpu/conv/columns.h"
-#include "cpu/simd/exp.h"
 #include "cpu/conv/grid.h"
-#include "cpu/train/moments.h"
-#include "cpu/unet/attention.h"
-#include "cpu/unet/network.h"
 #include "cpu/conv/winograd.h"
+#include "cpu/simd/exp.h"
+#include "cpu/unet/attention.h"
+#include "cpu/unet/moments.h"
+#include "cpu/unet/network.h"
 
 namespace {
 
@@ -23,20 +23,20 @@ using cdrl::cpu::UNetTensor;
 using Map = UNetBuffers::Map;
 
 constexpr double kEpsilon = 1e-6;
-constexpr int kAffine = 2 * kBlock;  // a factor and a term of each channel
+constexpr int kAffine = 2 * kBlock;  // a factor and a term per channel
 
 class Group {
  public:
   Group(const UNetNetwork& network, const UNetGroup& group, UNetBuffers& buffers)
-      : net_(network), group_(group), memory_(buffers), samples_(group.samples) {}
+      : net_(network), group_(group), buffers_(buffers), samples_(group.samples) {}
 
   void run() {
-    if (memory_.zeroed != samples_) {
+    if (buffers_.zeroed != samples_) {
       for (int i = 0; i < net_.levels; ++i) {
         const int64_t count = net_.planes[i] * grid_of(i).padded * kBlock;
-        std::memset(memory_.plane[i], 0, size_t(count) * sizeof(float));
+        std::memset(buffers_.plane[i], 0, size_t(count) * sizeof(float));
       }
-      memory_.zeroed = samples_;
+      buffers_.zeroed = samples_;
     }
     stem();
     for (int i = 0; i < net_.layers; ++i) {
@@ -51,13 +51,13 @@ class Group {
     const int size = net_.size >> level;
     return Grid(size, size, samples_, net_.side[level]);
   }
-  Map map_of(const UNetTensor& tensor) const { return memory_.slot[tensor.slot]; }
+  Map map_of(const UNetTensor& tensor) const { return buffers_.slot[tensor.slot]; }
   int64_t moments_at(int64_t block, int sample) const {
     return (block * samples_ + sample) * kMoments;
   }
 
-  // What a convolution does with its sums where a norm follows: value(spot, sum) is kept, and its
-  // moments are counted.
+  // The epilogue of a convolution that a norm follows: stores value(spot, sum) in `map` and adds it
+  // to the map's moments.
   template <class Value>
   auto into(const Map& map, int blocks, const Value& value) const {
     std::memset(map.moments, 0, size_t(moments_at(blocks, 0)) * sizeof(double));
@@ -76,28 +76,28 @@ class Group {
 
   void stem() {
     const Grid grid = grid_of(0);
-    fill_columns(grid, group_.x, net_.image_channels, memory_.columns);
-    multiply(grid, memory_.columns, net_.columns, net_.stem, net_.first.blocks,
+    fill_columns(grid, group_.x, net_.image_channels, buffers_.columns);
+    multiply(grid, buffers_.columns, net_.columns, net_.stem, net_.first.blocks,
              into(map_of(net_.first), net_.first.blocks, biased(net_.stem_bias)));
   }
 
-  // The norm of one map or two as a factor and a term of each channel, in memory_.affine; with
-  // scale and shift where there is a row.
+  // Writes the norm of one map or two as a factor and a term per channel to buffers_.affine. Scale
+  // and shift are included unless `row` is null.
   void normalize(const UNetNorm& norm, const Map* maps, const UNetTensor* in, const float* row) {
     const int blocks = in[0].blocks + in[1].blocks;
     const double positions = double(net_.size >> in[0].level) * (net_.size >> in[0].level);
-    std::memset(memory_.affine, 0, size_t(blocks * samples_ * kAffine) * sizeof(float));
+    std::memset(buffers_.affine, 0, size_t(blocks * samples_ * kAffine) * sizeof(float));
     for (int s = 0; s < samples_; ++s) {
       group_moments(norm, maps, in, s, positions);
       const float* scale = row == nullptr ? nullptr : row + s * group_.row_stride;
       const int size = norm.channels / norm.groups;
       for (int c = 0, g = 0, left = size; c < norm.channels; ++c) {
-        const double factor = memory_.groups[norm.groups + g] * norm.weight[c];
-        const double term = norm.bias[c] - memory_.groups[g] * factor;
+        const double factor = buffers_.groups[norm.groups + g] * norm.weight[c];
+        const double term = norm.bias[c] - buffers_.groups[g] * factor;
         const double more = scale == nullptr ? 1.0 : 1.0 + double(scale[c]);
         const double shift = scale == nullptr ? 0.0 : scale[norm.channels + c];
         const int place = c < in[0].channels ? c : c - in[0].channels + in[0].blocks * kBlock;
-        float* to = memory_.affine + (place / kBlock * samples_ + s) * kAffine + place % kBlock;
+        float* to = buffers_.affine + (place / kBlock * samples_ + s) * kAffine + place % kBlock;
         to[0] = float(factor * more);
         to[kBlock] = float(term * more + shift);
         if (--left == 0) left = size, ++g;
@@ -105,10 +105,11 @@ class Group {
     }
   }
 
-  // Mean and reciprocal deviation of each group of a sample's channels, in memory_.groups.
+  // Writes the mean and the reciprocal deviation of each group of a sample's channels to
+  // buffers_.groups.
   void group_moments(const UNetNorm& norm, const Map* maps, const UNetTensor* in, int sample,
                      double positions) {
-    double *sums = memory_.groups, *squares = sums + norm.groups;
+    double *sums = buffers_.groups, *squares = sums + norm.groups;
     const int size = norm.channels / norm.groups;
     for (int g = 0; g < norm.groups; ++g) sums[g] = squares[g] = 0.0;
     int g = 0, left = size;
@@ -124,17 +125,17 @@ class Group {
     for (g = 0; g < norm.groups; ++g) {
       const double mean = sums[g] * count, variance = squares[g] * count - mean * mean;
       sums[g] = mean;
-      // Rounding may leave a little less than nothing; NaN must stay.
+      // Rounding may make the variance slightly negative; NaN must stay NaN.
       squares[g] = 1.0 / sqrt(variance < 0.0 ? kEpsilon : variance + kEpsilon);
     }
   }
 
-  // Calls put(spot, value) for every position of a map, normalized as memory_.affine says from
-  // block `first` on.
+  // Calls put(spot, value) for every position of a map, normalized by buffers_.affine from block
+  // `first` on.
   template <class Put>
   void each_value(const Grid& grid, const Map& map, int blocks, int first, const Put& put) const {
     for (int n = 0; n < blocks; ++n) {
-      const float* affine_of = memory_.affine + int64_t(first + n) * samples_ * kAffine;
+      const float* affine_of = buffers_.affine + int64_t(first + n) * samples_ * kAffine;
       for (int row = 0; row < grid.height; ++row) {
         Spot spot(grid, n, row, 0);
         for (int64_t x = 0; x < grid.line; ++x, spot.next(samples_)) {
@@ -146,7 +147,7 @@ class Group {
     }
   }
 
-  // silu(norm(x)) to a plane, one block of channels after the other from block `first` on.
+  // Writes silu(norm(x)) to a plane, from its block `first` on.
   void activate(const Grid& grid, const Map& map, int blocks, float* plane, int first) const {
     plane += first * grid.padded * kBlock;
     each_value(grid, map, blocks, first, [&](const Spot& spot, Sixteen v) {
@@ -154,11 +155,11 @@ class Group {
     });
   }
 
-  // The same of 2×2 means, and the means of x itself to `raw`.
+  // Writes 2×2 means of silu(norm(x)) to the plane and 2×2 means of x to `raw`.
   void activate_down(const Grid& fine, const Grid& grid, const Map& map, int blocks, float* plane,
                      float* raw) const {
     for (int n = 0; n < blocks; ++n) {
-      const float* affine_of = memory_.affine + int64_t(n) * samples_ * kAffine;
+      const float* affine_of = buffers_.affine + int64_t(n) * samples_ * kAffine;
       for (int row = 0; row < grid.height; ++row) {
         Spot spot(grid, n, row, 0);
         for (int64_t x = 0; x < grid.line; ++x, spot.next(samples_)) {
@@ -183,7 +184,7 @@ class Group {
     return v[0].plus(v[1]).plus(v[2]).plus(v[3]).times(0.25f);
   }
 
-  // The same of x with every position doubled.
+  // Writes silu(norm(x)) to the plane and x to `raw`, every position doubled in both directions.
   void activate_up(const Grid& coarse, const Grid& grid, const Map& map, int blocks, float* plane,
                    float* raw) const {
     each_value(coarse, map, blocks, 0, [&](const Spot& spot, Sixteen v) {
@@ -203,7 +204,7 @@ class Group {
     const UNetTensor &first = layer.in[0], &second = layer.in[1], &result = layer.out;
     const Map in[2] = {map_of(first), map_of(second)}, out = map_of(result);
     const Grid grid = grid_of(result.level), before = grid_of(first.level);
-    float* plane = memory_.plane[result.level];
+    float* plane = buffers_.plane[result.level];
     normalize(layer.norm1, in, layer.in, nullptr);
     if (layer.resample < 0) {
       activate_down(before, grid, in[0], first.blocks, plane, out.values);
@@ -213,7 +214,7 @@ class Group {
       activate(grid, in[0], first.blocks, plane, 0);
       activate(grid, in[1], second.blocks, plane, first.blocks);
     }
-    const Map hidden = memory_.hidden;
+    const Map hidden = buffers_.hidden;
     convolve_with(layer, grid, first.blocks + second.blocks, layer.conv1,
                   into(hidden, result.blocks, biased(layer.bias1)));
     const UNetTensor inner[2] = {{0, result.level, result.blocks, result.channels}, {}};
@@ -232,8 +233,8 @@ class Group {
   template <class Finish>
   void convolve_with(const UNetLayer& layer, const Grid& grid, int in, const float* weights,
                      const Finish& finish) const {
-    convolve<Float32>(grid, memory_.plane[layer.out.level], in, weights, layer.out.blocks,
-                      memory_.patches, finish);
+    convolve<Float32>(grid, buffers_.plane[layer.out.level], in, weights, layer.out.blocks,
+                      buffers_.patches, finish);
   }
 
   const float* shortcut(const UNetLayer& layer, const Grid& grid, const Map* in, float* to) const {
@@ -255,7 +256,7 @@ class Group {
     const UNetTensor& in = layer.in[0];
     const Map map = map_of(in), out = map_of(layer.out);
     const Grid grid = grid_of(in.level);
-    float *hidden = memory_.hidden.values, *qkv = memory_.qkv;
+    float *hidden = buffers_.hidden.values, *qkv = buffers_.qkv;
     normalize(layer.norm1, &map, layer.in, nullptr);
     each_value(grid, map, in.blocks, 0,
                [&](const Spot& spot, Sixteen v) { v.put(hidden + spot.flat); });
@@ -264,7 +265,7 @@ class Group {
              [=](const Spot& spot, Sixteen sum) {
                sum.plus(Sixteen::load(bias + spot.block * kBlock)).put(qkv + spot.flat);
              });
-    const Attention attend(memory_, grid.height * grid.width, in.blocks);
+    const Attention attend(buffers_, grid.height * grid.width, in.blocks);
     const float scale = float(1.0 / sqrt(double(in.channels)));
     for (int s = 0; s < samples_; ++s) attend.run(qkv, samples_, s, scale);
     bias = layer.bias2;
@@ -279,7 +280,7 @@ class Group {
     const Grid grid = grid_of(0);
     const UNetTensor in[2] = {net_.last, {}};
     const Map map = map_of(net_.last);
-    float *hidden = memory_.hidden.values, *columns = memory_.columns;
+    float *hidden = buffers_.hidden.values, *columns = buffers_.columns;
     normalize(net_.norm, &map, in, nullptr);
     each_value(grid, map, in[0].blocks, 0,
                [&](const Spot& spot, Sixteen v) { silu(v).put(hidden + spot.flat); });
@@ -290,13 +291,14 @@ class Group {
       group_.out[i] = net_.head_bias[i % image / pixels];
     }
     gather_columns(grid, columns, net_.image_channels, group_.out);
-    // Last, as the network does: the sum of all the rest may be small.
+    // x is added last, in the order of the reference, because the sum of the other terms may be
+    // small.
     for (int64_t i = 0; i < samples_ * image; ++i) group_.out[i] += group_.x[i];
   }
 
   const UNetNetwork& net_;
   const UNetGroup& group_;
-  UNetBuffers& memory_;
+  UNetBuffers& buffers_;
   int samples_;
 };
 

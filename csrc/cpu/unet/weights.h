@@ -1,4 +1,4 @@
-// Brings a U-Net's weights from torch's order into that of its kernels.
+// Packs a U-Net's weights from torch's layout into that of its kernel.
 #pragma once
 
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace cdrl::cpu {
 
-// Takes tensors one after the other to where they belong.
+// Packs tensor after tensor, in the order of UNetForward::load.
 class UNetLoader {
  public:
   UNetLoader(const UNetNetwork& network, const std::vector<const float*>& tensors)
@@ -35,7 +35,7 @@ class UNetLoader {
     convolution(layer, inner, layer.conv2);
     copy(*next_++, layer.bias2, out);
     if (layer.bias_shortcut == nullptr) return;
-    // Each map's part is a matrix of its own.
+    // Each map's part is a separate matrix.
     const float* from = *next_++;
     for (int i = 0; i < 2; ++i) {
       const Source part{from, out, layer.in[i].channels, layer.norm1.channels, 1, 0};
@@ -58,23 +58,24 @@ class UNetLoader {
     copy(*next_++, layer.bias2, channels);
   }
 
-  // Taps point the other way: a pixel gathers from its neighbours.
+  // The head's taps are reversed, because gather_columns adds entries to the pixel that they refer
+  // to.
   void head() {
     const int channels = network_.norm.channels, outs = 9 * network_.image_channels;
-    std::vector<float> turned(size_t(outs) * size_t(channels));
+    std::vector<float> reversed(size_t(outs) * size_t(channels));
     for (int o = 0; o < outs; ++o) {
       for (int c = 0; c < channels; ++c) {
         const int64_t weight = int64_t(o / 9) * channels + c;
-        turned[size_t(o) * channels + c] = (*next_)[weight * 9 + 8 - o % 9];
+        reversed[size_t(o) * channels + c] = (*next_)[weight * 9 + 8 - o % 9];
       }
     }
     ++next_;
-    pack(matrix(turned.data(), outs, channels), network_.head, false);
+    pack(matrix(reversed.data(), outs, channels), network_.head, false);
     copy(*next_++, network_.head_bias, network_.image_channels);
   }
 
  private:
-  // 3×3, its inputs being one map or two.
+  // A 3×3 convolution whose inputs are one map or two.
   void convolution(const UNetLayer& layer, const UNetTensor* in, float* to) {
     const int outs = layer.out.channels, ins = in[0].channels + in[1].channels;
     const float* from = *next_++;

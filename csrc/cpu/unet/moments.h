@@ -1,12 +1,12 @@
-// Sums over positions for group norms, in double precision: then the mean and the variance may be
-// taken from them without loss.
+// Sums of values and of squares over positions for group norms. They are in double precision, so
+// that the variance can be computed from them without cancellation in float32.
 #pragma once
 
 #include "cpu/simd/sixteen.h"
 
 namespace {
 
-constexpr int kMoments = 32;  // of a block: 16 sums of values, 16 of squares
+constexpr int kMoments = 32;  // per block: 16 sums of values, 16 of squares
 
 #if defined(__AVX512F__)
 
