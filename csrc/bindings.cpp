@@ -51,17 +51,25 @@ cdrl::StepArguments step_arguments(uintptr_t out, uintptr_t x, uintptr_t grad, i
 
 cdrl::NormalArguments normal_arguments(uintptr_t out, int64_t batch, int64_t elements, int64_t seed,
                                        int64_t draw, int64_t first_sample) {
-  return {address<float>(out), batch, elements,
+  return {address<float>(out),
+          batch,
+          elements,
           {uint64_t(seed), uint64_t(first_sample), nullptr, uint32_t(draw)}};
 }
 
 cdrl::cpu::ResNetArguments resnet_arguments(uintptr_t y, uintptr_t rows, bool rows_per_sample,
                                             uintptr_t head, bool head_per_sample,
-                                            uintptr_t energies, uintptr_t gradient,
-                                            uintptr_t signs, int64_t batch) {
-  return {address<const float>(y),    address<const float>(rows), rows_per_sample,
-          address<const float>(head), head_per_sample,            address<float>(energies),
-          address<float>(gradient),   address<uint8_t>(signs),    batch};
+                                            uintptr_t energies, uintptr_t gradient, uintptr_t signs,
+                                            int64_t batch) {
+  return {address<const float>(y),
+          address<const float>(rows),
+          rows_per_sample,
+          address<const float>(head),
+          head_per_sample,
+          address<float>(energies),
+          address<float>(gradient),
+          address<uint8_t>(signs),
+          batch};
 }
 
 template <class T>
@@ -96,8 +104,8 @@ void add_mlp_energy(py::module_& m) {
       .def("chain",
            [](const MlpEnergy& energy, uintptr_t y, uintptr_t anchor, int64_t batch, int64_t steps,
               uintptr_t table, float drift, float pull, float noise_std, float rescale,
-              uintptr_t rows, int64_t rows_stride, int64_t seed, int64_t draw,
-              int64_t first_sample, uintptr_t first_bad, int threads) {
+              uintptr_t rows, int64_t rows_stride, int64_t seed, int64_t draw, int64_t first_sample,
+              uintptr_t first_bad, int threads) {
              MlpCall call{};
              call.y = address<float>(y), call.anchor = address<const float>(anchor);
              call.batch = batch, call.steps = steps, call.table = address<const float>(table);
@@ -128,26 +136,27 @@ void add_resnet_gradient(py::module_& m) {
       .def(py::init<int, int, const std::vector<int>&, int, int, int, bool>(),
            py::arg("image_channels"), py::arg("width"), py::arg("multipliers"), py::arg("blocks"),
            py::arg("height"), py::arg("width_pixels"), py::arg("bfloat16"))
-      .def("load",
-           [](ResNetGradient& self, const std::vector<uintptr_t>& values) {
-             const auto tensors = addresses<const float>(values);
-             const py::gil_scoped_release release;
-             self.load(tensors);
-           },
-           py::arg("addresses"))
-      .def("run",
-           [](ResNetGradient& self, uintptr_t y, uintptr_t rows, bool rows_per_sample,
-              uintptr_t head, bool head_per_sample, uintptr_t energies, uintptr_t gradient,
-              uintptr_t signs, int64_t batch, int threads) {
-             const auto arguments = resnet_arguments(y, rows, rows_per_sample, head,
-                                                     head_per_sample, energies, gradient, signs,
-                                                     batch);
-             const py::gil_scoped_release release;
-             self.run(arguments, threads);
-           },
-           py::arg("y"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("head"),
-           py::arg("head_per_sample"), py::arg("energies"), py::arg("gradient"), py::arg("signs"),
-           py::arg("batch"), py::arg("threads"))
+      .def(
+          "load",
+          [](ResNetGradient& self, const std::vector<uintptr_t>& values) {
+            const auto tensors = addresses<const float>(values);
+            const py::gil_scoped_release release;
+            self.load(tensors);
+          },
+          py::arg("addresses"))
+      .def(
+          "run",
+          [](ResNetGradient& self, uintptr_t y, uintptr_t rows, bool rows_per_sample,
+             uintptr_t head, bool head_per_sample, uintptr_t energies, uintptr_t gradient,
+             uintptr_t signs, int64_t batch, int threads) {
+            const auto arguments = resnet_arguments(y, rows, rows_per_sample, head, head_per_sample,
+                                                    energies, gradient, signs, batch);
+            const py::gil_scoped_release release;
+            self.run(arguments, threads);
+          },
+          py::arg("y"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("head"),
+          py::arg("head_per_sample"), py::arg("energies"), py::arg("gradient"), py::arg("signs"),
+          py::arg("batch"), py::arg("threads"))
       .def("workspace_bytes", &ResNetGradient::workspace_bytes, py::arg("batch"),
            py::arg("threads"));
 }
@@ -174,9 +183,9 @@ PYBIND11_MODULE(_C, m) {
            int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
            float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
            uintptr_t rng, uintptr_t first_bad, int threads) {
-          const auto arguments = step_arguments(out, x, grad, grad_type, anchor, batch, elements,
-                                                table, drift, pull, noise_std, rescale, seed, draw,
-                                                first_sample, rng, first_bad);
+          const auto arguments =
+              step_arguments(out, x, grad, grad_type, anchor, batch, elements, table, drift, pull,
+                             noise_std, rescale, seed, draw, first_sample, rng, first_bad);
           const py::gil_scoped_release release;
           cdrl::cpu::langevin_step(arguments, threads);
         });
@@ -187,36 +196,34 @@ PYBIND11_MODULE(_C, m) {
     cdrl::cpu::normal(arguments, threads);
   });
 
-  m.def("train_conv3x3",
-        [](int64_t batch, int height, int width, int in, int out, uintptr_t x, uintptr_t weight,
-           uintptr_t bias, uintptr_t y, int threads) {
-          const py::gil_scoped_release release;
-          cdrl::cpu::train_conv3x3({batch, height, width, in, out}, address<const float>(x),
-                                   address<const float>(weight), address<const float>(bias),
-                                   address<float>(y), threads);
-        });
-  m.def("train_conv3x3_gradients",
-        [](int64_t batch, int height, int width, int in, int out, uintptr_t x, uintptr_t weight,
-           uintptr_t y_grad, uintptr_t x_grad, uintptr_t weight_grad, uintptr_t bias_grad,
-           int threads) {
-          const py::gil_scoped_release release;
-          cdrl::cpu::train_conv3x3_gradients(
-              {batch, height, width, in, out}, address<const float>(x), address<const float>(weight),
-              {address<const float>(y_grad), address<float>(x_grad), address<float>(weight_grad),
-               address<float>(bias_grad)},
-              threads);
-        });
-  m.def("train_norm_silu",
-        [](int64_t batch, int64_t positions, int channels, int groups, bool activate, uintptr_t x,
-           uintptr_t weight, uintptr_t bias, uintptr_t row, uintptr_t moments, uintptr_t y,
-           int threads) {
-          const py::gil_scoped_release release;
-          cdrl::cpu::train_norm_silu(
-              {batch, positions, channels, groups, activate, address<const float>(x),
-               address<const float>(weight), address<const float>(bias), address<const float>(row),
-               address<float>(moments)},
-              address<float>(y), threads);
-        });
+  m.def("train_conv3x3", [](int64_t batch, int height, int width, int in, int out, uintptr_t x,
+                            uintptr_t weight, uintptr_t bias, uintptr_t y, int threads) {
+    const py::gil_scoped_release release;
+    cdrl::cpu::train_conv3x3({batch, height, width, in, out}, address<const float>(x),
+                             address<const float>(weight), address<const float>(bias),
+                             address<float>(y), threads);
+  });
+  m.def("train_conv3x3_gradients", [](int64_t batch, int height, int width, int in, int out,
+                                      uintptr_t x, uintptr_t weight, uintptr_t y_grad,
+                                      uintptr_t x_grad, uintptr_t weight_grad, uintptr_t bias_grad,
+                                      int threads) {
+    const py::gil_scoped_release release;
+    cdrl::cpu::train_conv3x3_gradients({batch, height, width, in, out}, address<const float>(x),
+                                       address<const float>(weight),
+                                       {address<const float>(y_grad), address<float>(x_grad),
+                                        address<float>(weight_grad), address<float>(bias_grad)},
+                                       threads);
+  });
+  m.def("train_norm_silu", [](int64_t batch, int64_t positions, int channels, int groups,
+                              bool activate, uintptr_t x, uintptr_t weight, uintptr_t bias,
+                              uintptr_t row, uintptr_t moments, uintptr_t y, int threads) {
+    const py::gil_scoped_release release;
+    cdrl::cpu::train_norm_silu(
+        {batch, positions, channels, groups, activate, address<const float>(x),
+         address<const float>(weight), address<const float>(bias), address<const float>(row),
+         address<float>(moments)},
+        address<float>(y), threads);
+  });
   m.def("train_norm_silu_gradients",
         [](int64_t batch, int64_t positions, int channels, int groups, bool activate, uintptr_t x,
            uintptr_t weight, uintptr_t bias, uintptr_t row, uintptr_t moments, uintptr_t y_grad,
@@ -239,23 +246,25 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<int, int, int, const std::vector<int>&, int, const std::vector<int>&>(),
            py::arg("image_channels"), py::arg("image_size"), py::arg("width"),
            py::arg("multipliers"), py::arg("blocks"), py::arg("attention"))
-      .def("load",
-           [](UNetForward& self, const std::vector<uintptr_t>& values) {
-             const auto tensors = addresses<const float>(values);
-             const py::gil_scoped_release release;
-             self.load(tensors);
-           },
-           py::arg("addresses"))
-      .def("run",
-           [](UNetForward& self, uintptr_t x, uintptr_t rows, bool rows_per_sample, uintptr_t out,
-              int64_t batch, int threads) {
-             const py::gil_scoped_release release;
-             self.run({address<const float>(x), address<const float>(rows), rows_per_sample,
-                       address<float>(out), batch},
-                      threads);
-           },
-           py::arg("x"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("out"),
-           py::arg("batch"), py::arg("threads"))
+      .def(
+          "load",
+          [](UNetForward& self, const std::vector<uintptr_t>& values) {
+            const auto tensors = addresses<const float>(values);
+            const py::gil_scoped_release release;
+            self.load(tensors);
+          },
+          py::arg("addresses"))
+      .def(
+          "run",
+          [](UNetForward& self, uintptr_t x, uintptr_t rows, bool rows_per_sample, uintptr_t out,
+             int64_t batch, int threads) {
+            const py::gil_scoped_release release;
+            self.run({address<const float>(x), address<const float>(rows), rows_per_sample,
+                      address<float>(out), batch},
+                     threads);
+          },
+          py::arg("x"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("out"),
+          py::arg("batch"), py::arg("threads"))
       .def("workspace_bytes", &UNetForward::workspace_bytes, py::arg("batch"), py::arg("threads"));
 
 #ifdef CDRL_WITH_CUDA
@@ -267,9 +276,9 @@ PYBIND11_MODULE(_C, m) {
            int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
            float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
            uintptr_t rng, uintptr_t first_bad, int device, uintptr_t stream) {
-          const auto arguments = step_arguments(out, x, grad, grad_type, anchor, batch, elements,
-                                                table, drift, pull, noise_std, rescale, seed, draw,
-                                                first_sample, rng, first_bad);
+          const auto arguments =
+              step_arguments(out, x, grad, grad_type, anchor, batch, elements, table, drift, pull,
+                             noise_std, rescale, seed, draw, first_sample, rng, first_bad);
           const py::gil_scoped_release release;
           cdrl::cuda::langevin_step(arguments, device, stream);
         });

@@ -26,7 +26,7 @@ constexpr int kRounds = 10;
 
 // -2 ln(1 + f) = f (-2 + f (1 + f P(f))) for f in [-1/4, 1/2); relative error 2.5e-7.
 CDRL_INLINE constexpr float log_term(int i) {
-  constexpr float terms[6] = {-0.66662151f, 0.49971236f, -0.40189617f,
+  constexpr float terms[6] = {-0.66662151f, 0.49971236f,  -0.40189617f,
                               0.34549650f,  -0.28128944f, 0.13416791f};
   return terms[i];
 }
@@ -72,7 +72,7 @@ CDRL_INLINE uint32_t to_bits(float value) {
 // Replaces the counter (block, draw, low and high half of the sample index) by four random uint32.
 CDRL_INLINE void philox(uint32_t c[4], uint64_t seed) {
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-CDRL_UNROLL
+  CDRL_UNROLL
   for (int round = 0; round < kRounds; ++round) {
     const uint64_t p0 = uint64_t(c[0]) * kMultiplier0, p1 = uint64_t(c[2]) * kMultiplier1;
     c[0] = uint32_t(p1 >> 32) ^ c[1] ^ k0;

@@ -63,7 +63,7 @@ __device__ __forceinline__ float update(float x, float g, float anchor, float z,
 // `vectorized`: `elements` is a multiple of 4 and all addresses allow 16-byte access.
 template <GradType type, bool has_anchor, bool vectorized>
 __global__ void __launch_bounds__(kThreads)
-cdrl_langevin_step(const StepArguments a, unsigned chunks) {
+    cdrl_langevin_step(const StepArguments a, unsigned chunks) {
   using G = Grad<type>;
   const auto* grad = static_cast<const typename G::Element*>(a.grad);
   const Stream stream = resolved(a.stream);
@@ -115,11 +115,10 @@ bool aligned(const void* address, uintptr_t bytes) {
 template <GradType type, bool has_anchor>
 void launch(const StepArguments& a, const Grid& grid, cudaStream_t stream) {
   const bool vectorized = a.elements % 4 == 0 && aligned(a.x, 16) && aligned(a.out, 16) &&
-                     aligned(a.anchor, 16) &&
-                     aligned(a.grad, 4 * sizeof(typename Grad<type>::Element));
+                          aligned(a.anchor, 16) &&
+                          aligned(a.grad, 4 * sizeof(typename Grad<type>::Element));
   if (vectorized) {
-    cdrl_langevin_step<type, has_anchor, true>
-        <<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
+    cdrl_langevin_step<type, has_anchor, true><<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
   } else {
     cdrl_langevin_step<type, has_anchor, false>
         <<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
@@ -128,8 +127,10 @@ void launch(const StepArguments& a, const Grid& grid, cudaStream_t stream) {
 
 template <GradType type>
 void launch(const StepArguments& a, const Grid& grid, cudaStream_t stream) {
-  if (a.anchor != nullptr) launch<type, true>(a, grid, stream);
-  else launch<type, false>(a, grid, stream);
+  if (a.anchor != nullptr)
+    launch<type, true>(a, grid, stream);
+  else
+    launch<type, false>(a, grid, stream);
 }
 
 }  // namespace

@@ -24,8 +24,10 @@ class Device {
  public:
   explicit Device(int device) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
-    else before_ = -1;
+    if (device != before_)
+      check(cudaSetDevice(device), "cudaSetDevice");
+    else
+      before_ = -1;
   }
   ~Device() {
     if (before_ >= 0) cudaSetDevice(before_);
@@ -47,8 +49,7 @@ struct Grid {
     const int64_t blocks = fours_of(elements);
     const bool small = blocks < kThreads / 2;
     const int64_t per_sample = (blocks + kThreads - 1) / kThreads;
-    const int64_t total =
-        small ? (batch * blocks + kThreads - 1) / kThreads : batch * per_sample;
+    const int64_t total = small ? (batch * blocks + kThreads - 1) / kThreads : batch * per_sample;
     if (total > INT32_MAX) {
       throw std::runtime_error("the array needs " + std::to_string(total) +
                                " thread blocks, one launch allows 2147483647: split the batch");

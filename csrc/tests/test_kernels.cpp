@@ -76,10 +76,19 @@ void test_step(int64_t batch, int64_t elements, bool table, bool anchor, bool ha
   }
   for (size_t i = 0; i < coefficients.size(); ++i) coefficients[i] = 0.1f + float(i % 7) * 0.05f;
   int64_t first_bad = INT64_MAX;
-  cdrl::StepArguments a{out.data() + 1, x.data() + 1, grad.data() + 1,
+  cdrl::StepArguments a{out.data() + 1,
+                        x.data() + 1,
+                        grad.data() + 1,
                         anchor ? near.data() + 1 : nullptr,
-                        table ? coefficients.data() : nullptr, &first_bad, batch, elements,
-                        {kSeed, kFirst, nullptr, 78}, 0.5f, 0.25f, 0.125f, 1.5f,
+                        table ? coefficients.data() : nullptr,
+                        &first_bad,
+                        batch,
+                        elements,
+                        {kSeed, kFirst, nullptr, 78},
+                        0.5f,
+                        0.25f,
+                        0.125f,
+                        1.5f,
                         cdrl::GradType::kFloat32};
   if (half) a.grad = grad_half.data() + 1, a.grad_type = cdrl::GradType::kBFloat16;
   cdrl::cpu::langevin_step(a, 2);
@@ -119,8 +128,19 @@ void test_far_part() {
     return;
   }
   float* x = static_cast<float*>(memory);
-  const cdrl::StepArguments a{x, x, x, nullptr, nullptr, nullptr, batch, elements,
-                              {kSeed, 0, nullptr, 5}, 1.0f, 0.0f, 1.0f, 1.0f,
+  const cdrl::StepArguments a{x,
+                              x,
+                              x,
+                              nullptr,
+                              nullptr,
+                              nullptr,
+                              batch,
+                              elements,
+                              {kSeed, 0, nullptr, 5},
+                              1.0f,
+                              0.0f,
+                              1.0f,
+                              1.0f,
                               cdrl::GradType::kFloat32};
   const int64_t sample = batch - 2, block = elements / 4 - 64;
   cdrl::cpu::kernels().langevin_step(a, {sample, sample + 1, block, elements / 4});
@@ -138,8 +158,9 @@ void test_state() {
   // A stream's state in memory is read and its draw advanced by one.
   std::vector<float> x(64, 0.0f), zero(64, 0.0f), direct(64, 0.0f);
   int64_t state[4] = {int64_t(kSeed), 9, 5, 0};
-  cdrl::StepArguments a{x.data(), x.data(), zero.data(), nullptr, nullptr, nullptr, 4, 16,
-                        {0, 0, state, 0}, 1.0f, 0.0f, 1.0f, 1.0f, cdrl::GradType::kFloat32};
+  cdrl::StepArguments a{
+      x.data(), x.data(),         zero.data(), nullptr, nullptr, nullptr, 4,
+      16,       {0, 0, state, 0}, 1.0f,        0.0f,    1.0f,    1.0f,    cdrl::GradType::kFloat32};
   cdrl::cpu::langevin_step(a, 1);
   a.out = direct.data(), a.x = zero.data(), a.stream = {kSeed, 5, nullptr, 9};
   cdrl::cpu::langevin_step(a, 1);

@@ -192,8 +192,8 @@ void test_against_the_formula(const Network& network, int64_t batch, bool half, 
     for (int64_t k = 0; k < call.steps; ++k) {
       network.gradient(state.data(), row, slope);
       for (size_t d = 0; d < state.size(); ++d) {
-        const auto four = cdrl::normals(kSeed, call.draw + uint32_t(k), kFirst + uint64_t(s),
-                                        uint32_t(d / 4));
+        const auto four =
+            cdrl::normals(kSeed, call.draw + uint32_t(k), kFirst + uint64_t(s), uint32_t(d / 4));
         state[d] += c[0] * slope[d] - c[1] * (state[d] - anchor[n * state.size() + d]) +
                     c[2] * four.n[d % 4];
         if (k + 1 == call.steps) state[d] *= c[3];

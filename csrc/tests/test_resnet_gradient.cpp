@@ -213,12 +213,12 @@ struct Call {
 
   void run(ResNetGradient& network, size_t first, size_t count, int threads,
            bool with_gradient = true, bool with_signs = true) {
-    network.run({y.data() + first * image, rows.data() + (row_per_sample ? first * row : 0), row_per_sample,
-                 heads.data() + (head_per_sample ? first * last : 0), head_per_sample,
-                 energies.data() + 1 + first,
-                 with_gradient ? gradient.data() + 1 + first * image : nullptr,
-                 with_signs ? signs.data() + 1 + first * signs_per_sample : nullptr, int64_t(count)},
-                threads);
+    network.run(
+        {y.data() + first * image, rows.data() + (row_per_sample ? first * row : 0), row_per_sample,
+         heads.data() + (head_per_sample ? first * last : 0), head_per_sample,
+         energies.data() + 1 + first, with_gradient ? gradient.data() + 1 + first * image : nullptr,
+         with_signs ? signs.data() + 1 + first * signs_per_sample : nullptr, int64_t(count)},
+        threads);
   }
 
   bool inside() const {
@@ -241,10 +241,9 @@ void compare(Reference& reference, const Call& call, bool half, const char* name
   for (size_t s = 0; s < call.batch; ++s) {
     Doubles expected;
     const float* head = call.heads.data() + (call.head_per_sample ? s * call.last : 0);
-    const double energy = reference.run(call.y.data() + s * call.image,
-                                    call.rows.data() + (call.row_per_sample ? s * call.row : 0), head,
-                                    call.signs.data() + 1 + s * call.signs_per_sample, expected,
-                                    wrong);
+    const double energy = reference.run(
+        call.y.data() + s * call.image, call.rows.data() + (call.row_per_sample ? s * call.row : 0),
+        head, call.signs.data() + 1 + s * call.signs_per_sample, expected, wrong);
     double error = 0, norm = 0;
     for (size_t i = 0; i < call.image; ++i) {
       error += std::pow(call.gradient[1 + s * call.image + i] - expected[i], 2);
@@ -358,10 +357,10 @@ void test_errors() {
 }  // namespace
 
 int main() {
-  const std::vector<Shape> shapes = {
-      {1, 8, {1, 2}, 1, 6, 10}, {3, 24, {1, 2}, 2, 6, 10}, {2, 32, {2, 1}, 1, 4, 8},
-      {3, 40, {1}, 1, 5, 7},    {2, 8, {1, 1, 3}, 1, 8, 4}, {1, 16, {1}, 2, 1, 1},
-      {1, 8, {2}, 1, 2, 45},    {3, 8, {1, 1}, 1, 32, 4}};
+  const std::vector<Shape> shapes = {{1, 8, {1, 2}, 1, 6, 10},   {3, 24, {1, 2}, 2, 6, 10},
+                                     {2, 32, {2, 1}, 1, 4, 8},   {3, 40, {1}, 1, 5, 7},
+                                     {2, 8, {1, 1, 3}, 1, 8, 4}, {1, 16, {1}, 2, 1, 1},
+                                     {1, 8, {2}, 1, 2, 45},      {3, 8, {1, 1}, 1, 32, 4}};
   for (const auto& variant : cdrl::cpu::variants()) {
     std::printf("variant %s\n", variant.name);
     cdrl::cpu::use_variant(variant.name);

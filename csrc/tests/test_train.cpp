@@ -76,17 +76,17 @@ void test_convolution(const ConvShape& s, int threads) {
   Guarded result(outs), of_x(ins), of_weight(products), of_bias(size_t(s.out));
   cdrl::cpu::train_conv3x3(s, x.data(), weight.data(), bias.data(), result.data(), threads);
   compare(result, y, 2e-6, name);
-  cdrl::cpu::train_conv3x3_gradients(
-      s, x.data(), weight.data(), {grad.data(), of_x.data(), of_weight.data(), of_bias.data()},
-      threads);
+  cdrl::cpu::train_conv3x3_gradients(s, x.data(), weight.data(),
+                                     {grad.data(), of_x.data(), of_weight.data(), of_bias.data()},
+                                     threads);
   compare(of_x, x_grad, 2e-6, name + ", x");
   compare(of_weight, weight_grad, 2e-6, name + ", weight");
   compare(of_bias, bias_grad, 2e-6, name + ", bias");
   // The other gradients must not depend on whether x's is computed.
   Guarded weight_alone(products), bias_alone(size_t(s.out));
-  cdrl::cpu::train_conv3x3_gradients(
-      s, x.data(), weight.data(), {grad.data(), nullptr, weight_alone.data(), bias_alone.data()},
-      threads);
+  cdrl::cpu::train_conv3x3_gradients(s, x.data(), weight.data(),
+                                     {grad.data(), nullptr, weight_alone.data(), bias_alone.data()},
+                                     threads);
   CHECK(weight_alone.values == of_weight.values && bias_alone.values == of_bias.values, "%s: %s",
         name.c_str(), "without x's gradient the others differ");
 }
@@ -151,8 +151,10 @@ void test_norm(int64_t batch, int64_t positions, int channels, int groups, bool 
   const Floats row = numbers(size_t(batch) * 2 * size_t(channels), 0.5, 4);
   const Floats grad = numbers(count, 1.0, 5);
   Floats moments(size_t(batch) * 2 * size_t(groups));
-  const NormSilu norm{batch, positions, channels, groups, activate, x.data(), weight.data(),
-                      bias.data(), with_row ? row.data() : nullptr, moments.data()};
+  const NormSilu norm{batch,         positions,   channels,
+                      groups,        activate,    x.data(),
+                      weight.data(), bias.data(), with_row ? row.data() : nullptr,
+                      moments.data()};
   Guarded y(count), of_x(count), of_weight(weight.size()), of_bias(bias.size()), of_row(row.size());
   cdrl::cpu::train_norm_silu(norm, y.data(), threads);
   cdrl::cpu::train_norm_silu_gradients(norm,

@@ -97,9 +97,9 @@ Floats run(UNetForward& network, const Shape& shape, const Floats& x, const Floa
   const size_t image = shape.image();
   Floats out(count * image + 2, kPoison);
   const size_t row = row_per_sample ? first * size_t(network.row()) : 0;
-  network.run({x.data() + first * image, rows.data() + row, row_per_sample, out.data() + 1,
-               int64_t(count)},
-              threads);
+  network.run(
+      {x.data() + first * image, rows.data() + row, row_per_sample, out.data() + 1, int64_t(count)},
+      threads);
   CHECK(out.front() == kPoison && out.back() == kPoison, "wrote outside its array");
   return Floats(out.begin() + 1, out.end() - 1);
 }
@@ -131,9 +131,9 @@ void test_network(const Shape& shape, size_t batch) {
       CHECK(same(run(network, shape, x, rows, each, 0, batch, 3), whole, 0), "threads");
       for (size_t first = 0; first < batch; first += 1 + first) {
         const size_t count = std::min(batch - first, first + 1);
-        CHECK(same(run(network, shape, x, rows, each, first, count, 2), whole,
-                   first * shape.image()),
-              "%s: samples from %zu on depend on their batch", variant.name, first);
+        CHECK(
+            same(run(network, shape, x, rows, each, first, count, 2), whole, first * shape.image()),
+            "%s: samples from %zu on depend on their batch", variant.name, first);
       }
     }
   }

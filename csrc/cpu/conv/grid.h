@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cpu/conv/patches.h"
-#include "cpu/simd/sixteen.h"
 #include "cpu/conv/tile.h"
+#include "cpu/simd/sixteen.h"
 
 namespace {
 
@@ -29,9 +29,7 @@ struct Grid {
         origin(samples + pitch) {}
 
   // Offset, in elements, of block `n` of position (row, x); x counts columns and samples.
-  int64_t flat_at(int n, int row, int64_t x) const {
-    return (n * count + row * line + x) * kBlock;
-  }
+  int64_t flat_at(int n, int row, int64_t x) const { return (n * count + row * line + x) * kBlock; }
   int64_t padded_at(int n, int row, int64_t x) const {
     return (n * padded + origin + row * pitch + x) * kBlock;
   }

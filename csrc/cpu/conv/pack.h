@@ -41,8 +41,8 @@ struct Place {
   static constexpr int kDepth = 4 / int(sizeof(Element));
 
   static Element* of(Element* block, int i) {
-    return block + i / kBlock * kBlock * kBlock +
-           i % kBlock / kDepth * kDepth * kBlock + i % kDepth;
+    return block + i / kBlock * kBlock * kBlock + i % kBlock / kDepth * kDepth * kBlock +
+           i % kDepth;
   }
 };
 

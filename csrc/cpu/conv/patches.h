@@ -42,12 +42,15 @@ constexpr int kOuts = 2;
 // Weights of a pair of blocks are in the order of reading, [product][block of the pair][in
 // block][16][16]. A gap after each product keeps the products of one weight from sharing one cache
 // set. Returns the distance from one product to the next.
-static inline int64_t weights_step(int pair, int64_t in) { return (pair * in * kBlock + 2) * kBlock; }
+static inline int64_t weights_step(int pair, int64_t in) {
+  return (pair * in * kBlock + 2) * kBlock;
+}
 
 // Offset of the weights of a product and of block `n` of `outs` blocks of outputs; and the number
 // of all weights. In elements.
 static inline int64_t weights_at(int side, int product, int n, int outs, int64_t in) {
-  const int before = n / kOuts, pair = outs - before * kOuts < kOuts ? outs - before * kOuts : kOuts;
+  const int before = n / kOuts, left = outs - before * kOuts;
+  const int pair = left < kOuts ? left : kOuts;
   return before * products_of(side) * weights_step(kOuts, in) + product * weights_step(pair, in) +
          n % kOuts * in * kBlock * kBlock;
 }
@@ -65,8 +68,8 @@ static inline int64_t product_step(int64_t blocks, int64_t patches) {
 // Bytes of the workspace of `convolve`, for patches of any side: transforms of `in` blocks and
 // products of `kOuts` blocks.
 static inline int64_t patch_bytes(int64_t in, bool bfloat16) {
-  return products_of(bfloat16 ? 2 : 4) * (product_step(in, kPatches) * (bfloat16 ? 2 : 4) +
-                                          product_step(kOuts, kPatches) * 4);
+  return products_of(bfloat16 ? 2 : 4) *
+         (product_step(in, kPatches) * (bfloat16 ? 2 : 4) + product_step(kOuts, kPatches) * 4);
 }
 
 }  // namespace cdrl::cpu

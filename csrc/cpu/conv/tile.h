@@ -155,8 +155,8 @@ struct Step<BFloat16> {
   }
   static void add(Accumulator& a, Input x, const Weight& w) {
     for (int i = 0; i < 2; ++i) {
-      a.half[i] = _mm256_fmadd_ps(x.odd, w.half[i].odd,
-                                  _mm256_fmadd_ps(x.even, w.half[i].even, a.half[i]));
+      a.half[i] =
+          _mm256_fmadd_ps(x.odd, w.half[i].odd, _mm256_fmadd_ps(x.even, w.half[i].even, a.half[i]));
     }
   }
 };

@@ -43,8 +43,8 @@ struct ByTwo {
   // Writes A d Aᵀ of 2×2 gradients of outputs, as `inputs` does.
   template <class At>
   CDRL_TRANSFORM static void gradients(const At& at, float* out, int64_t step) {
-    const Sixteen d[4] = {Sixteen::load(at(0, 0)), Sixteen::load(at(0, 1)),
-                          Sixteen::load(at(1, 0)), Sixteen::load(at(1, 1))};
+    const Sixteen d[4] = {Sixteen::load(at(0, 0)), Sixteen::load(at(0, 1)), Sixteen::load(at(1, 0)),
+                          Sixteen::load(at(1, 1))};
     gradients_row<0>(d, out, step);
     gradients_row<1>(d, out, step);
     gradients_row<2>(d, out, step);
@@ -91,8 +91,8 @@ struct ByTwo {
     Sixteen row[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      row[j] = in_row<i>(Sixteen::load(at(0, j)), Sixteen::load(at(1, j)),
-                         Sixteen::load(at(2, j)), Sixteen::load(at(3, j)));
+      row[j] = in_row<i>(Sixteen::load(at(0, j)), Sixteen::load(at(1, j)), Sixteen::load(at(2, j)),
+                         Sixteen::load(at(3, j)));
     }
     in_row<0>(row[0], row[1], row[2], row[3]).put(out + 4 * i * step);
     in_row<1>(row[0], row[1], row[2], row[3]).put(out + (4 * i + 1) * step);

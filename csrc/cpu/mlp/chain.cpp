@@ -50,8 +50,8 @@ int64_t mlp_chain(const MlpProgram& program, const MlpCall& call, int threads) {
   const int64_t size = program.workspace * ((call.batch + chunks - 1) / chunks);
   float* workspaces = thread_workspace(size * threads);
   int64_t bad = kNone;
-#pragma omp parallel for schedule(dynamic) reduction(min : bad) num_threads(threads) \
-    if (threads > 1)
+#pragma omp parallel for schedule(dynamic) reduction(min : bad) \
+    num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < chunks; ++i) {
     const int64_t begin = call.batch * i / chunks, end = call.batch * (i + 1) / chunks;
 #ifdef _OPENMP

@@ -3,10 +3,9 @@
 // The buffers of a chunk stay in cache, and the weights pass through it once for all samples. Sums
 // have the same order wherever a sample is in a chunk, so its bits don't depend on the other
 // samples.
-#include "cpu/mlp/chain.h"
-
 #include <type_traits>
 
+#include "cpu/mlp/chain.h"
 #include "cpu/mlp/linear_map.h"
 #include "cpu/noise/noise.h"
 #include "cpu/simd/activation.h"
@@ -24,8 +23,7 @@ using cdrl::cpu::MlpStep;
 // Samples [begin, begin + count) of a call, with buffers in `workspace`.
 class Chunk {
  public:
-  Chunk(const MlpProgram& program, const MlpCall& call, int64_t begin, int count,
-        float* workspace)
+  Chunk(const MlpProgram& program, const MlpCall& call, int64_t begin, int count, float* workspace)
       : p_(program),
         call_(call),
         begin_(begin),
@@ -238,9 +236,8 @@ class Chunk {
     } else {
       Element* to = reinterpret_cast<Element*>(operand_);
       const V::Float slope = V::number(leak);
-      each(blocks, [&](int, int64_t at, int) {
-        store_as(to + at, Act::value(V::load(x + at), slope));
-      });
+      each(blocks,
+           [&](int, int64_t at, int) { store_as(to + at, Act::value(V::load(x + at), slope)); });
       return to;
     }
   }

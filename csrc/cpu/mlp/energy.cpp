@@ -76,7 +76,8 @@ void MlpEnergy::check(const MlpWeights& weights) const {
     fits = steps_[i].linear == (weights.weights[i] != nullptr);
   }
   if (!fits) {
-    throw std::invalid_argument("mlp_chain: every map must have a weight, and there must be a head");
+    throw std::invalid_argument(
+        "mlp_chain: every map must have a weight, and there must be a head");
   }
 }
 

@@ -58,8 +58,8 @@ void langevin_step(StepArguments a, int threads) {
   const Cut cut(a.batch, a.elements);
   const auto step = kernels().langevin_step;
   int64_t bad = kNone;
-#pragma omp parallel for schedule(dynamic) reduction(min : bad) num_threads(cut.threads(threads)) \
-    if (cut.threads(threads) > 1)
+#pragma omp parallel for schedule(dynamic) reduction(min : bad) \
+    num_threads(cut.threads(threads)) if (cut.threads(threads) > 1)
   for (int64_t i = 0; i < cut.count; ++i) bad = std::min(bad, step(a, cut[i]));
   if (a.first_bad != nullptr && bad != kNone) {
     *a.first_bad = std::min(*a.first_bad, (int64_t(a.stream.draw) << 31) + bad);
@@ -70,8 +70,8 @@ void langevin_step(StepArguments a, int threads) {
 void normal(const NormalArguments& a, int threads) {
   const Cut cut(a.batch, a.elements);
   const auto fill = kernels().normal;
-#pragma omp parallel for schedule(dynamic) num_threads(cut.threads(threads)) \
-    if (cut.threads(threads) > 1)
+#pragma omp parallel for schedule(dynamic) \
+    num_threads(cut.threads(threads)) if (cut.threads(threads) > 1)
   for (int64_t i = 0; i < cut.count; ++i) fill(a, cut[i]);
 }
 

@@ -176,8 +176,7 @@ size_t ResNetGradient::place(Workspace& workspace, int64_t size) const {
     buffer.sign_bits = pieces.take<uint16_t>(stage.sign_bits * size);
   }
   const int64_t image = int64_t(stages_[0].height) * stages_[0].width;
-  buffers.columns =
-      pieces.take<float>(image * buffers.stage[0].limit * network_.columns * kBlock);
+  buffers.columns = pieces.take<float>(image * buffers.stage[0].limit * network_.columns * kBlock);
   const auto narrower = [](const ResNetBlock& a, const ResNetBlock& b) {
     return std::max(a.in, a.out) < std::max(b.in, b.out);
   };

@@ -5,8 +5,8 @@
 #include <mutex>
 #include <vector>
 
-#include "cpu/runtime/memory.h"
 #include "cpu/resnet/network.h"
+#include "cpu/runtime/memory.h"
 #include "cpu/runtime/workspaces.h"
 
 namespace cdrl::cpu {

@@ -4,8 +4,8 @@
 // type. The forward pass keeps one bit per activation, its sign, which is all that the backward
 // pass needs.
 #include "cpu/conv/columns.h"
-#include "cpu/resnet/network.h"
 #include "cpu/conv/winograd.h"
+#include "cpu/resnet/network.h"
 
 namespace {
 
@@ -131,33 +131,31 @@ class Group {
     uint16_t* sign_bits = part.hidden_sign_bits(block);
     if (block.shortcut != nullptr) {
       convolve(part, part.raw, block.in, block.shortcut, block.out,
-                     [&](const Spot& spot, Sixteen sum) {
-                       const float* bias = block.bias_shortcut + spot.block * kBlock;
-                       sum.plus(Sixteen::load(bias)).put(part.state + spot.flat);
-                     });
+               [&](const Spot& spot, Sixteen sum) {
+                 const float* bias = block.bias_shortcut + spot.block * kBlock;
+                 sum.plus(Sixteen::load(bias)).put(part.state + spot.flat);
+               });
     }
     convolve(part, part.input, block.in, block.conv1, block.out,
-                   [&](const Spot& spot, Sixteen sum) {
-                     const float* row = rows + spot.sample * group_.row_stride;
-                     const Sixteen u = sum.plus(Sixteen::load(row + spot.block * kBlock));
-                     const uint16_t bits = u.positive();
-                     sign_bits[spot.sign_index()] = bits;
-                     u.sloped(bits).put(part.hidden + spot.padded);
-                   });
+             [&](const Spot& spot, Sixteen sum) {
+               const float* row = rows + spot.sample * group_.row_stride;
+               const Sixteen u = sum.plus(Sixteen::load(row + spot.block * kBlock));
+               const uint16_t bits = u.positive();
+               sign_bits[spot.sign_index()] = bits;
+               u.sloped(bits).put(part.hidden + spot.padded);
+             });
     const auto residual = [&](const Spot& spot, Sixteen sum) {
       const Sixteen biased = sum.plus(Sixteen::load(block.bias2 + spot.block * kBlock));
       return biased.plus(Sixteen::load(part.state + spot.flat));
     };
     if (next != nullptr) {
-      convolve(part, part.hidden, block.out, block.conv2, block.out,
-                     [&](const Spot& spot, Sixteen sum) {
-                       enter(part, *next, spot, residual(spot, sum));
-                     });
+      convolve(
+          part, part.hidden, block.out, block.conv2, block.out,
+          [&](const Spot& spot, Sixteen sum) { enter(part, *next, spot, residual(spot, sum)); });
     } else {
-      convolve(part, part.hidden, block.out, block.conv2, block.out,
-                     [&](const Spot& spot, Sixteen sum) {
-                       residual(spot, sum).put(part.state + spot.flat);
-                     });
+      convolve(
+          part, part.hidden, block.out, block.conv2, block.out,
+          [&](const Spot& spot, Sixteen sum) { residual(spot, sum).put(part.state + spot.flat); });
     }
   }
 
@@ -167,20 +165,20 @@ class Group {
     const uint16_t* input_bits = part.input_sign_bits(block);
     const uint16_t* hidden_bits = part.hidden_sign_bits(block);
     convolve(part, part.input, block.out, block.conv2_transposed, block.out,
-                   [&](const Spot& spot, Sixteen sum) {
-                     sum.sloped(hidden_bits[spot.sign_index()]).put(part.hidden + spot.padded);
-                   });
+             [&](const Spot& spot, Sixteen sum) {
+               sum.sloped(hidden_bits[spot.sign_index()]).put(part.hidden + spot.padded);
+             });
     if (block.shortcut != nullptr) {
       convolve(part, part.input, block.out, block.shortcut_transposed, block.in,
-                     [&](const Spot& spot, Sixteen sum) { sum.put(part.state + spot.flat); });
+               [&](const Spot& spot, Sixteen sum) { sum.put(part.state + spot.flat); });
     }
     convolve(part, part.hidden, block.out, block.conv1_transposed, block.in,
-                   [&](const Spot& spot, Sixteen sum) {
-                     const Sixteen before = Sixteen::load(part.state + spot.flat);
-                     const Sixteen g = before.plus(sum.sloped(input_bits[spot.sign_index()]));
-                     g.put(part.state + spot.flat);
-                     if (more) g.put(part.input + spot.padded);
-                   });
+             [&](const Spot& spot, Sixteen sum) {
+               const Sixteen before = Sixteen::load(part.state + spot.flat);
+               const Sixteen g = before.plus(sum.sloped(input_bits[spot.sign_index()]));
+               g.put(part.state + spot.flat);
+               if (more) g.put(part.input + spot.padded);
+             });
   }
 
   // h = 2×2 means of the finer stage `below`, whose samples are those of `part` from `offset` on.

@@ -17,7 +17,7 @@ struct ResNetBlock {
   void *conv1_transposed, *conv2_transposed, *shortcut_transposed;
   float *bias2, *bias_shortcut;
   int64_t row;        // offset of its row in a sample's padded rows
-  int64_t sign_bits;  // offset of its sign bits, in uint16: those of h, then those of conv1's result
+  int64_t sign_bits;  // offset, in uint16, of the sign bits of h and then of conv1's result
   int64_t signs;      // offset of the same in the bytes that tests read
 };
 

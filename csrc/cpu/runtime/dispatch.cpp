@@ -4,35 +4,35 @@
 
 namespace cdrl::cpu {
 
-#define CDRL_DECLARE(variant)                                                      \
-  namespace variant {                                                              \
-  int64_t langevin_step(const StepArguments&, const Part&);                        \
-  void normal(const NormalArguments&, const Part&);                                \
-  int64_t mlp_chain(const MlpProgram&, const MlpCall&, int64_t, int, float*);      \
-  void resnet_group(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);     \
-  void unet_group(const UNetNetwork&, const UNetGroup&, UNetBuffers&);             \
-  void conv3x3_part(const ConvPart&, const float*, const float*, float*);          \
-  void conv3x3_weight_part(const ConvPart&, const float*, float*);                 \
-  void conv3x3_pack(const ConvShape&, const float*, bool, int, float*);            \
-  void conv3x3_unpack(const ConvShape&, const float*, int, float*);                \
-  void norm_silu_sample(const NormSilu&, int64_t, float*, float*);                 \
-  void norm_silu_gradients_sample(const NormSilu&, const NormSiluGradients&,       \
-                                  int64_t, float*, float*, float*);                \
-  double peak_loop(bool, int);                                                     \
+#define CDRL_DECLARE(variant)                                                                 \
+  namespace variant {                                                                         \
+  int64_t langevin_step(const StepArguments&, const Part&);                                   \
+  void normal(const NormalArguments&, const Part&);                                           \
+  int64_t mlp_chain(const MlpProgram&, const MlpCall&, int64_t, int, float*);                 \
+  void resnet_group(const ResNetNetwork&, const ResNetGroup&, ResNetBuffers&);                \
+  void unet_group(const UNetNetwork&, const UNetGroup&, UNetBuffers&);                        \
+  void conv3x3_part(const ConvPart&, const float*, const float*, float*);                     \
+  void conv3x3_weight_part(const ConvPart&, const float*, float*);                            \
+  void conv3x3_pack(const ConvShape&, const float*, bool, int, float*);                       \
+  void conv3x3_unpack(const ConvShape&, const float*, int, float*);                           \
+  void norm_silu_sample(const NormSilu&, int64_t, float*, float*);                            \
+  void norm_silu_gradients_sample(const NormSilu&, const NormSiluGradients&, int64_t, float*, \
+                                  float*, float*);                                            \
+  double peak_loop(bool, int);                                                                \
   }
-#define CDRL_KERNELS(variant)                                                          \
-  {#variant,                                                                           \
-   variant::langevin_step,                                                             \
-   variant::normal,                                                                    \
-   variant::resnet_group,                                                              \
-   variant::mlp_chain,                                                                 \
-   variant::unet_group,                                                                \
-   variant::conv3x3_part,                                                              \
-   variant::conv3x3_weight_part,                                                       \
-   variant::conv3x3_pack,                                                              \
-   variant::conv3x3_unpack,                                                            \
-   variant::norm_silu_sample,                                                          \
-   variant::norm_silu_gradients_sample,                                                \
+#define CDRL_KERNELS(variant)           \
+  {#variant,                            \
+   variant::langevin_step,              \
+   variant::normal,                     \
+   variant::resnet_group,               \
+   variant::mlp_chain,                  \
+   variant::unet_group,                 \
+   variant::conv3x3_part,               \
+   variant::conv3x3_weight_part,        \
+   variant::conv3x3_pack,               \
+   variant::conv3x3_unpack,             \
+   variant::norm_silu_sample,           \
+   variant::norm_silu_gradients_sample, \
    variant::peak_loop}
 CDRL_DECLARE(portable)
 #ifdef CDRL_X86

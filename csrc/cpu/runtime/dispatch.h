@@ -14,7 +14,7 @@ namespace cpu {
 
 // The kernels' arguments are declared only, so that the table depends on no network. Callers
 // include the header that defines them.
-struct Part;  // noise/noise.h
+struct Part;        // noise/noise.h
 struct MlpProgram;  // mlp/chain.h
 struct MlpCall;
 struct ResNetNetwork;  // resnet/network.h

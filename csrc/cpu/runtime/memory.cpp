@@ -11,9 +11,7 @@ Memory::Memory(size_t bytes)
   std::memset(bytes_.get(), 0, bytes);
 }
 
-void Memory::Free::operator()(char* p) const {
-  ::operator delete(p, std::align_val_t(kAlignment));
-}
+void Memory::Free::operator()(char* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
 
 Split split_batch(int64_t batch, int threads, int64_t limit) {
 #ifndef _OPENMP

@@ -14,8 +14,8 @@ using cdrl::Activation;
 // exp(x) with relative error 1e-7; infinity above 88.37 and 2^-126 below -87.33.
 inline Vector::Float exponential(Vector::Float x) {
   using V = Vector;
-  constexpr float terms[] = {1.0f, 1.0f, 0.49999994f, 0.16666521f, 0.04166839f, 0.008368710f,
-                             0.0013814610f};
+  constexpr float terms[] = {1.0f,        1.0f,         0.49999994f,  0.16666521f,
+                             0.04166839f, 0.008368710f, 0.0013814610f};
   x = V::at_most(V::at_least(x, -87.33f), 88.5f);
   const V::Float shifted = V::fma(x, V::number(1.44269504f), V::number(cdrl::kRound));
   const V::Float n = V::minus(shifted, V::number(cdrl::kRound));
@@ -31,8 +31,8 @@ inline Vector::Float exponential(Vector::Float x) {
 // ln(1 + u) for u in [0, 1] with relative error 1e-7.
 inline Vector::Float log_of_one_plus(Vector::Float u) {
   using V = Vector;
-  constexpr float terms[] = {1.0f,        -0.49999931f, 0.33330512f, -0.24958585f,
-                             0.19695392f, -0.15355369f, 0.10680511f, -0.05766400f,
+  constexpr float terms[] = {1.0f,         -0.49999931f,  0.33330512f, -0.24958585f,
+                             0.19695392f,  -0.15355369f,  0.10680511f, -0.05766400f,
                              0.020204348f, -0.0033184201f};
   V::Float p = V::number(terms[9]);
   for (int i = 8; i >= 0; --i) p = V::fma(p, u, V::number(terms[i]));

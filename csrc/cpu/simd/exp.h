@@ -19,8 +19,8 @@ constexpr float kExp5 = 8.368724023e-03f, kExp6 = 1.381458397e-03f;
 
 inline Sixteen exponential(Sixteen a) {
   // max and min return their second operand where either is NaN.
-  const __m512 x = _mm512_min_ps(_mm512_set1_ps(kHighest),
-                                 _mm512_max_ps(_mm512_set1_ps(kLowest), a.v));
+  const __m512 x =
+      _mm512_min_ps(_mm512_set1_ps(kHighest), _mm512_max_ps(_mm512_set1_ps(kLowest), a.v));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2e)), 0);
   const __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(kLn2Low),
                                     _mm512_fnmadd_ps(n, _mm512_set1_ps(kLn2High), x));
@@ -51,7 +51,8 @@ inline Sixteen silu_slope(Sixteen x) {
 #elif defined(__AVX2__)
 
 inline __m256 exponential(__m256 a) {
-  const __m256 x = _mm256_min_ps(_mm256_set1_ps(kHighest), _mm256_max_ps(_mm256_set1_ps(kLowest), a));
+  const __m256 x =
+      _mm256_min_ps(_mm256_set1_ps(kHighest), _mm256_max_ps(_mm256_set1_ps(kLowest), a));
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(kLog2e)),
                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(kLn2Low),

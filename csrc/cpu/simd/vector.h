@@ -108,9 +108,7 @@ struct Vector {
   static Wide add_wide(Wide a, Wide b) { return _mm256_add_epi64(a, b); }
   static Wide multiply(Wide a, Wide b) { return _mm256_mul_epu32(a, b); }
   static Wide high(Wide a) { return _mm256_srli_epi64(a, 32); }
-  static Wide xor3(Wide a, Wide b, Wide c) {
-    return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
-  }
+  static Wide xor3(Wide a, Wide b, Wide c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
   static Wide up(Wide a) { return _mm256_slli_epi64(a, 32); }
   static Word interleave(Wide a, Wide b) { return _mm256_blend_epi32(a, b, 0xAA); }
   static Word word(uint32_t a) { return _mm256_set1_epi32(int32_t(a)); }
@@ -209,8 +207,7 @@ struct Vector {
     return each<Wide>([&](int i) { return a.v[i] << 32; });
   }
   static Word interleave(Wide a, Wide b) {
-    return {{uint32_t(a.v[0]), uint32_t(b.v[0] >> 32), uint32_t(a.v[1]),
-             uint32_t(b.v[1] >> 32)}};
+    return {{uint32_t(a.v[0]), uint32_t(b.v[0] >> 32), uint32_t(a.v[1]), uint32_t(b.v[1] >> 32)}};
   }
   static Word word(uint32_t a) { return {{a, a, a, a}}; }
   static Word add(Word a, Word b) {

@@ -36,16 +36,18 @@ struct Buffers {
 
   ConvPart part(const ConvShape& shape, const float* x, int thread) const {
     const int64_t all = shape.patches();
-    return {shape, all * thread / threads, all * (thread + 1) / threads, x, zeros,
+    return {shape,
+            all * thread / threads,
+            all * (thread + 1) / threads,
+            x,
+            zeros,
             workspaces + thread * workspace_size};
   }
 
  private:
   static int channels(const ConvShape& shape) { return std::max(shape.in, shape.out); }
   // Floats of the gradients of the weight, transformed, and of the bias.
-  static int64_t sums_of(const ConvShape& shape) {
-    return shape.products() + shape.out;
-  }
+  static int64_t sums_of(const ConvShape& shape) { return shape.products() + shape.out; }
   static int64_t workspace_of(const ConvShape& shape) {
     const int64_t blocks = blocks_of(shape.in) + blocks_of(shape.out) + kOuts;
     return products_of(shape.side()) * (kPatches * blocks + 3) * kBlock;
@@ -60,8 +62,7 @@ struct Buffers {
   }
   static int64_t floats(const ConvShape& shape, int max_threads) {
     const int threads = threads_for(shape, max_threads);
-    return channels(shape) + shape.packed() +
-           (sums_of(shape) + workspace_of(shape)) * threads;
+    return channels(shape) + shape.packed() + (sums_of(shape) + workspace_of(shape)) * threads;
   }
 };
 

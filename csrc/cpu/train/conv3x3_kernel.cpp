@@ -52,8 +52,7 @@ class Positions {
       const int row = row_[p] + i - 1;
       for (int j = 0; j < kIn; ++j) {
         const int column = column_[p] + j - 1;
-        const bool inside =
-            row >= 0 && row < shape_.height && column >= 0 && column < shape_.width;
+        const bool inside = row >= 0 && row < shape_.height && column >= 0 && column < shape_.width;
         const int64_t place = ((i - 1) * shape_.width + j - 1) * int64_t(channels_);
         to[i][j] = inside ? corner + place : zeros;
       }

@@ -31,6 +31,8 @@ void train_norm_silu(const NormSilu& norm, float* y, int threads);
 void train_norm_silu_gradients(const NormSilu& norm, const NormSiluGradients& to, int threads);
 
 // Floats of the workspace of one thread.
-static inline int64_t norm_silu_workspace(const NormSilu& norm) { return 6 * int64_t(norm.channels); }
+static inline int64_t norm_silu_workspace(const NormSilu& norm) {
+  return 6 * int64_t(norm.channels);
+}
 
 }  // namespace cdrl::cpu

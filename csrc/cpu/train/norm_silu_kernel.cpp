@@ -56,8 +56,8 @@ class Sample {
     reduce(row_grad, weight_grad, bias_grad);
     each([&](int64_t at, int c, Sixteen x) {
       const Sixteen grad = Sixteen::load(x_grad + at).times(Sixteen::load(factor_ + c));
-      const Sixteen by_moments = affine(unit(x, c), Sixteen::load(products_ + c),
-                                        Sixteen::load(sums_ + c));
+      const Sixteen by_moments =
+          affine(unit(x, c), Sixteen::load(products_ + c), Sixteen::load(sums_ + c));
       grad.minus(by_moments).put(x_grad + at);
     });
   }
@@ -106,7 +106,8 @@ class Sample {
       Sixteen::load(sums_ + c).plus(d).put(sums_ + c);
       affine(d, d, Sixteen::load(products_ + c)).put(products_ + c);
     });
-    each_group(products_, [&](int g, double square) { moments_[norm_.groups + g] = float(square); });
+    each_group(products_,
+               [&](int g, double square) { moments_[norm_.groups + g] = float(square); });
     each_group(sums_, [&](int g, double error) {
       const double variance = moments_[norm_.groups + g] - error * error;
       moments_[g] = float(moments_[g] + error);

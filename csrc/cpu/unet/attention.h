@@ -1,8 +1,8 @@
 // Self-attention over the positions of one sample, with the inner loop of convolutions.
 #pragma once
 
-#include "cpu/simd/exp.h"
 #include "cpu/conv/grid.h"
+#include "cpu/simd/exp.h"
 #include "cpu/unet/network.h"
 
 namespace {
@@ -12,10 +12,7 @@ namespace {
 class Attention {
  public:
   Attention(const cdrl::cpu::UNetBuffers& buffers, int positions, int blocks)
-      : buffers_(buffers),
-        positions_(positions),
-        blocks_(blocks),
-        keys_(blocks_of(positions)) {}
+      : buffers_(buffers), positions_(positions), blocks_(blocks), keys_(blocks_of(positions)) {}
 
   // Replaces q by the result, for one sample of a group in flat q, k and v. `scale` is 1 / √C.
   void run(float* qkv, int samples, int sample, float scale) const {
@@ -57,7 +54,8 @@ class Attention {
         Sixteen::load(from).times(scale).put(buffers_.q + (int64_t(n) * positions_ + p) * kBlock);
         Sixteen::load(from + 2 * part).put(buffers_.v + (n * padded + p) * kBlock);
         // [block of positions][channel][position]
-        float* key = buffers_.k + (int64_t(p / kBlock) * blocks_ + n) * kBlock * kBlock + p % kBlock;
+        float* key =
+            buffers_.k + (int64_t(p / kBlock) * blocks_ + n) * kBlock * kBlock + p % kBlock;
         for (int c = 0; c < kBlock; ++c) key[c * kBlock] = from[part + c];
       }
     }

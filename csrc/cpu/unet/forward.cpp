@@ -218,8 +218,7 @@ size_t UNetForward::place(Workspace& workspace, int64_t size) const {
     const int64_t count = positions(layer.out.level);
     hidden = std::max(hidden, layer.out.blocks * count);
     blocks = std::max<int64_t>(blocks, layer.out.blocks);
-    widest =
-        std::max<int64_t>({widest, layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks});
+    widest = std::max<int64_t>({widest, layer.in[0].blocks + layer.in[1].blocks, layer.out.blocks});
     groups = std::max<int64_t>({groups, layer.norm1.groups, layer.norm2.groups});
     if (!layer.attention) continue;
     const int64_t padded = (count + kBlock - 1) / kBlock * kBlock;

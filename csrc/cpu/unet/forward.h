@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "cpu/runtime/memory.h"
-#include "cpu/unet/network.h"
 #include "cpu/runtime/workspaces.h"
+#include "cpu/unet/network.h"
 
 namespace cdrl::cpu {
 

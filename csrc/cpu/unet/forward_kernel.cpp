@@ -150,9 +150,8 @@ class Group {
   // Writes silu(norm(x)) to a plane, from its block `first` on.
   void activate(const Grid& grid, const Map& map, int blocks, float* plane, int first) const {
     plane += first * grid.padded * kBlock;
-    each_value(grid, map, blocks, first, [&](const Spot& spot, Sixteen v) {
-      silu(v).put(plane + spot.padded);
-    });
+    each_value(grid, map, blocks, first,
+               [&](const Spot& spot, Sixteen v) { silu(v).put(plane + spot.padded); });
   }
 
   // Writes 2×2 means of silu(norm(x)) to the plane and 2×2 means of x to `raw`.
