@@ -13,6 +13,20 @@ namespace {
 
 Arena arena;
 
+int64_t patches_of(const ConvShape& s) {
+  const int side = side_of(s);
+  return s.batch * patches_along(s.height, side) * patches_along(s.width, side);
+}
+
+// Floats of packed weights, for results or for the gradient of the inputs, whichever are more.
+int64_t packed_of(const ConvShape& s) {
+  const int side = side_of(s), ins = blocks_of(s.in), outs = blocks_of(s.out);
+  return std::max(weights_count(side, outs, ins), weights_count(side, ins, outs));
+}
+
+// The shape of the convolution that computes the gradient of the inputs.
+ConvShape transposed(const ConvShape& s) { return {s.batch, s.height, s.width, s.out, s.in}; }
+
 // The buffers of one call in the arena, and the number of threads that run it.
 struct Buffers {
   Arena::Lease lease;
@@ -30,12 +44,12 @@ struct Buffers {
     std::fill(all, all + channels(shape), 0.0f);
     zeros = all;
     weights = all + channels(shape);
-    sums = weights + shape.packed();
+    sums = weights + packed_of(shape);
     workspaces = sums + sums_size * threads;
   }
 
   ConvPart part(const ConvShape& shape, const float* x, int thread) const {
-    const int64_t all = shape.patches();
+    const int64_t all = patches_of(shape);
     return {shape,
             all * thread / threads,
             all * (thread + 1) / threads,
@@ -47,10 +61,10 @@ struct Buffers {
  private:
   static int channels(const ConvShape& shape) { return std::max(shape.in, shape.out); }
   // Floats of the gradients of the weight, transformed, and of the bias.
-  static int64_t sums_of(const ConvShape& shape) { return shape.products() + shape.out; }
+  static int64_t sums_of(const ConvShape& shape) { return weight_products(shape) + shape.out; }
   static int64_t workspace_of(const ConvShape& shape) {
     const int64_t blocks = blocks_of(shape.in) + blocks_of(shape.out) + kOuts;
-    return products_of(shape.side()) * (kPatches * blocks + 3) * kBlock;
+    return products_of(side_of(shape)) * (kPatches * blocks + 3) * kBlock;
   }
   static int threads_for(const ConvShape& shape, int max_threads) {
 #ifndef _OPENMP
@@ -58,11 +72,11 @@ struct Buffers {
 #endif
     // Waking a thread for fewer patches takes longer than computing them.
     constexpr int64_t kMinPatches = 2 * kPatches;
-    return int(std::clamp<int64_t>(shape.patches() / kMinPatches, 1, std::max(1, max_threads)));
+    return int(std::clamp<int64_t>(patches_of(shape) / kMinPatches, 1, std::max(1, max_threads)));
   }
   static int64_t floats(const ConvShape& shape, int max_threads) {
     const int threads = threads_for(shape, max_threads);
-    return channels(shape) + shape.packed() + (sums_of(shape) + workspace_of(shape)) * threads;
+    return channels(shape) + packed_of(shape) + (sums_of(shape) + workspace_of(shape)) * threads;
   }
 };
 
@@ -96,7 +110,7 @@ void train_conv3x3_gradients(const ConvShape& shape, const float* x, const float
                              const ConvGradients& to, int threads) {
   const Buffers buffers(shape, threads);
   const Kernels& run = kernels();
-  const ConvShape back = shape.transposed();
+  const ConvShape back = transposed(shape);
   if (to.x != nullptr) {
     each_block(back.out, buffers,
                [&](int n) { run.conv3x3_pack(back, weight, true, n, buffers.weights); });

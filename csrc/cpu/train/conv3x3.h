@@ -7,27 +7,20 @@
 
 namespace cdrl::cpu {
 
-// Images are (batch, height, width, channels) with channels a multiple of 16; weights (out, in, 3,
-// 3).
+// Images are (batch, height, width, channels), weights (out, in, 3, 3); `in` and `out` are
+// multiples of 16.
 struct ConvShape {
   int64_t batch;
   int height, width, in, out;
-
-  int side() const { return patch_side(height, width, false); }
-  int64_t patches() const {
-    return batch * patches_along(height, side()) * patches_along(width, side());
-  }
-  // Floats of the weight's gradient, transformed.
-  int64_t products() const { return int64_t(products_of(side())) * in * out; }
-  // Floats of packed weights, for results or for the gradient of the inputs.
-  int64_t packed() const {
-    const int ins = blocks_of(in), outs = blocks_of(out);
-    const int64_t forward = weights_count(side(), outs, ins);
-    const int64_t backward = weights_count(side(), ins, outs);
-    return forward < backward ? backward : forward;
-  }
-  ConvShape transposed() const { return {batch, height, width, out, in}; }
 };
+
+// Side of the patches.
+static inline int side_of(const ConvShape& s) { return patch_side(s.height, s.width, false); }
+
+// Floats of the weight's gradient, transformed.
+static inline int64_t weight_products(const ConvShape& s) {
+  return int64_t(products_of(side_of(s))) * s.in * s.out;
+}
 
 // Computes y = w * x + bias on at most `threads` threads; the result doesn't depend on how many.
 void train_conv3x3(const ConvShape& shape, const float* x, const float* weight, const float* bias,

@@ -193,7 +193,7 @@ void add_weight_part(const ConvPart& part, const float* y_grad, float* sums) {
   const int in = blocks_of(shape.in), out = blocks_of(shape.out);
   float* transforms = part.workspace;
   float* grads = transforms + Rule::kProducts * product_step(in, kPatches);
-  float* bias = sums + shape.products();
+  float* bias = sums + cdrl::cpu::weight_products(shape);
   Positions<Rule> from(shape, shape.in), to(shape, shape.out);
   each_chunk(part.first, part.end, [&](int64_t first, int64_t end) {
     from.locate(first, end);
@@ -274,7 +274,7 @@ void unpack(const ConvShape& shape, const float* sums, int n, float* weight_grad
 // Calls body(rule) with the rule for a shape.
 template <class Body>
 void by_rule(const ConvShape& shape, const Body& body) {
-  if (shape.side() == ByFour::kOut) {
+  if (cdrl::cpu::side_of(shape) == ByFour::kOut) {
     body(ByFour());
   } else {
     body(ByTwo());
