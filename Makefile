@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 # The environments here are for machines without a GPU.
 export CDRL_CUDA ?= OFF
-# The release that everything here is tested with. A user's may be newer: tests/install/torch_versions.py.
+# The release that everything here is tested with; tests/install/torch_versions.py tests others.
 TORCH ?= torch==2.13.0
 # An index to take torch from, such as https://download.pytorch.org/whl/cpu, without CUDA's several GB.
 TORCH_INDEX ?=
@@ -18,7 +18,10 @@ NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
 install-torch = $(BIN)/pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo docs test test-native lint bench slow kernels kernels-oldest install-matrix checkerboard gpu gpu-tune gpu-dry-run clean
+.PHONY: help demo docs test test-native lint bench slow kernels kernels-oldest install-matrix gpu gpu-tune gpu-dry-run clean
+
+help: ## These targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Draw digits, train a model for about a minute, write demo/index.html
 	$(BIN)/cdrl-fast demo --out demo
@@ -33,14 +36,16 @@ test-native: $(VENV)/.dev ## The C++ kernels alone, under AddressSanitizer and U
 
 docs: $(VENV)/.dev ## The documentation, into build/site; links, anchors and the README's table checked
 	$(BIN)/python benchmarks/table.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # --quiet would hide the warnings that strict counts
 
-lint: $(VENV)/.dev ## Style and types
+lint: $(VENV)/.dev ## Style, types, import order, wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/tools/wording.py
 
-bench: $(VENV)/.dev ## The benchmarks, about eight minutes on two cores with AVX-512, longer elsewhere; the README's tables from them
+bench: $(VENV)/.dev ## The benchmarks and the README's table from them; eight minutes or more on two cores
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 	$(BIN)/python benchmarks/table.py --write
 
@@ -58,9 +63,6 @@ slow: $(VENV)/.dev kernels-oldest ## Slow tests and long campaigns, hours; resul
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python benchmarks/quality/training_kills.py --kills 30 --iterations 1000 --out benchmarks/results/training-kills.json
 	$(BIN)/python benchmarks/quality/training_quality.py --out benchmarks/results/training-quality.json
-
-checkerboard: $(VENV)/.demo ## Train on the 2-D checkerboard and plot its density by level
-	$(BIN)/python examples/checkerboard.py --out runs/checkerboard
 
 gpu: ## Build, tests, sanitizer and benchmarks on this machine's GPU, in under nine minutes
 	$(PYTHON) benchmarks/gpu/check.py --out $(GPU_OUT) --commit "$(COMMIT)"
