@@ -29,7 +29,7 @@ def images():
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """A stand-in for graphs on the CPU; the chain runs GPU operations by their reference backend."""
+    """A stand-in for graphs on the CPU; the chain runs GPU operations on the reference backend."""
     recorder = Recorder()
     monkeypatch.setattr("cdrl_fast.training.step_graph.capture", recorder)
     monkeypatch.setattr("cdrl_fast.engine.select.uses_gpu_passes", lambda *_: True)
