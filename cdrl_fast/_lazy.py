@@ -1,4 +1,4 @@
-"""Packages that are imported on use and may be absent; progress bars."""
+"""Imports of optional packages, and progress bars."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any
 
 
 def optional_module(module: str, package: str, extra: str) -> Any:
-    """The module, or an ImportError that names the package and the extra to install."""
+    """Import and return a module of an optional package.
+
+    Args:
+        module: name of the module.
+        package: name of the package, for the message.
+        extra: the extra of cdrl-fast that installs the package.
+
+    Raises:
+        ImportError: the package is not installed; the message names the extra to install.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -16,8 +25,8 @@ def optional_module(module: str, package: str, extra: str) -> Any:
         ) from error
 
 
-class Silent:
-    """What a bar that is not shown has to offer."""
+class SilentBar:
+    """Progress bar that shows nothing."""
 
     n = 0
 
@@ -25,16 +34,19 @@ class Silent:
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> SilentBar:
         return self
 
     def __exit__(self, *error: object) -> None: ...
 
 
 def progress_bar(show: bool, **options: Any) -> Any:
-    """tqdm with these options, which is imported only where it is shown."""
+    """Return a tqdm progress bar with these options, or a `SilentBar` unless ``show``.
+
+    tqdm is imported only to show a bar.
+    """
     if not show:
-        return Silent()
+        return SilentBar()
     from tqdm.auto import tqdm
 
     return tqdm(**options)

@@ -1,4 +1,4 @@
-"""What the library runs on here: versions, devices, and the backend of each operation."""
+"""Versions, devices and the backends of each operation on this machine."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ OPERATIONS = {
     "train_conv3x3": CPU_BACKENDS,
     "train_norm_silu": CPU_BACKENDS,
 }
-"""The rooms that each operation has."""
+"""Backends of each operation."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")
 
 
 @dataclass(frozen=True)
 class About:
-    """What `about` found; prints as a table.
+    """Report of `about`; `print` shows it as a table.
 
     Attributes:
-        versions: of Python and packages; None where a package is absent.
-        native: what the compiled module was built with; empty where there is none.
-        devices: name of each device by its torch name.
-        backends: by device and operation, each backend with the reason it cannot be used, None if it can.
-        used: by device and operation, the backend that backend="auto" takes.
+        versions: version of Python and of each package; None if a package is not installed.
+        native: instruction sets and CUDA architectures of the compiled module; empty without one.
+        devices: name of the hardware, by torch device.
+        backends: by device and operation, each backend with the reason why it cannot be used, or
+            None if it can.
+        used: by device and operation, the backend that ``backend="auto"`` selects.
 
     Examples:
         >>> from cdrl_fast import about
@@ -73,15 +74,15 @@ class About:
                 lines.append(f"  {operation}: {used}")
                 for backend, why in backends.items():
                     if backend != used:
-                        lines.append(f"    not {backend}: {why or 'another comes first'}")
+                        lines.append(f"    not {backend}: {why or f'{used} is preferred'}")
         return "\n".join(lines)
 
 
 def about() -> About:
-    """Versions, devices, and for each operation the backend it uses and why not the others.
+    """Return versions, devices and, for each operation, its backends and the one in use.
 
     Returns:
-        An `About`; print it to read it.
+        An `About`, which prints as a table.
 
     Examples:
         >>> from cdrl_fast import about
@@ -92,21 +93,21 @@ def about() -> About:
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
         devices[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, capability {major}.{minor}"
-    places = {name: torch.device(name) for name in devices}
+    torch_devices = {name: torch.device(name) for name in devices}
     return About(
         versions={"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         native=_native(),
         devices=devices,
         backends={
             name: {
-                op: {backend: reason(backend, place) for backend in having}
-                for op, having in OPERATIONS.items()
+                op: {backend: reason(backend, device) for backend in available}
+                for op, available in OPERATIONS.items()
             }
-            for name, place in places.items()
+            for name, device in torch_devices.items()
         },
         used={
-            name: {op: automatic(place, having) for op, having in OPERATIONS.items()}
-            for name, place in places.items()
+            name: {op: automatic(device, available) for op, available in OPERATIONS.items()}
+            for name, device in torch_devices.items()
         },
     )
 
@@ -122,16 +123,16 @@ def _native() -> dict[str, str]:
     module = load()
     if module is None:
         return {}
-    built = {"c++": f"{module.cpu_variant()} of {', '.join(module.cpu_variants())}"}
+    build = {"c++": f"{module.cpu_variant()} of {', '.join(module.cpu_variants())}"}
     if hasattr(module, "cuda_architectures"):
         runtime, driver = module.cuda_runtime_version(), module.cuda_driver_version()
-        built["cuda c++"] = (
+        build["cuda c++"] = (
             f"architectures {module.cuda_architectures}, runtime {_dotted(runtime)}, driver "
             f"{_dotted(driver) if driver else 'none'}"
         )
-    return built
+    return build
 
 
 def _dotted(version: int) -> str:
-    """13020 is CUDA 13.2."""
+    """Return a CUDA version as text: 13020 is "13.2"."""
     return f"{version // 1000}.{version % 1000 // 10}"

@@ -1,13 +1,13 @@
-"""What can go wrong, by name.
+"""Exceptions of the library.
 
-Wrong arguments raise the builtin ``ValueError`` or ``TypeError``; the classes here are for what a
-caller may want to catch on its own. Every message says which argument or file, what was expected,
+Wrong arguments raise the builtin ``ValueError`` or ``TypeError``; a class here is for an error that
+a caller may want to catch separately. Every message names the argument or file, what was expected,
 what came and what to do.
 """
 
 
 class CDRLError(Exception):
-    """Base of the errors that only this library raises.
+    """Base class of the library's own errors.
 
     Examples:
         >>> from cdrl_fast import CDRL, CDRLError
@@ -20,21 +20,22 @@ class CDRLError(Exception):
 
 
 class BackendUnavailable(CDRLError, RuntimeError):
-    """An explicit ``backend=``, ``graph=`` or ``precision=`` cannot be had here.
+    """An explicit ``backend=``, ``graph=`` or ``precision=`` is not available on this machine.
 
-    Also a RuntimeError. `about` says what can be had, and why not the rest.
+    Also a RuntimeError. `about` lists the backends of every operation, with the reason why one
+    cannot be used.
     """
 
 
 class ChainDiverged(CDRLError, ArithmeticError):
-    """A chain left the finite numbers; shorter steps may help.
+    """A chain became non-finite (NaN or Inf); smaller steps may help.
 
     Also an ArithmeticError.
 
     Attributes:
-        level: the noise level ``t`` at which it happened, or None outside a diffusion model.
-        step: the Langevin step within the level, from 1; in `langevin` counted from 0.
-        sample: the index of the first sample concerned in the seed's stream.
+        level: the noise level ``t`` of the step, or None outside a diffusion model.
+        step: the Langevin step within the level, counted from 1; in `langevin` counted from 0.
+        sample: the index of the first non-finite sample in the noise stream of the seed.
     """
 
     def __init__(self, message: str, *, level: int | None, step: int, sample: int) -> None:
@@ -45,15 +46,21 @@ class ChainDiverged(CDRLError, ArithmeticError):
 
 
 class TrainingDiverged(CDRLError, ArithmeticError):
-    """Training leaves the finite numbers, and going back to a checkpoint does not cure it.
+    """Training became non-finite (NaN or Inf) again after it went back to earlier checkpoints.
 
-    Also an ArithmeticError. Raised by `Trainer.fit`, with what was tried.
+    Also an ArithmeticError. Raised by `Trainer.fit`; the message lists what was tried.
     """
 
 
 class CheckpointError(CDRLError, ValueError):
-    """A checkpoint is missing, corrupt, or not what it is said to be; also a ValueError."""
+    """A checkpoint is missing, corrupt or of another format.
+
+    Also a ValueError.
+    """
 
 
 class DataError(CDRLError, ValueError):
-    """A data file is missing, truncated, empty or mis-shaped; also a ValueError."""
+    """A data file is missing, truncated, empty or of the wrong shape.
+
+    Also a ValueError.
+    """

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 
 def randomize(model, seed=0, std=0.1):
-    """Moves every parameter off its start, zeros and ones included."""
+    """Add noise to every parameter, so that none keeps its initial zeros or ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -52,7 +52,7 @@ BACKENDS = [
 
 @contextmanager
 def instruction_set(name):
-    """The native room's kernels for it, where this machine has them; else the test is skipped."""
+    """Use the native kernels of one instruction set; skip the test if the machine lacks it."""
     module = _extension.load()
     if module is None or name not in module.cpu_variants():
         pytest.skip(f"this processor has no {name}, or there is no compiled module")
@@ -66,8 +66,10 @@ def instruction_set(name):
 
 @pytest.fixture(params=BACKENDS)
 def kernels(request):
-    """Every room with kernels: the backend's name and the device; the native one for each
-    instruction set, triton's on the CPU where its interpreter is on."""
+    """Name and device of every backend with kernels.
+
+    The native backend comes once per instruction set, Triton's also on the CPU in its interpreter.
+    """
     backend, kind = request.param
     device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
     why = dispatch.reason(backend, device)
@@ -84,7 +86,7 @@ def kernels(request):
 
 @pytest.fixture
 def interpreter():
-    """Triton's kernels on the CPU: the backend's name and the device."""
+    """Name and device of the Triton backend in its interpreter, on the CPU."""
     if torch.cuda.is_available():
         pytest.skip("triton compiles here")
     pytest.importorskip("triton")
@@ -93,7 +95,7 @@ def interpreter():
 
 @pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])
 def triton_device(request):
-    """A device that Triton's kernels work on: a GPU, or the CPU where their interpreter is on."""
+    """Device for Triton's kernels: a GPU, or the CPU with their interpreter."""
     if request.param == "interpreted" and torch.cuda.is_available():
         pytest.skip("triton compiles here")
     device = torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")
@@ -104,19 +106,19 @@ def triton_device(request):
 
 
 def weights(model):
-    """All of a model's state as one vector."""
+    """Return the model's state as one vector."""
     return torch.cat([v.flatten() for v in model.state_dict().values()])
 
 
 def torchrun(processes, *command):
-    """The command that starts ``python *command`` in so many processes."""
+    """Return the command that starts ``python *command`` in this number of processes."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*start, "--nproc-per-node", str(processes), *map(str, command)]
 
 
 @pytest.fixture
 def double_by_default():
-    """Torch makes float64 where it is not told what to make."""
+    """Set torch's default dtype to float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
@@ -125,10 +127,10 @@ def double_by_default():
 
 @pytest.fixture
 def rows_alike(monkeypatch):
-    """Triton's interpreter multiplies each row alike, wherever it stands in its block.
+    """Make Triton's interpreter multiply each row in the same way wherever it is in its block.
 
-    GPUs do; the interpreter leaves its products to BLAS, which on some processors sums the rows at
-    a block's end in another order.
+    GPUs do so; the interpreter calls BLAS, which on some processors sums the last rows of a block
+    in another order.
     """
 
     def product(a, b, dtype=None):
@@ -139,29 +141,29 @@ def rows_alike(monkeypatch):
 
 @pytest.fixture(params=CPU_VARIANTS)
 def variant(request):
-    """The native room with each instruction set of this machine."""
+    """Instruction set of the native kernels; the test runs with each one of this machine."""
     with instruction_set(request.param):
         yield request.param
 
 
 @pytest.fixture(scope="session")
 def browser():
-    """A headless Chromium, as playwright drives it."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
+    """Headless Chromium, driven by playwright."""
+    executable = shutil.which("chromium")
+    if executable is None:
         pytest.skip("there is no chromium")
     api = pytest.importorskip("playwright.sync_api", reason="there is no playwright")
     quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
     options = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
     with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=options)
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=executable, args=options)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def classifiers(tmp_path_factory):
-    """One cache of classifiers for all tests of a run, on all its workers."""
+    """Share one cache of classifiers among all tests and workers of a run."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -170,7 +172,7 @@ def classifiers(tmp_path_factory):
 
 @pytest.fixture
 def image_model():
-    """A small class-conditional model for 8×8 grey images, with random weights."""
+    """Small class-conditional model of 8×8 grey images, with random weights."""
     torch.manual_seed(0)
     names = ("zero", "one", "two")
     energy = ResNetEnergy(1, 8, (1, 2), 1, classes=names)
@@ -180,7 +182,7 @@ def image_model():
 
 @pytest.fixture
 def point_model():
-    """A small unconditional model for 2-D points, with random weights."""
+    """Small unconditional model of 2-D points, with random weights."""
     torch.manual_seed(0)
     schedule = NoiseSchedule(steps=3, kappa=1e-3, step_scale="constant")
     return randomize(CDRL(MLPEnergy(2, 16, (1, 2)), MLPInitializer(2, 64, 32), schedule))

@@ -1,4 +1,4 @@
-"""What the library says about where it runs, and what importing it costs."""
+"""The report on backends and devices, and the cost of the import."""
 
 import os
 import subprocess
@@ -15,42 +15,42 @@ from cdrl_fast.ops import dispatch
 
 
 def python(code, **environment):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *code], capture_output=True, text=True, env=os.environ | environment
     )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "Warning" not in process.stderr, process.stderr
+    return process.stdout
 
 
-def test_every_room_is_used_or_has_a_reason():
-    found = about()
-    cpu = found.backends["cpu"]
+def test_every_backend_is_used_or_has_a_reason():
+    report = about()
+    cpu = report.backends["cpu"]
     folders = {p.parent.name for p in Path(cdrl_fast.ops.__file__).parent.glob("*/__init__.py")}
     assert set(cpu) == folders
-    for operation, by_room in cpu.items():
+    for operation, reasons in cpu.items():
         modules = {p.stem for p in (Path(cdrl_fast.ops.__file__).parent / operation).glob("*.py")}
-        assert ("triton" in by_room) == ("triton" in modules)
-        assert ("cudnn" in by_room) == ("cudnn" in modules)
-        assert ("native" in by_room) == ("native" in modules)
-        assert ("cuda" in by_room) == (operation in ("normal", "langevin_step"))
-        native = "native" in by_room and _extension.load()
-        assert found.used["cpu"][operation] == ("native" if native else "reference")
-        assert by_room["reference"] is None
-        assert "cuda" not in by_room or "works on CUDA devices" in by_room["cuda"]
-    assert found.versions["torch"] == torch.__version__
+        assert ("triton" in reasons) == ("triton_kernel" in modules)
+        assert ("cudnn" in reasons) == ("cudnn" in modules)
+        assert ("native" in reasons) == ("native" in modules)
+        assert ("cuda" in reasons) == (operation in ("normal", "langevin_step"))
+        native = "native" in reasons and _extension.load()
+        assert report.used["cpu"][operation] == ("native" if native else "reference")
+        assert reasons["reference"] is None
+        assert "cuda" not in reasons or "works on CUDA devices" in reasons["cuda"]
+    assert report.versions["torch"] == torch.__version__
 
 
 def test_the_command_prints_it():
-    shown = python(["-m", "cdrl_fast.cli", "about"], TRITON_INTERPRET="0")
-    assert "langevin_step: " in shown
-    assert "not triton: it works on CUDA devices" in shown
-    assert "TRITON_INTERPRET=1" in shown
+    printed = python(["-m", "cdrl_fast.cli", "about"], TRITON_INTERPRET="0")
+    assert "langevin_step: " in printed
+    assert "not triton: it works on CUDA devices" in printed
+    assert "TRITON_INTERPRET=1" in printed
 
 
 @pytest.fixture
 def cuda_module(monkeypatch):
-    """A compiled module and a device such as a machine with a GPU would show."""
+    """Compiled module and device as on a machine with a GPU."""
     module = types.SimpleNamespace(
         langevin_step_cuda=None,
         cuda_architectures="80,90,100",
@@ -64,31 +64,31 @@ def cuda_module(monkeypatch):
     dispatch.reason.cache_clear()
 
 
-def why(kernels):
-    return dispatch.reason(kernels, torch.device("cuda", 0))
+def reason_on_gpu(backend):
+    return dispatch.reason(backend, torch.device("cuda", 0))
 
 
 def test_reasons_on_gpus(cuda_module):
-    assert why("cuda") is None
+    assert reason_on_gpu("cuda") is None
     assert dispatch.automatic(torch.device("cuda", 0)) == "cuda"
-    assert "works on CPUs" in why("native")
+    assert "works on CPUs" in reason_on_gpu("native")
 
 
 def test_an_old_driver(cuda_module):
     cuda_module.cuda_driver_version = lambda: 12040
-    assert "CUDA 13 runtime needs a driver for CUDA 13" in why("cuda")
-    assert "580" in why("cuda")
+    assert "CUDA 13 runtime needs a driver for CUDA 13" in reason_on_gpu("cuda")
+    assert "580" in reason_on_gpu("cuda")
     assert dispatch.automatic(torch.device("cuda", 0)) != "cuda"
 
 
 def test_a_module_without_cuda(cuda_module):
     del cuda_module.langevin_step_cuda
-    assert "built without CUDA kernels" in why("cuda")
+    assert "built without CUDA kernels" in reason_on_gpu("cuda")
 
 
 def test_a_device_it_was_not_built_for(cuda_module):
     cuda_module.cuda_architectures = "100"
-    assert "CDRL_CUDA_ARCHS=90" in why("cuda")
+    assert "CDRL_CUDA_ARCHS=90" in reason_on_gpu("cuda")
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ def test_without_the_compiled_module_the_reason_is_kept(monkeypatch):
 
 
 def test_import_costs_less_than_a_second_and_no_driver():
-    """Beyond torch; nothing of CUDA or triton is touched, and no libcuda is mapped."""
+    """Check the time beyond torch's import; triton, CUDA and libcuda are not loaded."""
     code = """
 import time, torch
 start = time.process_time()
 import cdrl_fast
-taken = time.process_time() - start
+seconds = time.process_time() - start
 import sys
-print(taken < 1.0, "triton" in sys.modules, torch.cuda.is_initialized())
+print(seconds < 1.0, "triton" in sys.modules, torch.cuda.is_initialized())
 print("libcuda.so" in open("/proc/self/maps").read())
 """
     assert python(["-c", code]).split() == ["True", "False", "False", "False"]

@@ -1,4 +1,4 @@
-"""The names a user types, their signatures, and what importing costs."""
+"""Public names, their signatures and docstrings, and the dependencies of the import."""
 
 import doctest
 import importlib
@@ -6,95 +6,170 @@ import inspect
 import re
 import subprocess
 import sys
+import textwrap
+from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
 import cdrl_fast
 from cdrl_fast import data, metrics, ops, reference, report
 
-NAMES = {
-    "About", "CDRL", "BackendUnavailable", "CDRLError", "ChainDiverged", "CheckpointError",
-    "DataError", "Precision", "TrainingDiverged",
-    "Density", "conditional", "guided", "mixture", "negated", "product", "tempered",
-    "MLPEnergy", "MLPInitializer", "ModelCard", "NoiseSchedule", "ResNetEnergy", "Sampler",
-    "StepPlan", "Trace",
-    "TrainConfig", "Trainer", "UNetInitializer", "about", "langevin",
-    "load_released_checkpoint", "normal", "ops", "reference", "sample_to_folder",
-    "tune_steps",
-}  # fmt: skip
+FUNCTIONS = ("sample", "training_iteration")
+"""Public functions of `reference`, which has no ``__all__``."""
+PROPERTIES = (property, cached_property)
+API = """
+CDRL(energy, initializer, schedule, *, sample_shape=None)
+CDRL.num_classes
+CDRL.is_image
+CDRL.plan(self, steps=None)
+CDRL.log_density(self, x, t=1, label=None)
+CDRL.warm_start(self, other)
+CDRL.check_class_names(self, names, source)
+CDRL.label_indices(self, label, n)
+CDRL.to_config(self)
+CDRL.from_config(cls, config, networks=None)
+CDRL.save_pretrained(self, folder, *, card=None, name=None)
+CDRL.push_to_hub(self, repository, *, card=None, private=False)
+CDRL.from_pretrained(cls, name, networks=None)
+About(versions, native, devices, backends, used)
+BackendUnavailable
+CDRLError
+ChainDiverged
+CheckpointError
+DataError
+Density()
+Density.slots(self, choose, first=0)
+Density.models
+Density.mixtures
+MLPEnergy(dim=2, width=128, multipliers=(1, 2, 2, 2), classes=0)
+MLPEnergy.forward(self, y, logsnr, label=None)
+MLPInitializer(dim=2, width=64, embedding=128, classes=0)
+MLPInitializer.forward(self, x, logsnr, label=None)
+ModelCard(about='', license=None, metrics=<factory>, recipe=None, picture=None)
+ModelCard.text(self, model, name)
+ModelCard.files(self, model, name)
+NoiseSchedule(levels=6, steps=15, logsnr_max=9.8, logsnr_min=-5.1, kappa=0.0002,
+    step_scale='cumulative')
+NoiseSchedule.logsnr
+NoiseSchedule.alpha_bar
+NoiseSchedule.noise_variance
+NoiseSchedule.add_noise(self, x0, noise, t)
+NoiseSchedule.plan(self, steps=None)
+NoiseSchedule.level(self, t, steps=None)
+NoiseSchedule.to_dict(self)
+Precision(name)
+Precision.state
+Precision.network
+Precision.half
+Precision.fp32_precision
+Precision.autocast(self, device)
+Precision.scaler(self, device)
+ResNetEnergy(image_channels=3, width=128, multipliers=(1, 2, 2, 2), blocks=8, classes=0)
+ResNetEnergy.forward(self, y, logsnr, label=None)
+Sampler(model, *, device=None, precision='auto', backend='auto', graph='auto', compile=False)
+Sampler.from_pretrained(cls, name, **options)
+Sampler.sample(self, n, *, seed=0, steps=None, label=None, guidance=0.0, first_sample=0,
+    batch_size=None, denoise_scale=1.0, correctors=0, metropolis=False, progress=False, trace=None)
+Sampler.working_memory(self, batch)
+Sampler.inpaint(self, images, known, *, seed=0, steps=None, label=None, guidance=0.0, samples=1,
+    first_sample=0, batch_size=None, noise='shared', passes=1, candidates=1, denoise_scale=1.0,
+    correctors=0, progress=False)
+Sampler.log_density(self, images, *, label=None, levels=(1,), statistics=None, seed=0,
+    first_sample=0, batch_size=1024)
+Sampler.level_statistics(self, images, *, label=None, levels=None, seed=0, batch_size=1024)
+StepPlan(counts, multipliers)
+StepPlan.to_dict(self)
+Trace(states, energies, levels, acceptance=None)
+TrainConfig(batch_size=256, accumulate=1, shard=False, energy_lr=0.0001, initializer_lr=1e-05,
+    warmup=10000, initializer_warmup_offset=500, clip=1.0, ema_decay=0.9999,
+    variance_reduction=True, label_drop=0.1, flip=False, seed=0, precision='auto',
+    recompute='activations', graph='auto', patience=3, rollbacks=3, log_every=10, preview_every=0,
+    metrics_every=0, checkpoint_every=1000, checkpoint_minutes=0.0, keep=3, watch='none')
+Trainer(model, data, config=None)
+Trainer.step(self)
+Trainer.fit(self, iterations, *, folder=None, progress=False, preview=None, evaluate=None)
+Trainer.save(self, path)
+Trainer.resume(cls, path, data, *, config=None, device=None, networks=None)
+TrainingDiverged
+UNetInitializer(image_channels=3, image_size=32, width=64, multipliers=(1, 1, 1), blocks=3,
+    attention=(16, 8), dropout=0.1, classes=0)
+UNetInitializer.forward(self, x, logsnr, label=None)
+about()
+conditional(model, label)
+guided(conditional, unconditional, weight)
+langevin(log_density, x, *, steps, step_size, seed=0, first_sample=0, first_step=0,
+    metropolis=False, trace=False, backend='auto', compile=False)
+load_released_checkpoint(path, *, image_size=32, schedule=None)
+mixture(*components, weights=None)
+negated(base, a, weight)
+normal(shape, *, seed, draw, first_sample=0, device=None, dtype=torch.float32, backend='auto')
+ops.langevin_step(x, grad, anchor, *, drift, pull, noise_std, rng, rescale=1.0, first_bad=None,
+    out=None, backend='auto')
+ops.langevin_step_(x, grad, anchor, **kwargs)
+ops.mlp_chain_(program, y, anchor=None, *, steps, drift, pull, noise_std, rescale=1.0, rows=None,
+    seed=None, draw=None, first_sample=0, rng=None, first_bad=None, precision='fp32',
+    backend='auto')
+ops.normal(shape, *, seed, draw, first_sample=0, device=None, dtype=torch.float32, backend='auto')
+ops.rng_state(*, seed, draw, first_sample=0, device=None)
+product(*factors, base=None)
+reference.sample(model, n, *, seed=0, steps=None, label=None, guidance=0.0, first_sample=0,
+    denoise_scale=1.0, dtype=torch.float32, noise='stream')
+reference.training_iteration(model, x0, label, *, energy_optimizer, initializer_optimizer, seed=0,
+    iteration=0, variance_reduction=True, label_drop=0.1, clip=1.0, noise='stream')
+sample_to_folder(sampler, n, folder, *, seed=0, steps=None, label=None, guidance=0.0,
+    batch_size=512, denoise_scale=1.0, correctors=0, metropolis=False, worker=0, workers=1,
+    progress=False)
+tempered(a, temperature)
+tune_steps(model, data, *, budget, samples=500, guidance=0.0, seed=10000, max_seconds=600.0,
+    extractor=None, progress=False)
+"""
+"""Every public name of `cdrl_fast`, `ops` and `reference`, with its signature."""
 
-SIGNATURES = {
-    "NoiseSchedule": "(levels, steps, logsnr_max, logsnr_min, kappa, step_scale)",
-    "ResNetEnergy": "(image_channels, width, multipliers, blocks, classes)",
-    "UNetInitializer": "(image_channels, image_size, width, multipliers, blocks, attention, "
-    "dropout, classes)",
-    "MLPEnergy": "(dim, width, multipliers, classes)",
-    "MLPInitializer": "(dim, width, embedding, classes)",
-    "CDRL": "(energy, initializer, schedule, *, sample_shape)",
-    "CDRL.save_pretrained": "(self, folder, *, card, name)",
-    "CDRL.push_to_hub": "(self, repository, *, card, private)",
-    "Sampler.from_pretrained": "(name, options)",
-    "CDRL.from_pretrained": "(name, networks)",
-    "load_released_checkpoint": "(path, *, image_size, schedule)",
-    "Sampler": "(model, *, device, precision, backend, graph, compile)",
-    "Sampler.sample": "(self, n, *, seed, steps, label, guidance, first_sample, batch_size, "
-    "denoise_scale, correctors, metropolis, progress, trace)",
-    "Sampler.log_density": "(self, images, *, label, levels, statistics, seed, first_sample, "
-    "batch_size)",
-    "Sampler.level_statistics": "(self, images, *, label, levels, seed, batch_size)",
-    "sample_to_folder": "(sampler, n, folder, *, seed, steps, label, guidance, batch_size, "
-    "denoise_scale, correctors, metropolis, worker, workers, progress)",
-    "Sampler.inpaint": "(self, images, known, *, seed, steps, label, guidance, samples, "
-    "first_sample, batch_size, noise, passes, candidates, denoise_scale, correctors, progress)",
-    "normal": "(shape, *, seed, draw, first_sample, device, dtype, backend)",
-    "conditional": "(model, label)",
-    "product": "(factors, *, base)",
-    "guided": "(conditional, unconditional, weight)",
-    "negated": "(base, a, weight)",
-    "mixture": "(components, *, weights)",
-    "tempered": "(a, temperature)",
-    "about": "()",
-    "langevin": "(energy, x, *, steps, step_size, seed, first_sample, first_step, metropolis, "
-    "trace, backend, "
-    "compile)",
-    "ops.rng_state": "(*, seed, draw, first_sample, device)",
-    "tune_steps": "(model, data, *, budget, samples, guidance, seed, max_seconds, extractor, "
-    "progress)",
-    "Trainer": "(model, data, config)",
-    "Trainer.fit": "(self, iterations, *, folder, progress, preview, evaluate)",
-    "Trainer.save": "(self, path)",
-    "Trainer.resume": "(path, data, *, config, device, networks)",
-    "reference.sample": "(model, n, *, seed, steps, label, guidance, first_sample, denoise_scale, "
-    "dtype, noise)",
-    "ops.langevin_step": "(x, grad, anchor, *, drift, pull, noise_std, rng, rescale, first_bad, "
-    "out, backend)",
-}
+
+def public_api():
+    """Yield the lines of `API`."""
+    for name in cdrl_fast.__all__:
+        value = getattr(cdrl_fast, name)
+        if inspect.ismodule(value):
+            for part in getattr(value, "__all__", FUNCTIONS):
+                yield f"{name}.{part}{signature(getattr(value, part))}"
+        elif inspect.isclass(value) and issubclass(value, Exception):
+            yield name
+        else:
+            yield f"{name}{signature(value)}"
+            if inspect.isclass(value):
+                yield from (f"{name}.{member}{signature(f)}" for member, f in members(value))
 
 
-def test_names():
-    assert set(cdrl_fast.__all__) == NAMES
-    assert all(getattr(cdrl_fast, name).__doc__ for name in NAMES)
+def signature(value):
+    if isinstance(value, PROPERTIES):
+        return ""
+    parameters = inspect.signature(value).parameters.values()
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    return str(inspect.Signature(plain))
+
+
+def members(kind):
+    """Yield name and function or property of the public members that this library defines."""
+    for base in kind.__mro__:
+        for name, member in vars(base).items() if base.__module__.startswith("cdrl_fast") else ():
+            function = getattr(member, "__func__", member)
+            if not name.startswith("_") and isinstance(function, (FunctionType, *PROPERTIES)):
+                yield name, function
+
+
+def test_public_names_and_signatures():
+    assert all(getattr(cdrl_fast, name).__doc__ for name in cdrl_fast.__all__)
+    lines = [textwrap.fill(line, 100, subsequent_indent="    ") for line in public_api()]
+    assert "\n".join(lines).strip() == API.strip()
     with pytest.raises(AttributeError, match="nothing_of_that_name"):
         _ = cdrl_fast.nothing_of_that_name
 
 
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_signatures(name):
-    value = cdrl_fast
-    for part in name.split("."):
-        value = getattr(value, part)
-    shown, keyword_only = [], False
-    for parameter in inspect.signature(value).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
-            keyword_only = True
-            shown.append("*")
-        shown.append(parameter.name)
-    assert f"({', '.join(shown)})" == SIGNATURES[name]
-
-
 def test_import_needs_torch_and_numpy_alone():
-    """With every other dependency hidden the package imports, builds a model and samples."""
+    """Hide every other dependency; the package imports, builds a model and samples."""
     code = """
 import sys
 hidden = ("safetensors", "PIL", "tqdm", "tyro", "matplotlib", "sklearn", "scipy", "torchmetrics",
@@ -111,39 +186,36 @@ model = cdrl_fast.CDRL(
 )
 print(tuple(cdrl_fast.Sampler(model).sample(3, steps=1).shape), cdrl_fast.Trainer.__name__)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "(3, 2) Trainer", done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.strip() == "(3, 2) Trainer", process.stderr
 
 
-# Their examples stand with what makes or takes them.
-WITHOUT_EXAMPLE = {
-    "CopyingCheck", "FeatureExtractor", "evaluate_images",
-}  # fmt: skip
+WITHOUT_EXAMPLE = {"CopyingCheck", "FeatureExtractor", "evaluate_images"}
+"""Names whose use the examples of related functions show."""
 
 
 def documented():
-    """Public classes, functions, methods and properties, each under one name."""
-    found = {}
-    for place in (cdrl_fast, ops, data, metrics, report, reference):
-        names = getattr(place, "__all__", ("sample", "training_iteration"))
-        for name in names:
-            value = getattr(place, name)
+    """Return public classes, functions, methods and properties, each under one name."""
+    objects = {}
+    for module in (cdrl_fast, ops, data, metrics, report, reference):
+        for name in getattr(module, "__all__", FUNCTIONS):
+            value = getattr(module, name)
             if inspect.ismodule(value):
                 continue
-            found.setdefault(value, name)
-            for part, member in vars(value).items() if inspect.isclass(value) else ():
-                member = getattr(member, "__func__", member)
-                public = inspect.isfunction(member) or isinstance(member, property)
-                if public and not part.startswith("_"):
-                    found.setdefault(member, f"{name}.{part}")
-    return [pytest.param(value, name, id=name) for value, name in found.items()]
+            objects.setdefault(value, name)
+            for member, function in members(value) if inspect.isclass(value) else ():
+                objects.setdefault(function, f"{name}.{member}")
+    return [pytest.param(value, name, id=name) for value, name in objects.items()]
 
 
 @pytest.mark.parametrize(("value", "name"), documented())
 def test_public_names_are_documented(value, name):
     text = value.__doc__
     assert text
-    if isinstance(value, property) or (inspect.isclass(value) and issubclass(value, Exception)):
+    if ">>>" in text:
+        sections = re.findall(r"^ *([A-Z][A-Za-z]*):$", text[: text.index(">>>")], re.MULTILINE)
+        assert sections[-1:] == ["Examples"]
+    if isinstance(value, PROPERTIES) or (inspect.isclass(value) and issubclass(value, Exception)):
         return
     if "." not in name and name not in WITHOUT_EXAMPLE:
         assert ">>>" in text, "no example"

@@ -20,7 +20,7 @@ from cdrl_fast.networks.spectral_norm import SpectralConv2d, SpectralLinear, fix
 from cdrl_fast.precision import Precision
 from cdrl_fast.sampling.label_terms import cycled_classes
 from cdrl_fast.sampling.sampler import Sampler
-from cdrl_fast.training.flops import flop_of, product_rate
+from cdrl_fast.training.flops import flop_of, matmul_rate
 
 
 @dataclass(frozen=True)
@@ -242,4 +242,4 @@ def processor_rate(model: CDRL) -> float:
         threads = torch.get_num_threads()
         return max(float(module.peak_flops(half, threads)) for half in (False, True))
     tried = (Precision("fp32"), Precision("bf16"))
-    return max(product_rate(device, each.network, each.fp32_precision) for each in tried)
+    return max(matmul_rate(device, each.network, each.fp32_precision) for each in tried)

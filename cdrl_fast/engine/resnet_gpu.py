@@ -26,8 +26,6 @@ from cdrl_fast.ops.stem import stem
 from cdrl_fast.ops.stem_gradient import stem_gradient, stem_langevin_
 from cdrl_fast.precision import Precision
 
-SUB_BATCH: int | None = None
-"""Samples at a time, so that activations stay in the L2 cache; None: all. Not measured yet."""
 SPARE_BITS = 6
 """Exponent below which float16 gradients start: they may grow 1,000 times and shrink 10⁶ times."""
 
@@ -51,14 +49,6 @@ class LevelMaps:
     head: Tensor
     unit: Tensor
     terms: int = 1
-
-    def part(self, samples: slice) -> LevelMaps:
-        """Those of some samples of one term."""
-
-        def of(given: Tensor) -> Tensor:
-            return given if len(given) == 1 else given[samples]
-
-        return replace(self, rows=tuple(map(of, self.rows)), head=of(self.head))
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,6 @@ class ResNetPasses:
         precision: `Precision.network` is the dtype of activations and weights. Sums are float32
             (float64 with float64).
         backend: of the operations: "triton", "reference", or "auto".
-        sub_batch: samples that go through the network at a time; of a linear combination all do.
 
     Raises:
         ValueError: the weights do not fit each other, or not the image size.
@@ -129,12 +118,10 @@ class ResNetPasses:
         *,
         precision: Precision,
         backend: str = "auto",
-        sub_batch: int | None = SUB_BATCH,
     ) -> None:
         weights.check("ResNetPasses")
         weights.check_size("ResNetPasses", height, width)
         self._form = weights.form
-        self.sub_batch = sub_batch
         self._size, self._dtype, self._backend = (height, width), precision.network, backend
         self._fp32_precision = precision.fp32_precision
         self._buffers: dict[str, Tensor] = {}
@@ -192,10 +179,6 @@ class ResNetPasses:
         """
         size = torch.empty((), dtype=self._dtype).element_size()
         total, sign_integers = 0, 0
-        if self.sub_batch is not None and self.sub_batch < batch:
-            pixels = batch * self._stages[0].height * self._stages[0].width
-            total = pixels * self._stem.shape[2] * size
-            batch = self.sub_batch
         for stage in self._stages:
             pixels = batch * stage.height * stage.width
             first, last = stage.blocks[0].conv1.shape[1], stage.blocks[-1].bias.shape[1]
@@ -338,22 +321,7 @@ class ResNetPasses:
 
     def _to_stem(self, y: Tensor, level_maps: LevelMaps) -> tuple[Tensor, Tensor]:
         """Return each term's energies and gradient by the stem's output, divided by `unit`."""
-        level_maps, n = self._for_batch(level_maps, len(y)), len(y)
-        size = self.sub_batch or n
-        if level_maps.terms > 1 or size >= n:
-            return self._part_to_stem(y, level_maps)
-        g = self._buffer("g", self._stages[0].shape(n, self._stem.shape[2]))
-        energies = []
-        for start in range(0, n, size):
-            part = slice(start, min(start + size, n))
-            energy, _ = self._part_to_stem(y[part], level_maps.part(part), out=g[part])
-            energies.append(energy)
-        return torch.cat(energies), g
-
-    def _part_to_stem(
-        self, y: Tensor, level_maps: LevelMaps, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `_to_stem`, of samples that go through the network together."""
+        level_maps = self._for_batch(level_maps, len(y))
         a = self._forward(y, level_maps, keep=True)
         batch, last = a.shape[0], len(self._stages) - 1
         # The backward pass reuses the forward pass's buffers once they have been read.
@@ -362,16 +330,14 @@ class ResNetPasses:
         for i in range(last, -1, -1):
             stage = self._stages[i]
             for j in range(len(stage.blocks) - 1, -1, -1):
-                g = self._backward_block(i, j, stage.blocks[j], g, None if i or j else out)
+                g = self._backward_block(i, j, stage.blocks[j], g)
             if i:
                 below = self._stages[i - 1].shape(batch, g.shape[3])
                 g = spread(g, out=self._buffer(f"u {i - 1}", below), backend=self._backend)
         return energy, g
 
-    def _backward_block(
-        self, i: int, j: int, block: Block, g: Tensor, out: Tensor | None
-    ) -> Tensor:
-        """Return the gradient by h, from g by h'; in ``out``, or in g if there is no shortcut."""
+    def _backward_block(self, i: int, j: int, block: Block, g: Tensor) -> Tensor:
+        """Return the gradient by h, from g by h'; in g if there is no shortcut."""
         batch, (_, before, channels) = g.shape[0], block.conv1.shape
         hidden = self._signs(i, f"{j} hidden", batch, channels)
         inner = self._buffer(f"a {i}", g.shape)
@@ -387,7 +353,7 @@ class ResNetPasses:
             transposed=True,
             signs=signs,
             residual=residual,
-            out=residual if out is None else out,
+            out=residual,
         )
 
 

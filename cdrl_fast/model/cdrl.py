@@ -1,4 +1,4 @@
-"""`CDRL`: an energy network, its initializer and the noise schedule, as one model."""
+"""`CDRL`, the model: an energy network, its initializer and the noise schedule."""
 
 from __future__ import annotations
 
@@ -38,22 +38,24 @@ class CDRL(nn.Module):
     """A cooperative diffusion recovery likelihood model.
 
     At level t the log-density of x_{t-1} is f(m_t x_{t-1}, λ_{t-1}) / s_t² up to a constant, with f
-    the energy network; sampling a level starts from the initializer's proposal.
+    the energy network; the Langevin chain of a level starts from the initializer's proposal.
 
     Args:
         energy: module with ``forward(y, logsnr, label) -> (batch,)``.
-        initializer: module with ``forward(x, logsnr, label)`` that returns x's shape, or None: then
-            a level starts from x_t itself, which is DRL, CDRL's predecessor.
+        initializer: module with ``forward(x, logsnr, label)`` that returns a tensor of x's shape.
+            None: a level starts from x_t itself, which is DRL, the predecessor of CDRL.
         schedule: the noise schedule.
-        sample_shape: shape of one sample, (C, H, W) or (dim,); read off the networks where they
-            tell (a ResNetEnergy without an initializer does not).
+        sample_shape: shape of one sample, (C, H, W) or (dim,). None: taken from the configuration
+            of the networks, which fails for a ResNetEnergy without an initializer.
 
     Attributes:
-        step_plan: what ``steps="tuned"`` stands for, or None; saved with the model. `tune_steps`
-            makes one.
+        step_plan: the step plan that ``steps="tuned"`` selects, or None. It is saved with the
+            model; `tune_steps` computes one.
+        classes: number of classes, or their names in order; 0 for an unconditional model.
 
     Raises:
-        ValueError: networks that disagree on classes, or no way to tell the sample's shape.
+        ValueError: the networks have different classes, or ``sample_shape`` is None and neither
+            network knows it.
 
     Source: Zhu, Xie, Wu, Gao, ICLR 2024; without an initializer Gao et al., ICLR 2021.
 
@@ -93,14 +95,20 @@ class CDRL(nn.Module):
 
     @property
     def is_image(self) -> bool:
-        """Whether samples are images, which are denoised and clamped to [-1, 1] in the end."""
+        """True if samples are images, which a chain denoises and clamps to [-1, 1] at its end."""
         return len(self.sample_shape) == 3
 
     def plan(self, steps: Steps = None) -> StepPlan:
-        """The step plan that ``steps`` stands for: `NoiseSchedule.plan`'s, or the tuned one.
+        """Return the step plan that ``steps`` describes.
+
+        Args:
+            steps: "tuned" for the model's ``step_plan``, or any ``steps`` of `NoiseSchedule.plan`.
+
+        Returns:
+            A `StepPlan` with one entry per level.
 
         Raises:
-            ValueError: "tuned" where the model has no tuned plan; and as `NoiseSchedule.plan`.
+            ValueError: "tuned" for a model without a tuned plan, or as `NoiseSchedule.plan`.
             TypeError: as `NoiseSchedule.plan`.
 
         Examples:
@@ -112,21 +120,24 @@ class CDRL(nn.Module):
             return self.schedule.plan(steps)
         if self.step_plan is None:
             raise ValueError(
-                'steps: "tuned" needs a model with a tuned plan, and this one has none; set '
+                'steps: "tuned" needs a model with a tuned step plan, got a model without one; set '
                 "model.step_plan = tune_steps(model, data, budget=…), or pass a number of steps"
             )
         return self.schedule.plan(self.step_plan)
 
     def log_density(self, x: Tensor, t: int = 1, label: Tensor | None = None) -> Tensor:
-        """f(m_t x, λ_{t-1}) / s_t²: the log-density of x_{t-1} at ``x``, up to a constant.
+        """Return the log-density of x_{t-1} at ``x`` up to a constant: f(m_t x, λ_{t-1}) / s_t².
 
         Args:
             x: (batch, …) in the coordinates of x_{t-1}.
             t: the level, 1 (cleanest) to T.
-            label: integers (batch,), 0 being "no label".
+            label: class indices as integers (batch,), 0 meaning "no label".
 
         Returns:
-            (batch,), differentiable.
+            Tensor (batch,), differentiable in ``x``.
+
+        Raises:
+            ValueError: ``t`` is not a level.
 
         Examples:
             >>> import torch
@@ -143,16 +154,18 @@ class CDRL(nn.Module):
 
     @torch.no_grad()
     def warm_start(self, other: CDRL) -> list[str]:
-        """Takes over the weights of the layers that another model has, too: to train on from there.
+        """Copy the weights of every layer that ``other`` has too, as a start for training.
 
         Args:
-            other: a model whose layers have the same names, and shapes where they are to be taken.
+            other: a model; a layer is copied if its name and the shapes of its tensors are the same
+                in both models.
 
         Returns:
-            The layers that keep their own weights, such as the labels' where the classes differ.
+            The names of the layers that were not copied, such as the label embeddings of models
+            with different classes.
 
         Raises:
-            ValueError: no layer fits.
+            ValueError: the models share no layer.
 
         Examples:
             >>> from cdrl_fast import CDRL
@@ -160,29 +173,39 @@ class CDRL(nn.Module):
             >>> CDRL.from_config(digits.to_config()).warm_start(digits)
             []
         """
-        theirs = dict(other.named_modules())
-        kept, taken = [], 0
+        other_modules = dict(other.named_modules())
+        not_copied, copied = [], 0
         for name, module in self.named_modules():
-            own = _tensors(module)
-            if not own:
+            tensors = _tensors(module)
+            if not tensors:
                 continue
-            found = _tensors(theirs[name]) if name in theirs else {}
-            if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in found.items()}:
-                for key, value in found.items():
-                    own[key].copy_(value)
-                taken += 1
+            sources = _tensors(other_modules[name]) if name in other_modules else {}
+            if {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in sources.items()}:
+                for key, source in sources.items():
+                    tensors[key].copy_(source)
+                copied += 1
             else:
-                kept.append(name)
-        if not taken:
+                not_copied.append(name)
+        if not copied:
             raise ValueError("warm_start: the models have no layer in common")
-        return kept
+        return not_copied
 
     def check_class_names(self, names: Sequence[str], source: str) -> None:
-        """Raise ValueError where a name of the model's classes is another class of ``source``.
+        """Check that the data's class names have the same numbers in the model.
+
+        Names that the model does not have are ignored, and so are all names if the model's classes
+        have none.
 
         Args:
             names: class names of the data, in order.
             source: name of the data, for the message.
+
+        Raises:
+            ValueError: a class of the model has another number in the data.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").check_class_names(["0", "1"], "binary digits")
         """
         if isinstance(self.classes, int):
             return
@@ -195,14 +218,18 @@ class CDRL(nn.Module):
                 )
 
     def label_indices(self, label: Label, n: int) -> Tensor | None:
-        """Labels as int64 of shape (n,) or (1,), 0 being "no label"; None where there are none.
+        """Return labels as class indices.
 
         Args:
-            label: None, a class number 1 … classes, a class name, or n of them.
+            label: None, a class number from 1 to the number of classes, 0 ("no label"), a class
+                name, or a sequence of n of these.
             n: number of samples.
 
+        Returns:
+            An int64 tensor (n,), or (1,) if ``label`` is a single class; None if it is None.
+
         Raises:
-            ValueError: an unknown class, a wrong number of labels, an unconditional model.
+            ValueError: an unknown class, a wrong number of labels, or an unconditional model.
             TypeError: labels that are neither integers nor names.
 
         Examples:
@@ -239,7 +266,16 @@ class CDRL(nn.Module):
         return int(label)
 
     def to_config(self) -> dict[str, Any]:
-        """What rebuilds the model but for its weights, as JSON-ready values."""
+        """Return the model's configuration, everything except its weights.
+
+        Returns:
+            A dictionary of JSON values, which `from_config` reads.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> CDRL.from_pretrained("digits").to_config()["sample_shape"]
+            [1, 8, 8]
+        """
         tuned = {} if self.step_plan is None else {"step_plan": self.plan("tuned").to_dict()}
         return {
             "format": 1,
@@ -253,7 +289,26 @@ class CDRL(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], networks: Networks | None = None) -> CDRL:
-        """The model that a ``config`` of `to_config` tells, with fresh weights or ``networks``."""
+        """Build a model from its configuration.
+
+        Args:
+            config: the configuration, as `to_config` returns it.
+            networks: energy and initializer (or None) to use. None: networks with new random
+                weights are built from ``config``.
+
+        Returns:
+            The model.
+
+        Raises:
+            CheckpointError: ``networks`` is None and ``config`` has a network that this library
+                does not have.
+
+        Examples:
+            >>> from cdrl_fast import CDRL
+            >>> config = CDRL.from_pretrained("digits").to_config()
+            >>> CDRL.from_config(config).num_classes
+            10
+        """
         initializer = config["initializer"]
         if networks is None:
             networks = (
@@ -272,22 +327,23 @@ class CDRL(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, card: ModelCard | None = None, name: str | None = None
     ) -> Path:
-        """Writes weights, ``config.json``, their checksums and a model card into ``folder``.
+        """Write weights, ``config.json``, their checksums and a model card into ``folder``.
 
-        Atomic for a new folder; see `cdrl_fast.storage.folder.write_folder`. A card that is there
-        already is left as it is, unless ``card`` is given. Of networks that are not this library's
-        the weights are kept, not how to build them.
+        A new folder is written atomically; see `cdrl_fast.storage.folder.write_folder`. An existing
+        card is kept unless ``card`` is passed. For networks that are not from this library only the
+        weights are saved; `from_pretrained` then needs ``networks=``.
 
         Args:
-            folder: made if it is not there.
-            card: what ``README.md`` says besides what can be read off the model.
-            name: the model's name in the card; the folder's by default.
+            folder: created if it does not exist.
+            card: contents of ``README.md`` besides the facts that the model itself provides.
+            name: the model's name in the card; the folder's name by default.
 
         Returns:
             The folder.
 
         Raises:
-            CheckpointError: a training run's folder, or a file in its place. OSError: no room.
+            CheckpointError: the folder is a training run, or its path is a file.
+            OSError: no free space, or no permission to write.
 
         Examples:
             >>> from cdrl_fast import CDRL
@@ -296,16 +352,16 @@ class CDRL(nn.Module):
         """
         if checkpoints_of(Path(folder)):
             raise CheckpointError(
-                f"{folder}: a training run, whose checkpoints are what is read from there; save "
-                "the model into another folder"
+                f"{folder}: expected a folder without checkpoints, got a training run, from which "
+                "only checkpoints are loaded; save the model into another folder"
             )
         files = {
             CONFIG: json_to_bytes(self.to_config()),
             WEIGHTS: tensors_to_bytes(self.state_dict()),
         }
         folder = write_folder(folder, files)
-        shown = (card or ModelCard()).files(self, name or folder.resolve().name)
-        for file, data in shown.items():
+        card_files = (card or ModelCard()).files(self, name or folder.resolve().name)
+        for file, data in card_files.items():
             if card is not None or not (folder / file).exists():
                 write_atomic(folder / file, data)
         return folder
@@ -313,19 +369,19 @@ class CDRL(nn.Module):
     def push_to_hub(
         self, repository: str, *, card: ModelCard | None = None, private: bool = False
     ) -> str:
-        """Uploads what `save_pretrained` writes to the Hugging Face Hub.
+        """Upload the model to the Hugging Face Hub, as `save_pretrained` writes it.
 
         Args:
-            repository: "owner/name"; made if it is not there. Log in first: ``hf auth login``.
-            card: as of `save_pretrained`.
-            private: of a repository that is made.
+            repository: "owner/name"; created if it does not exist. Log in first: ``hf auth login``.
+            card: as in `save_pretrained`.
+            private: True to make a new repository private; ignored for an existing one.
 
         Returns:
             The address of the commit.
 
         Raises:
             ImportError: ``huggingface_hub`` is not installed.
-            huggingface_hub.errors.HfHubHTTPError: the Hub refused.
+            huggingface_hub.errors.HfHubHTTPError: the Hub refused the upload.
 
         Examples:
             >>> from cdrl_fast import CDRL
@@ -333,25 +389,29 @@ class CDRL(nn.Module):
             'https://huggingface.co/you/digits/commit/…'
         """
         hub = optional_module("huggingface_hub", "huggingface_hub", "hub")
-        with tempfile.TemporaryDirectory() as place:
-            folder = self.save_pretrained(Path(place) / "model", card=card, name=repository)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(Path(temporary) / "model", card=card, name=repository)
             api = hub.HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=folder))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, networks: Networks | None = None) -> CDRL:
-        """Loads a model in eval mode, on the CPU, every byte verified.
+        """Load a model and verify the checksums of its files.
 
         Args:
-            name: a shipped model, "digits", "fashion-mnist" or "checkerboard"; else a folder
-                written by `save_pretrained` or by a training run (its newest checkpoint, with EMA
-                weights); else a Hugging Face Hub id.
-            networks: energy and initializer (or None) that take the weights, where they are modules
-                of your own.
+            name: a shipped model ("digits", "fashion-mnist" or "checkerboard"), a folder written by
+                `save_pretrained` or by a training run (its newest checkpoint, with EMA weights), or
+                a Hugging Face Hub id, "owner/name".
+            networks: energy and initializer (or None) to load the weights into, for models whose
+                networks are not from this library.
+
+        Returns:
+            The model, in eval mode, on the CPU.
 
         Raises:
-            CheckpointError: unknown name, missing or corrupt files.
+            CheckpointError: an unknown name, missing or corrupt files, or ``networks`` that the
+                weights do not fit.
 
         Examples:
             >>> from cdrl_fast import CDRL
@@ -362,8 +422,8 @@ class CDRL(nn.Module):
         config = read_json(folder, files, CONFIG)
         if config.get("library") != "cdrl_fast" or config.get("format") != 1:
             raise CheckpointError(
-                f"{folder / CONFIG}: not a cdrl_fast model of format 1; files of the authors' code "
-                "are read by load_released_checkpoint"
+                f"{folder / CONFIG}: not a cdrl_fast model of format 1; load checkpoints of the "
+                "authors' code with load_released_checkpoint"
             )
         model = cls.from_config(config, networks)
         tensors = read_tensors(folder, files, WEIGHTS)
@@ -377,15 +437,15 @@ class CDRL(nn.Module):
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters and buffers, without those of the modules in it."""
+    """Return a module's own parameters and buffers, without those of its submodules."""
     return dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
 
 
 def _sample_shape(
-    energy: nn.Module, initializer: nn.Module | None, given: Sequence[int] | None
+    energy: nn.Module, initializer: nn.Module | None, sample_shape: Sequence[int] | None
 ) -> tuple[int, ...]:
-    if given is not None:
-        return tuple(int(n) for n in given)
+    if sample_shape is not None:
+        return tuple(int(size) for size in sample_shape)
     for network in (initializer, energy):
         config = getattr(network, "config", {})
         if "image_size" in config:
@@ -393,7 +453,8 @@ def _sample_shape(
         if "dim" in config:
             return (config["dim"],)
     raise ValueError(
-        "CDRL: pass sample_shape=(channels, height, width) or (dim,): these networks do not tell"
+        "CDRL: the networks do not define the shape of a sample; pass "
+        "sample_shape=(channels, height, width) or (dim,)"
     )
 
 

@@ -1,8 +1,8 @@
 """Combinations of densities: one class, products, guidance, negation, mixtures, temperature.
 
-Each is, for every sample, a linear combination of the models' log-densities at a noise level. A
-`Sampler` takes one in place of a model; networks that occur more than once are evaluated in one
-batch.
+A combination is, for every sample, a linear combination of the models' log-densities at a noise
+level. A `Sampler` takes one in place of a model; a network that occurs in several terms is
+evaluated once, on one batch.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from torch import Tensor
 
 from cdrl_fast.model.cdrl import CDRL
 
-Choice = Callable[[int, Tensor], Tensor]
-"""For a mixture's number and its cumulated weights the component of each sample, int64 (n,)."""
+DrawComponents = Callable[[int, Tensor], Tensor]
+"""Function of a mixture's number and its cumulative weights; returns the index of each sample's
+component, int64 (n,)."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """weight · log p(·|label), and share · the initializer's mean.
+    """Term of a combination: weight · log p(·|label), with share · the initializer's mean.
 
     Attributes:
-        model: whose.
-        label: a class index, 0 being "no label", None of an unconditional model; or one a sample.
-        weight, share: one number, or one a sample.
+        model: the model of p and of the initializer.
+        label: a class index, or one per sample; 0 means "no label"; None for an unconditional
+            model.
+        weight: factor of the log-density, one number or one per sample.
+        share: factor of the initializer's mean, one number or one per sample.
     """
 
     model: CDRL
@@ -37,12 +40,15 @@ class Slot:
     share: float | Tensor = 1.0
 
     def scaled(self, weight: float, share: float) -> Slot:
-        """The slot times a number."""
+        """Return the term with its factors multiplied by ``weight`` and ``share``."""
         return replace(self, weight=self.weight * weight, share=self.share * share)
 
 
 class Density(ABC):
-    """What `Sampler` can sample: a combination of models' densities.
+    """Combination of models' densities, which `Sampler` takes in place of a model.
+
+    Combinations are built by `conditional`, `product`, `guided`, `negated`, `mixture` and
+    `tempered`, from models and from other combinations.
 
     Examples:
         >>> from cdrl_fast import CDRL, Density, conditional
@@ -51,33 +57,36 @@ class Density(ABC):
     """
 
     @abstractmethod
-    def slots(self, choose: Choice, first: int = 0) -> list[Slot]:
-        """The linear combination that it is for each sample.
+    def slots(self, choose: DrawComponents, first: int = 0) -> list[Slot]:
+        """Return the terms of the linear combination, for each sample.
 
         Args:
-            choose: draws the mixtures' components.
-            first: number of the first mixture in it.
+            choose: draws each sample's component of a mixture.
+            first: number of the combination's first mixture.
+
+        Returns:
+            The terms; a model can have several.
         """
 
     @property
     @abstractmethod
     def models(self) -> tuple[CDRL, ...]:
-        """The models in it, each once."""
+        """Models of the combination, each listed once."""
 
     @property
     @abstractmethod
     def mixtures(self) -> int:
-        """How many mixtures are in it."""
+        """Number of mixtures in the combination."""
 
 
 @dataclass(frozen=True)
 class Conditional(Density):
-    """One class of a model, or its unconditional density."""
+    """Density of one class of a model, or its unconditional density."""
 
     model: CDRL
     label: int | None
 
-    def slots(self, choose: Choice, first: int = 0) -> list[Slot]:
+    def slots(self, choose: DrawComponents, first: int = 0) -> list[Slot]:
         return [Slot(self.model, self.label)]
 
     @property
@@ -90,8 +99,8 @@ class Conditional(Density):
 
 
 @dataclass(frozen=True)
-class _Several(Density):
-    """What is made of parts."""
+class _Composite(Density):
+    """Density with several parts."""
 
     parts: tuple[Density, ...]
     models: tuple[CDRL, ...] = field(init=False, default=())
@@ -101,27 +110,27 @@ class _Several(Density):
         models: dict[int, CDRL] = {id(m): m for part in self.parts for m in part.models}
         object.__setattr__(self, "models", tuple(models.values()))
         object.__setattr__(self, "mixtures", sum(part.mixtures for part in self.parts))
-        _check_together(self.models)
+        _check_compatible(self.models)
 
 
 @dataclass(frozen=True)
-class Linear(_Several):
-    """Σ weight_i log p_i; initializers' means with ``shares``."""
+class Linear(_Composite):
+    """Linear combination Σ weight_i log p_i, with factors ``shares`` for initializers' means."""
 
     weights: tuple[float, ...]
     shares: tuple[float, ...]
 
-    def slots(self, choose: Choice, first: int = 0) -> list[Slot]:
-        found: list[Slot] = []
+    def slots(self, choose: DrawComponents, first: int = 0) -> list[Slot]:
+        slots: list[Slot] = []
         for part, weight, share in zip(self.parts, self.weights, self.shares, strict=True):
-            found += [slot.scaled(weight, share) for slot in part.slots(choose, first)]
+            slots += [slot.scaled(weight, share) for slot in part.slots(choose, first)]
             first += part.mixtures
-        return _merged(found)
+        return _merged(slots)
 
 
 @dataclass(frozen=True)
-class Mixture(_Several):
-    """One part a sample, drawn with ``probabilities``."""
+class Mixture(_Composite):
+    """Mixture of its parts: each sample follows one part, drawn with ``probabilities``."""
 
     probabilities: tuple[float, ...]
 
@@ -129,32 +138,37 @@ class Mixture(_Several):
         super().__post_init__()
         object.__setattr__(self, "mixtures", self.mixtures + 1)
 
-    def slots(self, choose: Choice, first: int = 0) -> list[Slot]:
-        chosen = choose(first, torch.tensor(self.probabilities, dtype=torch.float64).cumsum(0))
+    def slots(self, choose: DrawComponents, first: int = 0) -> list[Slot]:
+        components = choose(first, torch.tensor(self.probabilities, dtype=torch.float64).cumsum(0))
         first += 1
-        forms: list[list[Slot]] = []
+        slots_by_part: list[list[Slot]] = []
         for part in self.parts:
-            forms.append(part.slots(choose, first))
+            slots_by_part.append(part.slots(choose, first))
             first += part.mixtures
-        found: list[Slot] = []
+        slots: list[Slot] = []
         for model in self.models:
-            of_model = [[slot for slot in form if slot.model is model] for form in forms]
-            # The j-th terms of all parts share a place: a network runs as often as for one part.
-            for j in range(max(map(len, of_model))):
-                column = [form[j] if j < len(form) else None for form in of_model]
-                found.append(_chosen(model, column, chosen))
-        return found
+            model_slots = [[s for s in part if s.model is model] for part in slots_by_part]
+            # The j-th terms of all parts share one slot, so that a network is evaluated only as
+            # often as the part with the most terms needs.
+            for j in range(max(map(len, model_slots))):
+                column = [part[j] if j < len(part) else None for part in model_slots]
+                slots.append(_selected(model, column, components))
+        return slots
 
 
 def conditional(model: CDRL, label: int | str) -> Density:
-    """The density p(·|label) of one class, which `Sampler` takes and others are made of.
+    """Return the density p(·|label) of one class of a model.
 
     Args:
         model: a conditional model.
-        label: a class number, 1 … classes (0 is "no label"), or a class name.
+        label: a class number from 1 to the number of classes, 0 ("no label"), or a class name.
+
+    Returns:
+        A `Density`, for `Sampler` or for other combinations.
 
     Raises:
-        ValueError, TypeError: not a class of the model, or not a model.
+        ValueError: ``label`` is not a class of the model, or the model is unconditional.
+        TypeError: ``model`` is not a `CDRL`, or ``label`` is not one number or name.
 
     Examples:
         >>> from cdrl_fast import CDRL, Sampler, conditional, mixture
@@ -172,16 +186,23 @@ def conditional(model: CDRL, label: int | str) -> Density:
 
 
 def product(*factors: CDRL | Density, base: CDRL | Density | None = None) -> Density:
-    """Π p_i(x) / p_base(x)^(k-1): all of k concepts at a time, independent given the sample.
+    """Return the product of k densities, Π p_i(x) / p_base(x)^(k-1).
+
+    A sample of the product has all k concepts at once. The formula assumes that the concepts are
+    conditionally independent, given the sample.
 
     Args:
-        factors: densities; a model stands for its unconditional density.
-        base: what the concepts have in common. None: the unconditional density of the model that
-            all factors share.
+        factors: densities; a model means its unconditional density.
+        base: the density that the factors have in common. None: the unconditional density of the
+            model that all factors share.
+
+    Returns:
+        A `Density`; a single factor is returned as it is.
 
     Raises:
-        ValueError: no factor; networks trained apart and no ``base``; densities that do not fit.
-        TypeError: neither models nor densities.
+        ValueError: no factor; factors of several models, or of an unconditional model, without
+            ``base``; models with different schedules or sample shapes.
+        TypeError: an argument is neither a model nor a density.
 
     Source: Du, Li, Mordatch, "Compositional Visual Generation with Energy Based Models", 2020.
 
@@ -194,7 +215,7 @@ def product(*factors: CDRL | Density, base: CDRL | Density | None = None) -> Den
     """
     parts = [_density("product", f) for f in factors]
     if not parts:
-        raise ValueError("product: expected at least one density")
+        raise ValueError("product: expected at least one density, got none")
     k = len(parts)
     if k == 1:
         return parts[0]
@@ -203,25 +224,34 @@ def product(*factors: CDRL | Density, base: CDRL | Density | None = None) -> Den
         if len(models) > 1:
             raise ValueError(
                 "product: these densities are of networks trained apart; pass base=, the density "
-                "that they have in common (one of the models, say)"
+                "that they have in common, for example one of the models"
             )
         (model,) = models.values()
         if model.num_classes == 0:
-            raise ValueError("product: an unconditional model's product with itself needs base=")
+            raise ValueError(
+                "product: the product of an unconditional model with itself needs base=; pass the "
+                "density that the factors have in common"
+            )
         base = model
     weights = (*[1.0] * k, 1.0 - k)
     return Linear((*parts, _density("product", base)), weights, weights)
 
 
 def guided(conditional: CDRL | Density, unconditional: CDRL | Density, weight: float) -> Density:
-    """p(x|c)^(1+w) / p(x)^w: classifier-free guidance.
+    """Return the density of classifier-free guidance, p(x|c)^(1+w) / p(x)^w.
 
     Args:
-        conditional, unconditional: densities.
-        weight: w; 0 is the conditional density.
+        conditional: the density p(x|c); a model means its unconditional density.
+        unconditional: the density p(x), usually the model itself.
+        weight: w; 0 gives the conditional density.
+
+    Returns:
+        A `Density`.
 
     Raises:
-        ValueError: a weight that is not finite, densities that do not fit. TypeError: no densities.
+        ValueError: ``weight`` is not finite, or the models have different schedules or sample
+            shapes.
+        TypeError: an argument is neither a model nor a density.
 
     Examples:
         >>> from cdrl_fast import CDRL, Sampler, conditional, guided
@@ -230,18 +260,24 @@ def guided(conditional: CDRL | Density, unconditional: CDRL | Density, weight: f
         >>> Sampler(density).sample(2, steps=1).shape
         torch.Size([2, 1, 8, 8])
     """
-    return _away("guided", conditional, unconditional, weight)
+    return _extrapolated("guided", conditional, unconditional, weight)
 
 
 def negated(base: CDRL | Density, a: CDRL | Density, weight: float) -> Density:
-    """p_base(x)^(1+w) / p_a(x)^w: like ``base``, but not like ``a``.
+    """Return the density of ``base`` without the concept ``a``, p_base(x)^(1+w) / p_a(x)^w.
 
     Args:
-        base, a: densities.
-        weight: w; 0 is ``base``.
+        base: a density; a model means its unconditional density.
+        a: the density that the samples should avoid.
+        weight: w; 0 gives ``base``.
+
+    Returns:
+        A `Density`.
 
     Raises:
-        ValueError: a weight that is not finite, densities that do not fit. TypeError: no densities.
+        ValueError: ``weight`` is not finite, or the models have different schedules or sample
+            shapes.
+        TypeError: an argument is neither a model nor a density.
 
     Examples:
         >>> from cdrl_fast import CDRL, Sampler, conditional, negated
@@ -250,21 +286,27 @@ def negated(base: CDRL | Density, a: CDRL | Density, weight: float) -> Density:
         >>> Sampler(density).sample(2, steps=1).shape
         torch.Size([2, 1, 8, 8])
     """
-    return _away("negated", base, a, weight)
+    return _extrapolated("negated", base, a, weight)
 
 
 def mixture(*components: CDRL | Density, weights: Sequence[float] | None = None) -> Density:
-    """Σ weight_i p_i(x): each sample follows one component, drawn from the noise stream.
+    """Return the mixture Σ weight_i p_i(x): each sample follows one component.
 
-    Energies know densities up to a constant, so their sum has no meaning; the weights give it one.
+    The noise stream draws the component with probability weight_i. Energies define densities only
+    up to a constant, so the proportions must come from the weights.
 
     Args:
-        components: densities.
-        weights: one a component, not negative; their sum is taken as 1. None: equal ones.
+        components: densities; a model means its unconditional density.
+        weights: one number per component, not negative; they are divided by their sum. None: equal
+            weights.
+
+    Returns:
+        A `Density`.
 
     Raises:
-        ValueError: no component, weights that do not fit, densities that do not fit.
-        TypeError: neither models nor densities.
+        ValueError: no component, another number of weights, a negative or non-finite weight,
+            weights whose sum is 0, or models with different schedules or sample shapes.
+        TypeError: a component is neither a model nor a density.
 
     Examples:
         >>> from cdrl_fast import CDRL, Sampler, conditional, mixture
@@ -277,7 +319,8 @@ def mixture(*components: CDRL | Density, weights: Sequence[float] | None = None)
     shares = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
     if not parts or len(shares) != len(parts):
         raise ValueError(
-            f"mixture: expected one weight a component, got {len(shares)} for {len(parts)}"
+            "mixture: expected at least one component and one weight per component, got "
+            f"{len(parts)} components and {len(shares)} weights"
         )
     total = sum(shares)
     if not (math.isfinite(total) and total > 0 and min(shares) >= 0):
@@ -286,16 +329,20 @@ def mixture(*components: CDRL | Density, weights: Sequence[float] | None = None)
 
 
 def tempered(a: CDRL | Density, temperature: float) -> Density:
-    """p_a(x)^(1/T): flatter above temperature 1, more peaked below.
+    """Return the density at another temperature, p_a(x)^(1/T).
 
-    Proposals stay as they are.
+    It is flatter for T > 1 and more peaked for T < 1. The initializer's proposals do not change.
 
     Args:
-        a: a density.
+        a: a density; a model means its unconditional density.
         temperature: T > 0.
 
+    Returns:
+        A `Density`.
+
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: ``temperature`` is not positive and finite.
+        TypeError: ``a`` is neither a model nor a density.
 
     Examples:
         >>> from cdrl_fast import CDRL, Sampler, conditional, tempered
@@ -304,92 +351,106 @@ def tempered(a: CDRL | Density, temperature: float) -> Density:
         >>> Sampler(density).sample(2, steps=1).shape
         torch.Size([2, 1, 8, 8])
     """
-    temperature = _number("tempered", "temperature", temperature)
+    temperature = _finite("tempered", "temperature", temperature)
     if temperature <= 0:
         raise ValueError(f"tempered: expected temperature > 0, got {temperature}")
     return Linear((_density("tempered", a),), (1.0 / temperature,), (1.0,))
 
 
-def _away(where: str, towards: CDRL | Density, other: CDRL | Density, weight: float) -> Density:
-    """(1 + w) log p_towards - w log p_other."""
-    parts = (_density(where, towards), _density(where, other))
-    w = _number(where, "weight", weight)
+def _extrapolated(
+    function: str, towards: CDRL | Density, away_from: CDRL | Density, weight: float
+) -> Density:
+    """Return the density with log-density (1 + w) log p_towards - w log p_away_from."""
+    parts = (_density(function, towards), _density(function, away_from))
+    w = _finite(function, "weight", weight)
     return Linear(parts, (1.0 + w, -w), (1.0 + w, -w))
 
 
-def _density(where: str, a: CDRL | Density) -> Density:
+def _density(function: str, a: CDRL | Density) -> Density:
     if isinstance(a, Density):
         return a
     if isinstance(a, CDRL):
         return Conditional(a, 0 if a.num_classes else None)
-    raise TypeError(f"{where}: expected models or their combinations, got {type(a).__name__}")
+    raise TypeError(f"{function}: expected models or their combinations, got {type(a).__name__}")
 
 
-def _number(where: str, name: str, value: float) -> float:
+def _finite(function: str, name: str, value: float) -> float:
     if not math.isfinite(value):
-        raise ValueError(f"{where}: expected a finite {name}, got {value}")
+        raise ValueError(f"{function}: expected a finite {name}, got {value}")
     return float(value)
 
 
-def _check_together(models: Sequence[CDRL]) -> None:
-    """Densities are combined level by level, in the same coordinates."""
+def _check_compatible(models: Sequence[CDRL]) -> None:
+    """Check that the models' densities can be combined: same levels, coordinates and proposals."""
     first = models[0]
     for other in models[1:]:
-        for what in ("schedule", "sample_shape"):
-            ours, theirs = getattr(first, what), getattr(other, what)
-            if what == "schedule":
-                # How many steps are taken is the sampler's business.
-                theirs = replace(theirs, steps=ours.steps)
-            if ours != theirs:
-                raise ValueError(
-                    f"combination: the models must have one {what}, got {ours} and {theirs}"
-                )
+        # The number of steps is left out: the sampler's plan decides it.
+        schedule = replace(other.schedule, steps=first.schedule.steps)
+        if first.schedule != schedule:
+            raise ValueError(
+                "combination: the models must have one schedule, got "
+                f"{first.schedule} and {schedule}"
+            )
+        if first.sample_shape != other.sample_shape:
+            raise ValueError(
+                "combination: the models must have one sample_shape, got "
+                f"{first.sample_shape} and {other.sample_shape}"
+            )
         if (first.initializer is None) != (other.initializer is None):
             raise ValueError(
-                "combination: either all models have an initializer or none has; give those that "
-                "have one without it: CDRL(model.energy, None, model.schedule, sample_shape=…)"
+                "combination: either all models have an initializer or none has, got both kinds; "
+                "leave the initializers out: CDRL(model.energy, None, model.schedule, "
+                "sample_shape=model.sample_shape)"
             )
 
 
 def _merged(slots: list[Slot]) -> list[Slot]:
-    """Terms of one network and label together; those that cancel are gone."""
-    found: dict[tuple[int, int | None], Slot] = {}
-    rest: list[Slot] = []
+    """Return the terms with equal network and label added up, without terms that are zero."""
+    sums: dict[tuple[int, int | None], Slot] = {}
+    unmerged: list[Slot] = []
     for slot in slots:
         if isinstance(slot.label, Tensor):
-            rest.append(slot)
+            unmerged.append(slot)
             continue
         key = (id(slot.model), slot.label)
-        if key in found:
-            old = found[key]
-            slot = replace(old, weight=old.weight + slot.weight, share=old.share + slot.share)
-        found[key] = slot
-    return [slot for slot in (*found.values(), *rest) if not _is_zero(slot)]
+        if key in sums:
+            partial = sums[key]
+            slot = replace(
+                partial, weight=partial.weight + slot.weight, share=partial.share + slot.share
+            )
+        sums[key] = slot
+    return [slot for slot in (*sums.values(), *unmerged) if not _is_zero(slot)]
 
 
 def _is_zero(slot: Slot) -> bool:
     return not any(isinstance(x, Tensor) or x != 0.0 for x in (slot.weight, slot.share))
 
 
-def _chosen(model: CDRL, column: list[Slot | None], chosen: Tensor) -> Slot:
-    """One slot of the components' slots, each sample's from its component."""
+def _selected(model: CDRL, column: list[Slot | None], components: Tensor) -> Slot:
+    """Return one term that has, for each sample, the values of the sample's component.
 
-    def gathered(values: list[float | Tensor]) -> float | Tensor:
+    Args:
+        model: the model of all the terms.
+        column: the term of each component, or None.
+        components: index of each sample's component, int64 (n,).
+    """
+
+    def per_sample(values: list[float | Tensor]) -> float | Tensor:
         first = values[0]
         if not any(isinstance(v, Tensor) for v in values) and all(v == first for v in values):
             return first
-        table = [torch.as_tensor(v, dtype=torch.float64).expand(len(chosen)) for v in values]
-        return torch.stack(table).gather(0, chosen[None])[0]
+        table = [torch.as_tensor(v, dtype=torch.float64).expand(len(components)) for v in values]
+        return torch.stack(table).gather(0, components[None])[0]
 
-    # What is absent takes a label that is there: one label for all needs no gathering.
-    some = next(slot.label for slot in column if slot is not None)
-    empty = Slot(model, some, 0.0, 0.0)
+    # An absent term takes a present term's label, so that equal labels stay one label for all
+    # samples.
+    present_label = next(slot.label for slot in column if slot is not None)
+    empty = Slot(model, present_label, 0.0, 0.0)
     slots = [empty if slot is None else slot for slot in column]
     label: int | Tensor | None = slots[0].label
     if model.num_classes:
-        labels = [torch.as_tensor(slot.label).expand(len(chosen)) for slot in slots]
+        labels = [torch.as_tensor(slot.label).expand(len(components)) for slot in slots]
         if any(isinstance(s.label, Tensor) or s.label != label for s in slots):
-            label = torch.stack(labels).gather(0, chosen[None])[0]
-    return Slot(
-        model, label, gathered([s.weight for s in slots]), gathered([s.share for s in slots])
-    )
+            label = torch.stack(labels).gather(0, components[None])[0]
+    weights, shares = [s.weight for s in slots], [s.share for s in slots]
+    return Slot(model, label, per_sample(weights), per_sample(shares))

@@ -1,4 +1,4 @@
-"""The noise schedule: every constant that depends on the level alone, computed once in float64.
+"""Noise schedule: the constants that depend only on the level, computed in float64.
 
 Noise index ``t`` runs from 0 (almost clean) to ``T = levels`` (almost pure noise), and
 
@@ -24,18 +24,23 @@ from torch import Tensor
 
 StepScale = Literal["cumulative", "constant"]
 
-# The noise stream numbers draws by 2^16 a level within 2^24: more would share their noise.
-MOST_STEPS, MOST_LEVELS = 2**16 - 1, 2**8 - 2
+# The noise stream has 2^16 draws per level and 2^24 in all; with more, two steps would share noise.
+MAX_STEPS, MAX_LEVELS = 2**16 - 1, 2**8 - 2
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How many Langevin steps each level takes, and how long they are.
+    """Number and size of the Langevin steps at each level.
 
-    Attributes:
-        counts: steps at level 1, 2, … T (in that order), each at least 1.
-        multipliers: the step multiplier ``h`` of each level: the noise of a step is ``h`` times the
-            noise of a training step, its drift ``h²`` times.
+    Args:
+        counts: number of steps at levels 1, 2, … T (in that order), each from 1 to 65535.
+        multipliers: step multiplier ``h`` of each level: a step has ``h`` times the noise and
+            ``h²`` times the drift of a training step.
+
+    Raises:
+        ValueError: different numbers of counts and multipliers, a count out of range, or a
+            multiplier that is not positive and finite.
+        TypeError: a count that is not an integer.
 
     Examples:
         >>> from cdrl_fast import NoiseSchedule, StepPlan
@@ -54,16 +59,24 @@ class StepPlan:
                 f"StepPlan: expected as many multipliers as counts, got {len(self.counts)} counts "
                 f"and {len(self.multipliers)} multipliers"
             )
-        if max(self.counts, default=0) > MOST_STEPS:
+        if max(self.counts, default=0) > MAX_STEPS:
             raise ValueError(
-                f"StepPlan: at most {MOST_STEPS} steps a level have noise of their own, got "
-                f"{max(self.counts)}"
+                f"StepPlan: expected at most {MAX_STEPS} steps per level, got {max(self.counts)}; "
+                "the noise stream has no more draws"
             )
         if not all(np.isfinite(h) and h > 0 for h in self.multipliers):
-            raise ValueError(f"StepPlan: multipliers must be positive, got {self.multipliers}")
+            raise ValueError(
+                f"StepPlan: multipliers must be positive and finite, got {self.multipliers}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments that make an equal plan, for a configuration file."""
+        """Return the arguments as JSON values: ``StepPlan(**plan.to_dict()) == plan``.
+
+        Examples:
+            >>> from cdrl_fast import StepPlan
+            >>> StepPlan((8, 4), (1.4, 1.9)).to_dict()
+            {'counts': [8, 4], 'multipliers': [1.4, 1.9]}
+        """
         return {"counts": list(self.counts), "multipliers": list(self.multipliers)}
 
 
@@ -72,23 +85,23 @@ Steps = int | Sequence[int] | StepPlan | Literal["tuned"] | None
 
 @dataclass(frozen=True)
 class Level:
-    """The constants of one transition x_t → x_{t-1}, all Python floats.
+    """Constants of one transition x_t → x_{t-1}, as Python numbers.
 
     A Langevin step is ``y + drift ∇f(y) - pull (y - x_t) + noise_std z`` in the coordinates
     ``y = scale · x_{t-1}``.
 
     Attributes:
         t: the level, 1 … T.
-        steps: Langevin steps taken here.
-        logsnr: λ_{t-1}, what the energy network is given.
-        logsnr_noisy: λ_t, what the initializer is given.
+        steps: number of Langevin steps.
+        logsnr: λ_{t-1}, an input of the energy network.
+        logsnr_noisy: λ_t, an input of the initializer.
         scale: m_t = sqrt(alpha_bar_t / alpha_bar_{t-1}), and 1 at t = T.
         sigma: σ_t = sqrt(1 - alpha_bar_t / alpha_bar_{t-1}).
         init_std: standard deviation of the initializer's noise, in the coordinates of ``y``.
         drift: h²/2.
         pull: h² κ c_t, and 0 at t = T, where there is no recovery term.
-        noise_std: s_t, the noise of one step.
-        energy_variance: s_t² at h = 1; f / energy_variance is the log-density of ``y``.
+        noise_std: h s_t, the standard deviation of one step's noise.
+        energy_variance: s_t² = 2 κ c_t σ_t²; f / energy_variance is the log-density of ``y``.
         loss_weight: w_t = σ_1 / σ_t.
     """
 
@@ -107,7 +120,7 @@ class Level:
 
     @property
     def rescale(self) -> float:
-        """1 / (m_t + 1e-8): takes ``y`` back to x_{t-1} after the last step."""
+        """Factor 1 / (m_t + 1e-8) that maps ``y`` to x_{t-1} after the last step."""
         return 1.0 / (self.scale + 1e-8)
 
 
@@ -116,8 +129,9 @@ class NoiseSchedule:
     """Noise levels and Langevin step sizes of a CDRL model.
 
     Args:
-        levels: T, the number of noise levels.
-        steps: K, Langevin steps a level in training and by default in sampling.
+        levels: T, the number of noise levels, at most 254.
+        steps: K, the number of Langevin steps per level in training and, by default, in sampling;
+            at most 65535.
         logsnr_max: log signal-to-noise ratio at t = 0.
         logsnr_min: log signal-to-noise ratio at t = T.
         kappa: κ, half the ratio of a step's noise variance to c_t σ_t²; 2e-4 for images, 1e-3 for
@@ -127,8 +141,10 @@ class NoiseSchedule:
 
     Raises:
         ValueError: a value out of range.
+        TypeError: ``levels`` or ``steps`` is not an integer.
 
     Examples:
+        >>> from cdrl_fast import NoiseSchedule
         >>> round(NoiseSchedule().level(3).noise_std ** 2, 7)
         0.0078425
     """
@@ -143,9 +159,9 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", _count(self.levels, "levels"))
         object.__setattr__(self, "steps", _count(self.steps, "steps"))
-        if self.levels > MOST_LEVELS or self.steps > MOST_STEPS:
+        if self.levels > MAX_LEVELS or self.steps > MAX_STEPS:
             raise ValueError(
-                f"NoiseSchedule: expected at most {MOST_LEVELS} levels of {MOST_STEPS} steps, got "
+                f"NoiseSchedule: expected at most {MAX_LEVELS} levels of {MAX_STEPS} steps, got "
                 f"{self.levels} of {self.steps}"
             )
         if not self.logsnr_max > self.logsnr_min:
@@ -155,8 +171,8 @@ class NoiseSchedule:
             )
         if not (np.isfinite(self.logsnr).all() and self.noise_variance[0] > 0):
             raise ValueError(
-                f"NoiseSchedule: logsnr from {self.logsnr_min} to {self.logsnr_max} is beyond what "
-                "float64 tells apart; the paper's is from -5.1 to 9.8"
+                f"NoiseSchedule: logsnr from {self.logsnr_min} to {self.logsnr_max} is beyond the "
+                "precision of float64; the paper's range is -5.1 to 9.8"
             )
         if not (np.isfinite(self.kappa) and self.kappa > 0):
             raise ValueError(f"NoiseSchedule: expected kappa > 0, got {self.kappa}")
@@ -168,7 +184,7 @@ class NoiseSchedule:
 
     @cached_property
     def logsnr(self) -> NDArray[np.float64]:
-        """λ_t for t = 0 … T, float64."""
+        """Log signal-to-noise ratio λ_t for t = 0 … T, float64 (T + 1,)."""
         low = np.arctan(np.exp(-0.5 * self.logsnr_max))
         high = np.arctan(np.exp(-0.5 * self.logsnr_min))
         u = np.arange(self.levels + 1, dtype=np.float64) / self.levels
@@ -177,24 +193,30 @@ class NoiseSchedule:
 
     @cached_property
     def alpha_bar(self) -> NDArray[np.float64]:
-        """Signal variance sigmoid(λ_t) for t = 0 … T, float64."""
+        """Signal variance sigmoid(λ_t) for t = 0 … T, float64 (T + 1,)."""
         return _frozen(1.0 / (1.0 + np.exp(-self.logsnr)))
 
     @cached_property
     def noise_variance(self) -> NDArray[np.float64]:
-        """1 - alpha_bar_t = sigmoid(-λ_t), without the cancellation at t = 0; float64."""
+        """Noise variance 1 - alpha_bar_t for t = 0 … T, float64 (T + 1,).
+
+        It is computed as sigmoid(-λ_t), because the difference cancels at t = 0.
+        """
         return _frozen(1.0 / (1.0 + np.exp(self.logsnr)))
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: int) -> Tensor:
-        """x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
+        """Return noisy samples x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
 
         Args:
-            x0: samples, any shape and floating-point dtype.
+            x0: samples, of any shape and floating-point dtype.
             noise: ε, standard normal, of the same shape.
             t: noise index, 0 … T.
 
+        Returns:
+            x_t, of the same shape.
+
         Raises:
-            ValueError: no such index.
+            ValueError: ``t`` is not an index from 0 to T.
 
         Examples:
             >>> import torch
@@ -209,15 +231,20 @@ class NoiseSchedule:
         return float(signal) * x0 + float(std) * noise
 
     def plan(self, steps: Steps = None) -> StepPlan:
-        """The step plan that ``steps`` stands for.
+        """Return the step plan that ``steps`` describes.
 
         Args:
-            steps: None (K steps a level), an int K' for every level, a sequence with the number of
-                steps of levels 1 … T, or a StepPlan. Numbers of steps bring h² = K/K' with them.
+            steps: None (K steps per level), an int K' for every level, a sequence with the number
+                of steps at levels 1 … T, or a StepPlan. Unless it is a StepPlan, a level of K'
+                steps gets the step multiplier h = √(K/K').
+
+        Returns:
+            A `StepPlan` with one entry per level.
 
         Raises:
-            ValueError: fewer than one step, or not one entry a level.
-            TypeError: anything else, "tuned" included: that plan is the model's (`CDRL.plan`).
+            ValueError: a number of steps out of range, or not one entry per level.
+            TypeError: anything else, also "tuned", since a tuned plan belongs to a model
+                (`CDRL.plan`).
 
         Examples:
             >>> from cdrl_fast import NoiseSchedule
@@ -242,24 +269,25 @@ class NoiseSchedule:
         if isinstance(steps, str) or not isinstance(steps, (int, np.integer, Sequence, np.ndarray)):
             raise TypeError(
                 f"steps: expected an int, one int for each of {self.levels} levels or a StepPlan, "
-                f"got {steps!r}; a tuned plan is a model's, see CDRL.plan"
+                f"got {steps!r}; for a model's tuned plan use CDRL.plan"
             )
         if isinstance(steps, (int, np.integer)):
             return (_count(steps),) * self.levels
         return tuple(_count(count) for count in steps)
 
     def level(self, t: int, steps: Steps = None) -> Level:
-        """The constants of the transition x_t → x_{t-1}.
+        """Return the constants of the transition x_t → x_{t-1}.
 
         Args:
             t: the level, 1 … T.
             steps: as in `plan`.
 
         Returns:
-            A `Level`: numbers of Python, computed in float64.
+            A `Level` of Python numbers, computed in float64.
 
         Raises:
-            ValueError: no such level; ValueError, TypeError: steps as in `plan`.
+            ValueError: ``t`` is not a level, or ``steps`` as in `plan`.
+            TypeError: ``steps`` as in `plan`.
 
         Examples:
             >>> from cdrl_fast import NoiseSchedule
@@ -274,8 +302,8 @@ class NoiseSchedule:
         sigma2 = 1.0 - ratio
         scale = 1.0 if t == self.levels else float(np.sqrt(ratio))
         posterior = self.noise_variance[t - 1] / self.noise_variance[t] * sigma2
-        reach = self.noise_variance[t - 1] if self.step_scale == "cumulative" else 1.0
-        c = np.sqrt(reach / self.noise_variance[0])
+        numerator = self.noise_variance[t - 1] if self.step_scale == "cumulative" else 1.0
+        c = np.sqrt(numerator / self.noise_variance[0])
         variance = float(2.0 * self.kappa * c * sigma2)
         return Level(
             t=t,
@@ -293,7 +321,13 @@ class NoiseSchedule:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments that make an equal schedule, for a configuration file."""
+        """Return the arguments as JSON values: ``NoiseSchedule(**s.to_dict()) == s``.
+
+        Examples:
+            >>> from cdrl_fast import NoiseSchedule
+            >>> NoiseSchedule(levels=3).to_dict()["levels"]
+            3
+        """
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Which room of an operation runs: the compiled kernels where they can, else the reference."""
+"""Choice of an operation's backend: compiled kernels where available, else the reference."""
 
 from __future__ import annotations
 
@@ -14,80 +14,91 @@ from cdrl_fast._extension import reason as why_not_native
 from cdrl_fast.errors import BackendUnavailable
 
 BACKENDS = ("native", "cuda", "triton", "reference")
+"""Backends of an operation that has every kind of kernel."""
 CPU_BACKENDS = ("native", "reference")
-"""The rooms of an operation whose kernels are for CPUs alone."""
+"""Backends of an operation whose kernels run only on CPUs."""
 TRITON_BACKENDS = ("triton", "reference")
-"""The rooms of an operation whose kernels are in Triton alone."""
+"""Backends of an operation whose only kernels are in Triton."""
 NON_CUDA_BACKENDS = ("native", "triton", "reference")
-"""Those of an operation that has no kernel in CUDA C++."""
+"""Backends of an operation without a kernel in CUDA C++."""
 CONVOLUTION_BACKENDS = ("triton", "cudnn", "reference")
-"""Those of a convolution that the library's own has to beat."""
-# In order of preference. Of the two rooms for GPUs the one that needs no compiler at run time comes
-# first, until they have been measured against each other.
+"""Backends of the 3×3 convolution; cuDNN is the library that the Triton kernel must beat."""
+# In order of preference; "cuda" precedes "triton" because it needs no compiler at run time, and no
+# benchmark has compared the two yet.
 _AUTO = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
 _OLDEST_CAPABILITY = 80
 
 
 @cache
 def reason(backend: str, device: torch.device) -> str | None:
-    """Why ``room`` cannot work on ``device``; None where it can."""
+    """Return the reason why ``backend`` cannot be used on ``device``, or None if it can."""
     if backend == "reference":
         return None
-    tests = {
-        "native": _why_not_native,
-        "cuda": _why_not_cuda,
-        "triton": _why_not_triton,
-        "cudnn": _why_not_cudnn,
+    reasons = {
+        "native": _native_reason,
+        "cuda": _cuda_reason,
+        "triton": _triton_reason,
+        "cudnn": _cudnn_reason,
     }
-    return tests[backend](device)
+    return reasons[backend](device)
 
 
-def automatic(device: torch.device, having: tuple[str, ...] = BACKENDS) -> str:
-    """The room that "auto" takes on ``device``, of those that an operation has."""
-    backends = _AUTO.get(device.type, ("reference",))
+def automatic(device: torch.device, available: tuple[str, ...] = BACKENDS) -> str:
+    """Return the backend that "auto" selects on ``device`` among an operation's backends."""
+    preferred = _AUTO.get(device.type, ("reference",))
     return next(
-        backend for backend in backends if backend in having and reason(backend, device) is None
+        backend for backend in preferred if backend in available and reason(backend, device) is None
     )
 
 
 def choose(
-    where: str,
+    operation: str,
     backend: str,
     device: torch.device,
     dtype: torch.dtype,
-    having: tuple[str, ...] = BACKENDS,
+    available: tuple[str, ...] = BACKENDS,
 ) -> str:
-    """The room for a call, of those that an operation has.
+    """Return the backend for one call of an operation.
+
+    Args:
+        operation: name of the operation, for messages.
+        backend: "auto" or the name of a backend.
+        device, dtype: of the call's tensors; float64 runs on the reference.
+        available: backends of the operation.
 
     Raises:
-        ValueError: an unknown backend. BackendUnavailable: an explicit one that cannot be had.
+        ValueError: an unknown backend.
+        BackendUnavailable: an explicit backend that is not available.
     """
-    known = tuple(dict.fromkeys(("auto", *BACKENDS, *having)))
+    known = tuple(dict.fromkeys(("auto", *BACKENDS, *available)))
     if backend not in known:
-        raise ValueError(f"{where}: backend must be one of {known}, got {backend!r}")
+        raise ValueError(f"{operation}: backend must be one of {known}, got {backend!r}")
     if dtype == torch.float64:
         if backend not in ("auto", "reference"):
             raise BackendUnavailable(
-                f'{where}: backend="{backend}" computes in float32; float64 has "reference" alone'
+                f'{operation}: backend="{backend}" computes in float32, got float64 tensors; '
+                'use "auto" or "reference"'
             )
         return "reference"
     if backend == "auto":
-        return automatic(device, having)
+        return automatic(device, available)
     why = reason(backend, device)
     if why is not None:
-        raise BackendUnavailable(f'{where}: backend="{backend}" is not available: {why}')
-    if backend not in having:
-        raise BackendUnavailable(f'{where}: backend="{backend}" has no kernel of it; use "auto"')
+        raise BackendUnavailable(f'{operation}: backend="{backend}" is not available: {why}')
+    if backend not in available:
+        raise BackendUnavailable(
+            f'{operation}: backend="{backend}" has no kernel for this operation; use "auto"'
+        )
     return backend
 
 
-def _why_not_native(device: torch.device) -> str | None:
+def _native_reason(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"it works on CPUs, not on {device.type}"
     return why_not_native()
 
 
-def _why_not_cuda(device: torch.device) -> str | None:
+def _cuda_reason(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it works on CUDA devices, not on {device.type}"
     module = load()
@@ -95,11 +106,11 @@ def _why_not_cuda(device: torch.device) -> str | None:
         return why_not_native()
     if not hasattr(module, "langevin_step_cuda"):
         return "the compiled module was built without CUDA kernels (no nvcc, or CDRL_CUDA=OFF)"
-    needs, has = module.cuda_runtime_version() // 1000, module.cuda_driver_version() // 1000
-    if has < needs:
+    runtime, driver = module.cuda_runtime_version() // 1000, module.cuda_driver_version() // 1000
+    if driver < runtime:
         return (
-            f"its CUDA {needs} runtime needs a driver for CUDA {needs}, and this machine's is for "
-            f"CUDA {has}: update the driver (CUDA 13 needs 580 or later)"
+            f"its CUDA {runtime} runtime needs a driver for CUDA {runtime}, and this machine's is "
+            f"for CUDA {driver}: update the driver (CUDA 13 needs 580 or later)"
         )
     capability = compute_capability(device)
     if not serves(module.cuda_architectures, capability):
@@ -110,7 +121,7 @@ def _why_not_cuda(device: torch.device) -> str | None:
     return None
 
 
-def _why_not_triton(device: torch.device) -> str | None:
+def _triton_reason(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cuda":
@@ -128,10 +139,10 @@ def _why_not_triton(device: torch.device) -> str | None:
     )
 
 
-def _why_not_cudnn(device: torch.device) -> str | None:
-    why = _why_not_triton(device)
+def _cudnn_reason(device: torch.device) -> str | None:
+    why = _triton_reason(device)
     if why is not None:
-        return f"what follows the convolution is in Triton: {why}"
+        return f"the kernel that follows the convolution is in Triton: {why}"
     library: Any = torch.backends.cudnn
     if device.type == "cuda" and not library.is_available():
         return "this torch has no cuDNN"
@@ -139,17 +150,17 @@ def _why_not_cudnn(device: torch.device) -> str | None:
 
 
 def compute_capability(device: torch.device) -> int:
-    """90 for 9.0, of a CUDA device."""
+    """Return the compute capability of a CUDA device as an integer: 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
 def serves(architectures: str, capability: int) -> bool:
-    """Whether code built for ``architectures`` ("80,90") runs on a device of this capability.
+    """Return whether code built for ``architectures`` ("80,90") runs on this capability.
 
-    Machine code serves its own major version from its own minor version on; the last architecture
-    is also there as PTX, which the driver compiles for any later one.
+    Machine code runs on later minor versions of its own major version. The last architecture is
+    also stored as PTX, which the driver compiles for any later capability.
     """
-    built = [int(name.rstrip("af")) for name in architectures.split(",")]
-    exact = any(a <= capability and a // 10 == capability // 10 for a in built)
-    return exact or built[-1] <= capability
+    numbers = [int(name.rstrip("af")) for name in architectures.split(",")]
+    exact = any(a <= capability and a // 10 == capability // 10 for a in numbers)
+    return exact or numbers[-1] <= capability

@@ -119,7 +119,7 @@ def check_place(where: str, seed: object, draw: object, first_sample: object, sa
 def check_rng(where: str, rng: tuple[int, int, int] | Tensor, x: Tensor) -> None:
     """Raises unless it is (seed, draw, first_sample) for x's samples, or a state on its device."""
     if isinstance(rng, Tensor):
-        check_sign_bits(where, "rng", rng, 4, x)
+        check_int64(where, "rng", rng, 4, x)
     elif not torch.compiler.is_compiling():
         if len(rng) != 3:
             raise ValueError(
@@ -128,7 +128,7 @@ def check_rng(where: str, rng: tuple[int, int, int] | Tensor, x: Tensor) -> None
         check_place(where, *rng, x.shape[0])
 
 
-def check_sign_bits(where: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
+def check_int64(where: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
     """Raises unless the tensor, if there is one, is ``count`` int64 side by side on x's device."""
     if tensor is None:
         return

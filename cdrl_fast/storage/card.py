@@ -1,4 +1,4 @@
-"""Model cards: what a shared model's ``README.md`` says."""
+"""Model cards: the ``README.md`` of a shared model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CARD, PICTURE = "README.md", "samples.png"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What there is to say of a model besides its weights, as the Hugging Face Hub shows it.
+    """Model card: the description of a model that the Hugging Face Hub shows.
 
     Args:
-        about: Markdown: what the model is for, its data and that data's licence, its limits.
-        license: SPDX identifier of the weights' licence, such as "apache-2.0"; None: not said.
-        metrics: name → value, as `cdrl-fast evaluate` finds them.
-        recipe: how it was trained, JSON-ready; a run's ``recipe.json``.
-        picture: of samples; goes beside the card as ``samples.png``.
+        about: Markdown text: the purpose of the model, its data and their licence, its limits.
+        license: SPDX identifier of the weights' licence, such as "apache-2.0"; None leaves it out.
+        metrics: values by name, as `cdrl-fast evaluate` computes them.
+        recipe: JSON values that describe the training, such as a run's ``recipe.json``.
+        picture: image of samples; it is written next to the card as ``samples.png``.
 
     Examples:
         >>> from cdrl_fast import CDRL, ModelCard
@@ -40,11 +40,14 @@ class ModelCard:
     picture: Image.Image | None = None
 
     def text(self, model: Any, name: str) -> str:
-        """The card of ``model`` as Markdown with the Hub's YAML header.
+        """Return the card of a model as Markdown with the Hub's YAML header.
 
         Args:
             model: a `CDRL`.
-            name: what `CDRL.from_pretrained` is to be called with.
+            name: the argument of `CDRL.from_pretrained` that loads the model.
+
+        Returns:
+            The text of ``README.md``.
         """
         parts = [_header(self.license), f"# {name}", _summary(model)]
         parts += [self.about.strip()] if self.about.strip() else []
@@ -52,14 +55,26 @@ class ModelCard:
             parts.append(f"![Samples]({PICTURE})")
         parts += ["## Use", f"```python\n{_use(model, name)}\n```"]
         if self.metrics:
-            parts += ["## Measured", _table(self.metrics)]
+            parts += ["## Metrics", _table(self.metrics)]
         if self.recipe is not None:
-            shown = json.dumps(self.recipe, indent=2, ensure_ascii=False)
-            parts += ["## Recipe", f"```json\n{shown}\n```"]
+            recipe = json.dumps(self.recipe, indent=2, ensure_ascii=False)
+            parts += ["## Recipe", f"```json\n{recipe}\n```"]
         return "\n\n".join(parts) + "\n"
 
     def files(self, model: Any, name: str) -> dict[str, bytes]:
-        """The card of ``model``, called ``name``, and its picture, by file name."""
+        """Return the files of the card by name: ``README.md`` and, with a picture, its PNG.
+
+        Args:
+            model, name: as in `text`.
+
+        Returns:
+            Contents by file name.
+
+        Examples:
+            >>> from cdrl_fast import CDRL, ModelCard
+            >>> list(ModelCard().files(CDRL.from_pretrained("digits"), "digits"))
+            ['README.md']
+        """
         files = {CARD: self.text(model, name).encode()}
         if self.picture is not None:
             buffer = io.BytesIO()
@@ -78,9 +93,10 @@ def _summary(model: Any) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     shape = "×".join(str(n) for n in model.sample_shape)
     method = "CDRL" if model.initializer is not None else "DRL (no initializer)"
-    told = f"{model.num_classes} classes" if model.num_classes else "unconditional"
+    classes = f"{model.num_classes} classes" if model.num_classes else "unconditional"
+    kind = "images" if model.is_image else "points"
     return (
-        f"An energy-based model of {'images' if model.is_image else 'points'} ({shape}), {told}, "
+        f"An energy-based model of {kind} ({shape}), {classes}, "
         f"by {method}: {parameters:,} parameters, {model.schedule.levels} noise levels of "
         f"{model.schedule.steps} Langevin steps."
     )
@@ -98,7 +114,7 @@ def _use(model: Any, name: str) -> str:
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows: list[Sequence[str]] = [("figure", "value"), ("---", "---:")]
+    rows: list[Sequence[str]] = [("metric", "value"), ("---", "---:")]
     for name, value in values.items():
         number = isinstance(value, Real) and not isinstance(value, bool)
         rows.append((name, f"{float(value):.4g}" if number else str(value)))

@@ -1,8 +1,8 @@
-"""Folders of files that are whole or refused: atomic writes, verified reads.
+"""Folders of files with checksums: atomic writes, verified reads.
 
-A folder holds its files and ``SHA256SUMS``, which ``sha256sum -c`` can check too. Every byte of
-every listed file, and of the list, is covered. Tensors are safetensors, everything else JSON; no
-pickle is written or read.
+A folder contains its files and ``SHA256SUMS``, which ``sha256sum -c`` can check too. The checksums
+cover every byte of the listed files, and a read also verifies the list itself. Tensors are stored
+as safetensors, everything else as JSON; no pickle is written or read.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ SUMS = "SHA256SUMS"
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Named tensors as the bytes of a safetensors file."""
+    """Return the bytes of a safetensors file with the named tensors."""
     from safetensors.torch import save
 
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def tensors_from_bytes(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
+    """Return the tensors of a safetensors file by name, on the CPU."""
     from safetensors.torch import load
 
     return load(data)
 
 
 def json_to_bytes(config: Any) -> bytes:
-    """A configuration as readable JSON."""
+    """Return a configuration as indented JSON with sorted keys."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def write_npz(path: Path, **arrays: Tensor) -> None:
-    """Writes tensors on the CPU as NumPy arrays, in the manner of `write_atomic`."""
+    """Write CPU tensors as NumPy arrays into an npz file, atomically as `write_atomic` does."""
     buffer = io.BytesIO()
-    values: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
-    np.savez(buffer, **values)
+    numpy_arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
+    np.savez(buffer, **numpy_arrays)
     write_atomic(path, buffer.getvalue())
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file that is either the old one or the new one: temp file, fsync, rename.
+    """Write a file atomically: temporary file, fsync, rename.
 
-    Its folder is made if it is not there.
+    After an interruption the file is either the old or the new one. Its folder is created if it
+    does not exist.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
@@ -73,19 +74,25 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> Path:
-    """Writes ``files`` and their checksums into ``folder``.
+    """Write files and their checksums into a folder.
 
-    A new folder appears in one rename. In an existing folder the files are replaced one by one, the
-    checksums last, and files that are not ours are left alone; an interruption there is detected
-    by `read_folder`.
+    A new folder appears in one rename. In an existing folder the files are replaced one by one,
+    the checksums last, and other files are not touched; `read_folder` detects an interruption.
+
+    Args:
+        folder: created if it does not exist.
+        files: contents by file name.
+
+    Returns:
+        The folder.
 
     Raises:
-        CheckpointError: the folder's name is taken by a file.
-        OSError: the disk is full or the place read-only; what was there before is still there.
+        CheckpointError: the path is a file.
+        OSError: no free space, or no permission to write; earlier files are unchanged.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder}: expected a folder to write to, found a file")
+        raise CheckpointError(f"{folder}: expected a folder to write to, got a file")
     contents = {**files, SUMS: _sums(files)}
     if folder.is_dir() and any(folder.iterdir()):
         for name, data in contents.items():
@@ -106,10 +113,13 @@ def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> Path:
 
 
 def read_folder(folder: str | Path) -> dict[str, bytes]:
-    """The files of a folder written by `write_folder`, every byte verified.
+    """Return the files of a folder written by `write_folder`, with verified checksums.
+
+    Returns:
+        Contents by file name, without ``SHA256SUMS``.
 
     Raises:
-        CheckpointError: missing, incomplete or corrupt; the message names the file.
+        CheckpointError: a file is missing or corrupt; the message names it.
     """
     folder = Path(folder)
     sums = folder / SUMS
@@ -124,8 +134,8 @@ def read_folder(folder: str | Path) -> dict[str, bytes]:
         files[name] = (folder / name).read_bytes()
         if _digest_line(name, files[name]) != line:
             raise CheckpointError(
-                f"{folder / name}: corrupt, its checksum is not the one in {SUMS}; restore the "
-                "file or use another copy"
+                f"{folder / name}: corrupt, its checksum differs from the one in {SUMS}; restore "
+                "the file or use another copy"
             )
     if not files or _sums(files) != listed:
         raise CheckpointError(f"{sums}: corrupt; restore the file or use another copy")
@@ -133,21 +143,21 @@ def read_folder(folder: str | Path) -> dict[str, bytes]:
 
 
 def read_json(folder: Path, files: Mapping[str, bytes], name: str) -> Any:
-    """One JSON file of a folder that was read."""
+    """Return the content of one JSON file among the files that `read_folder` returned."""
     if name not in files:
-        raise CheckpointError(f"{folder}: expected {name}, found {sorted(files)}")
+        raise CheckpointError(f"{folder}: expected {name}, got {sorted(files)}")
     return json.loads(files[name])
 
 
 def read_tensors(folder: Path, files: Mapping[str, bytes], name: str) -> dict[str, Tensor]:
-    """One safetensors file of a folder that was read."""
+    """Return the tensors of one safetensors file among the files that `read_folder` returned."""
     if name not in files:
-        raise CheckpointError(f"{folder}: expected {name}, found {sorted(files)}")
+        raise CheckpointError(f"{folder}: expected {name}, got {sorted(files)}")
     return tensors_from_bytes(files[name])
 
 
 def sums_of(folder: Path, names: Sequence[str]) -> bytes:
-    """What `SUMS` holds of files in a folder, which may be larger than the memory."""
+    """Return the content of `SUMS` for files in a folder, which may be larger than the memory."""
     lines = []
     for name in sorted(names):
         with (folder / name).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Where saved models and runs are: shipped with the library, in a folder, or on the Hub."""
+"""Locations of saved models and runs: shipped with the library, in a folder, or on the Hub."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoint folders of a training run, the newest one last."""
-    folders = (run / "checkpoints").glob("[0-9]*")
-    found = (f for f in folders if f.name.isdigit() and f.is_dir())
-    return sorted(found, key=lambda f: int(f.name))
+    """Return the checkpoint folders of a training run, the newest one last."""
+    paths = (run / "checkpoints").glob("[0-9]*")
+    folders = (path for path in paths if path.name.isdigit() and path.is_dir())
+    return sorted(folders, key=lambda folder: int(folder.name))
 
 
 def newest_readable(folder: Path) -> tuple[Path, dict[str, bytes]]:
-    """A run's newest checkpoint that is whole, or the folder itself, with its verified files.
+    """Return the newest intact checkpoint of a run and its verified files.
+
+    A corrupt checkpoint is skipped with a warning. A folder without checkpoints is read itself.
 
     Raises:
-        CheckpointError: nothing there is whole.
+        CheckpointError: no checkpoint is intact, or the folder itself is not.
     """
     checkpoints = checkpoints_of(folder)
     for index, candidate in enumerate(reversed(checkpoints)):
@@ -32,20 +34,22 @@ def newest_readable(folder: Path) -> tuple[Path, dict[str, bytes]]:
         except CheckpointError as error:
             if index + 1 == len(checkpoints):
                 raise
-            warnings.warn(f"{error}; going on with the one before", stacklevel=3)
+            warnings.warn(f"{error}; loading the checkpoint before it instead", stacklevel=3)
     return folder, read_folder(folder)
 
 
 def find_saved(name: str | Path) -> Path:
-    """The folder of a shipped name, a folder, or of a Hub id, which is downloaded.
+    """Return the folder of a saved model: a shipped name, a folder, or a Hub id to download.
 
     Raises:
-        CheckpointError: none of these.
+        CheckpointError: the name is none of these, or the download failed.
     """
     shipped = sorted(f.name for f in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
     if str(name) in shipped:
         if Path(name).is_dir():
-            warnings.warn(f"{name}: the shipped model, not the folder ./{name}", stacklevel=3)
+            warnings.warn(
+                f"{name}: loading the shipped model; for the folder use ./{name}", stacklevel=3
+            )
         return SHIPPED / str(name)
     folder = Path(name)
     if folder.is_dir():
@@ -63,12 +67,12 @@ def _download(repository: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(
-            f"{repository}: no such folder; to read it as a Hub id, pip install 'cdrl-fast[hub]'"
+            f"{repository}: no such folder; to load a Hub id, pip install 'cdrl-fast[hub]'"
         ) from None
     try:
         patterns = [CONFIG, WEIGHTS, SUMS]
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:
         raise CheckpointError(
-            f"{repository}: no such folder, and the Hub did not give it: {error}"
+            f"{repository}: no such folder, and the download from the Hub failed: {error}"
         ) from error

@@ -145,7 +145,7 @@ class Scaled(nn.Module):
 def test_bad_energies_raise_before_compiling():
     x, before = torch.zeros(3, 2), graphs()
     for energy, message in (
-        (lambda v: v.sum(), "one number a chain"),
+        (lambda v: v.sum(), "one number per chain"),
         (lambda v: v.detach().sum(1), "does not depend on x differentiably"),
     ):
         with pytest.raises(ValueError, match=message):

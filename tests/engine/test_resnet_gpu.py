@@ -70,29 +70,6 @@ def test_float64_is_the_module(name):
     assert error(gradient, expected_gradient) <= 1e-10
 
 
-@pytest.mark.parametrize("name", ["widening", "one stage"])
-@pytest.mark.parametrize("one_level", [True, False])
-def test_sub_batches_change_nothing(name, one_level):
-    energy, y, logsnr, label = example(name)
-    y, label = torch.cat([y, y.flip(0)]), None if label is None else torch.cat([label, label])
-    logsnr = logsnr[:1] if one_level else torch.cat([logsnr, logsnr])
-    label = None if one_level else label
-    folded = fold_resnet(energy.double(), CPU, torch.float64)
-    given = folded.at(logsnr.double(), label)
-    maps = level_maps(folded.weights, *given, PRECISIONS["fp64"])
-    found = []
-    for size in (None, 3, 2 * len(y)):
-        passes = ResNetPasses(
-            folded.weights, *y.shape[-2:], precision=PRECISIONS["fp64"], sub_batch=size
-        )
-        found.append(passes.value_and_gradient(y.double(), maps))
-        held = sum(buffer.nbytes for buffer in passes.buffers())
-        assert passes.working_memory(len(y)) == held
-    for value, gradient in found[1:]:
-        torch.testing.assert_close(value, found[0][0], rtol=0, atol=1e-12)
-        torch.testing.assert_close(gradient, found[0][1], rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("precision", "value_error", "gradient_error"), [("fp32", 1e-4, 1e-4), ("fp16", 5e-3, 0.1)]
 )

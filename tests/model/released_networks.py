@@ -1,8 +1,8 @@
-"""The authors' checkpoints and the networks in them, from the paper, with the names of those files.
+"""Independent reference for `load_released_checkpoint`: the authors' networks and checkpoints.
 
-Plain torch, nothing of cdrl_fast: an independent meaning for `load_released_checkpoint`. Every
-module registers its children in the files' order, since their EMA lists follow ``parameters()``.
-``spectral`` wraps a layer in spectral norm, in either of torch's spellings.
+The networks are written from the paper in plain torch, without cdrl_fast, with the names of the
+files. Every module registers its children in the files' order, since the EMA lists follow
+``parameters()``. ``spectral`` wraps a layer in spectral norm, in either of torch's two versions.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class EnergyBlock(nn.Module):
 
 
 class Energy(nn.Module):
-    """Energy of images; ``classes`` > 0 makes it conditional."""
+    """Energy of images, conditional if ``classes`` > 0."""
 
     def __init__(
         self,
@@ -85,15 +85,15 @@ class Energy(nn.Module):
         if classes:
             self.y_map = spectral(nn.Linear(classes + 1, 4 * width))
         layers: list[nn.Module] = [spectral(nn.Conv2d(channels, width, 3, padding=1))]
-        now = width
+        c_in = width
         for i, multiplier in enumerate(multipliers):
             if i > 0:
                 layers.append(nn.AvgPool2d(2))
             for _ in range(blocks):
-                layers.append(EnergyBlock(now, multiplier * width, 4 * width, spectral, True))
-                now = multiplier * width
+                layers.append(EnergyBlock(c_in, multiplier * width, 4 * width, spectral, True))
+                c_in = multiplier * width
         self.module_list = nn.ModuleList(layers)
-        self.temb_final = nn.Linear(4 * width, now, bias=False)
+        self.temb_final = nn.Linear(4 * width, c_in, bias=False)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         e = self.temb_map2(act(self.temb_map1(sinusoids(logsnr, self.width))))
@@ -160,11 +160,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
-        both = self.mlp(e)
-        both = both.reshape(*both.shape, *[1] * (x.dim() - 2))
-        half = both.shape[1] // 2
-        h = self.norm2(h) * (1 + both[:, :half]) + both[:, half:]
-        h = self.conv2(F.silu(h))  # dropout stands here in training
+        scale_shift = self.mlp(e)
+        scale_shift = scale_shift.reshape(*scale_shift.shape, *[1] * (x.dim() - 2))
+        scale, shift = scale_shift.chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        h = self.conv2(F.silu(h))  # in training, dropout comes before this convolution
         x = self.resample(x)
         return h + (self.res_conv(x) if hasattr(self, "res_conv") else x)
 
@@ -185,7 +185,7 @@ class SelfAttention(nn.Module):
 
 
 class Initializer(nn.Module):
-    """U-Net; ``attention`` holds the sizes that have it, the middle always does."""
+    """U-Net with attention at the sizes ``attention`` and always in the middle."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class Initializer(nn.Module):
         if classes:
             self.y_mlp = nn.Sequential(nn.Linear(classes + 1, emb))
         widths = [m * width for m in multipliers]
-        levels, now, skips = len(widths), width, [width]
+        levels, c_in, skips = len(widths), width, [width]
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
 
         def attend(level: int) -> list[nn.Module]:
@@ -215,8 +215,8 @@ class Initializer(nn.Module):
         for level, c in enumerate(widths):
             stage: list[nn.Module] = []
             for _ in range(blocks):
-                stage += [ResidualBlock(now, c, emb), *attend(level)]
-                now = c
+                stage += [ResidualBlock(c_in, c, emb), *attend(level)]
+                c_in = c
                 skips.append(c)
             if level < levels - 1:
                 stage.append(ResidualBlock(c, c, emb, resample="down"))
@@ -225,10 +225,10 @@ class Initializer(nn.Module):
         for level in reversed(range(levels)):
             stage = []
             for _ in range(blocks + 1):
-                stage += [ResidualBlock(now + skips.pop(), widths[level], emb), *attend(level)]
-                now = widths[level]
+                stage += [ResidualBlock(c_in + skips.pop(), widths[level], emb), *attend(level)]
+                c_in = widths[level]
             if level > 0:
-                stage.append(ResidualBlock(now, now, emb, resample="up"))
+                stage.append(ResidualBlock(c_in, c_in, emb, resample="up"))
             self.ups.append(nn.ModuleList(stage))
         self.mid_block1 = ResidualBlock(widths[-1], widths[-1], emb)
         self.mid_attn = SelfAttention(widths[-1])
@@ -277,7 +277,7 @@ class ToyInitializer(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """Networks to write: options of both, image size (None for points), channels and classes."""
+    """Options of a checkpoint's two networks; ``size`` is the image size, None for points."""
 
     energy: dict[str, Any] = field(default_factory=dict)
     initializer: dict[str, Any] = field(default_factory=dict)
@@ -307,13 +307,13 @@ def layout(width: int, multipliers: tuple[int, ...], blocks: int, **more: Any) -
 
 
 def inputs(case: Case, n: int = 3) -> tuple[Tensor, Tensor, Tensor | None]:
-    """States, logsnr and labels; the first label is "no label"."""
+    """Return states, logsnr and labels; the first label is "no label"."""
     label = torch.arange(n) * 5 % (case.classes + 1) if case.classes else None
     return torch.randn(n, *case.shape), torch.tensor([9.8, 0.1, -5.1])[:n], label
 
 
 def checkpoint(case: Case, seed: int = 0) -> tuple[dict[str, Any], Pair]:
-    """The file's content and the networks with its EMA parameters, as the authors sample them."""
+    """Return a file's content and the networks with its EMA parameters, as used for sampling."""
     torch.manual_seed(seed)
     content: dict[str, Any] = {}
     networks = case.build()
@@ -351,16 +351,17 @@ def checkpoint(case: Case, seed: int = 0) -> tuple[dict[str, Any], Pair]:
 
 
 def evaluated(network: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The energies and their gradients in the first argument."""
+    """Return the energies and their gradients with respect to the first argument."""
     y = arguments[0].clone().requires_grad_(True)
     value = network(y, *arguments[1:])
     return value.detach(), torch.autograd.grad(value.sum(), y)[0]
 
 
 def plain_chain(networks: Pair, toy: bool, denoise_scale: float, draw: Draw) -> Tensor:
-    """Samples with one step a level, in float64, from the formulas alone.
+    """Return samples with one Langevin step per level, in float64, from the paper's formulas.
 
-    ``draw(i)`` is the noise of index i, of the samples' shape.
+    Args:
+        draw: returns the noise of a draw index, of the samples' shape.
     """
     energy, initializer = (network.double() for network in networks)
     low, high = math.atan(math.exp(-4.9)), math.atan(math.exp(2.55))

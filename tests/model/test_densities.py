@@ -1,4 +1,4 @@
-"""Combinations of densities: their algebra, their samples against the truth, what is refused."""
+"""Combinations of densities: their algebra, their samples against exact ones, their errors."""
 
 import composition
 import pytest
@@ -32,11 +32,11 @@ def terms(density, n=4, rng=(0, 0)):
     return label_terms(density, rng, n, None, 0.0, CPU)
 
 
-def plain(term):
-    """(weight, label, share) of each term, tensors as lists."""
-    listed = [term.weights, term.labels, term.initializer_weights]
-    values = [[v.tolist() if isinstance(v, torch.Tensor) else v for v in part] for part in listed]
-    return list(zip(*values, strict=True))
+def listed(network_terms):
+    """Return (weight, label, share) of each term, with tensors as lists."""
+    columns = [network_terms.weights, network_terms.labels, network_terms.initializer_weights]
+    lists = [[v.tolist() if isinstance(v, torch.Tensor) else v for v in col] for col in columns]
+    return list(zip(*lists, strict=True))
 
 
 def test_linear_forms(image_model):
@@ -49,58 +49,58 @@ def test_linear_forms(image_model):
         negated(m, b, 0.25): [(1.25, [0], 1.25), (-0.25, [3], -0.25)],
         tempered(guided(a, m, 1.0), 2.0): [(1.0, [1], 2.0), (-0.5, [0], -1.0)],
         product(a, a): [(2.0, [1], 2.0), (-1.0, [0], -1.0)],
-        # What cancels is not evaluated.
+        # Terms that cancel are not evaluated.
         product(guided(a, m, 1.0), a, base=a): [(2.0, [1], 2.0), (-1.0, [0], -1.0)],
         product(a): [(1.0, [1], 1.0)],
     }  # fmt: skip
     for density, expected in cases.items():
-        (found,) = terms(density)
-        assert sorted(plain(found), key=str) == sorted(expected, key=str)
+        (network_terms,) = terms(density)
+        assert sorted(listed(network_terms), key=str) == sorted(expected, key=str)
         assert density.models == (m,)
 
 
 def test_mixtures_of_one_network_share_its_terms(image_model):
     m = image_model
     density = mixture(conditional(m, 1), guided(conditional(m, 2), m, 1.0), weights=[1, 3])
-    (found,) = terms(density, n=2000)
-    assert len(found.labels) == 2
-    first, second = found.labels
+    (shared,) = terms(density, n=2000)
+    assert len(shared.labels) == 2
+    first, second = shared.labels
     assert set(first.tolist()) == {1, 2}
     chosen = first == 2
     assert abs(chosen.double().mean() - 0.75) < 4 * (0.75 * 0.25 / 2000) ** 0.5
-    weights = torch.stack(found.weights)
+    weights = torch.stack(shared.weights)
     assert weights[:, chosen].unique(dim=1).tolist() == [[2.0], [-1.0]]
     assert weights[:, ~chosen].unique(dim=1).tolist() == [[1.0], [0.0]]
     assert second.tolist() == [0]
     # The component does not depend on the batch.
     (later,) = terms(density, n=500, rng=(0, 1500))
     assert torch.equal(later.labels[0], first[1500:])
-    # Two mixtures draw apart.
+    # Two mixtures draw their components independently.
     pair = product(
         mixture(conditional(m, 1), conditional(m, 2)), mixture(conditional(m, 1), conditional(m, 3))
     )
-    (found,) = terms(pair, n=2000)
-    agree = (found.labels[1] == found.labels[2]).double().mean()
+    (shared,) = terms(pair, n=2000)
+    agree = (shared.labels[1] == shared.labels[2]).double().mean()
     assert 0.15 < agree < 0.35
 
 
 def test_guided_density_is_guidance(image_model):
-    """The same samples as by label= and guidance=, in float64."""
+    """Compare with the samples of label= and guidance=, in float64."""
     model = image_model.double()
     options = {"seed": 3, "steps": 2}
     sampler = Sampler(model, precision="fp64")
-    wanted = sampler.sample(3, label=2, guidance=0.7, **options)
+    expected = sampler.sample(3, label=2, guidance=0.7, **options)
     density = guided(conditional(model, 2), model, 0.7)
-    found = Sampler(density, precision="fp64").sample(3, **options)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
-    # A mixture's samples are its components', sample by sample.
+    actual = Sampler(density, precision="fp64").sample(3, **options)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    # Each sample of a mixture equals the sample of one of its components.
     mixed = Sampler(mixture(density, conditional(model, 1)), precision="fp64")
     samples = mixed.sample(8, **options)
-    wanted = sampler.sample(8, label=2, guidance=0.7, **options)
-    other = sampler.sample(8, label=1, **options)
-    near = (samples - wanted).abs().amax((1, 2, 3)) < 1e-9
+    of_first = sampler.sample(8, label=2, guidance=0.7, **options)
+    of_second = sampler.sample(8, label=1, **options)
+    near = (samples - of_first).abs().amax((1, 2, 3)) < 1e-9
     assert 0 < near.sum() < 8
-    torch.testing.assert_close(samples[~near], other[~near], rtol=0, atol=1e-9)
+    torch.testing.assert_close(samples[~near], of_second[~near], rtol=0, atol=1e-9)
     torch.testing.assert_close(
         mixed.sample(5, first_sample=3, batch_size=2, **options), samples[3:], rtol=0, atol=1e-12
     )
@@ -116,7 +116,7 @@ def images(seed):
 
 
 def test_networks_trained_apart():
-    """One step of the product is one of Σ of gradients and proposals."""
+    """Compare one step of a combination with the sum of gradients and proposals."""
     a, b = images(1), images(2)
     density = product(a, b, base=a)
     assert density.models == (a, b)
@@ -135,26 +135,26 @@ def test_networks_trained_apart():
     torch.testing.assert_close(state[0].double(), y / (level.scale + 1e-8), rtol=1e-5, atol=1e-5)
     leaf = y.clone().requires_grad_(True)
     value = 1.5 * a.energy(leaf, logsnr) - 0.5 * b.energy(leaf, logsnr)
-    (slope,) = torch.autograd.grad(value.sum(), leaf)
-    y = y + level.drift * slope + level.noise_std * noise[2]
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    y = y + level.drift * gradient + level.noise_std * noise[2]
     torch.testing.assert_close(state[1].double(), y / (level.scale + 1e-8), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", composition.CASES)
-def test_samples_against_the_truth(name):
-    """Total variation distance to the combined density; correctors are needed for the product."""
-    made, log_density = composition.CASES[name]
-    n, wanted = 3000, composition.truth(log_density)
-    floor = composition.floor(wanted, n)
-    points = Sampler(made(model_of)).sample(n, correctors=60)
-    assert composition.distance(composition.histogram(points), wanted) <= floor + 0.1
-    # And it would not do to forget the combination.
-    (first, *_) = made(model_of).models
+def test_samples_against_the_exact_density(name):
+    """Check the total variation distance to the exact density; the product needs correctors."""
+    combination, log_density = composition.CASES[name]
+    n, expected = 3000, composition.truth(log_density)
+    sampling_error = composition.floor(expected, n)
+    points = Sampler(combination(model_of)).sample(n, correctors=60)
+    assert composition.distance(composition.histogram(points), expected) <= sampling_error + 0.1
+    # The first model alone is further away, so the test can fail.
+    (first, *_) = combination(model_of).models
     alone = Sampler(first).sample(n)
-    assert composition.distance(composition.histogram(alone), wanted) > floor + 0.1
+    assert composition.distance(composition.histogram(alone), expected) > sampling_error + 0.1
 
 
-def test_exact_energies_are_those_of_diffused_samples():
+def test_exact_energies_match_the_diffused_density():
     mixture_of_two = GaussianMixture([[-1.0, 0.5], [2.0, -1.0]], [0.3, 0.8], [0.25, 0.75])
     model = model_of(mixture_of_two)
     level = model.schedule.level(2)
@@ -173,7 +173,7 @@ def test_exact_energies_are_those_of_diffused_samples():
 
 
 def test_correctors_sample_the_marginal():
-    """Of a Gaussian at every level; without recovery the variance is that of many plain steps."""
+    """Compare mean and variance with those of many Langevin steps without recovery."""
     model = model_of(GaussianMixture([[1.0, -2.0]], [0.5]))
     n = 1500
     points = Sampler(model).sample(n, correctors=100)
@@ -184,15 +184,15 @@ def test_correctors_sample_the_marginal():
     variance = level.noise_std**2 / (1 - (1 - level.drift * b) ** 2) / level.scale**2
     assert abs(points.var(0).mean() / variance - 1) < 4 / n**0.5
     assert abs(points.mean(0) - torch.tensor([1.0, -2.0])).max() < 4 * (variance / n) ** 0.5 + 1e-3
-    whole = Sampler(model).sample(5, correctors=3, seed=2)
-    parts = Sampler(model).sample(5, correctors=3, seed=2, batch_size=2)
-    assert torch.equal(whole, parts)
+    one_batch = Sampler(model).sample(5, correctors=3, seed=2)
+    split = Sampler(model).sample(5, correctors=3, seed=2, batch_size=2)
+    assert torch.equal(one_batch, split)
     samples, trace = Sampler(model).sample(2, steps=2, correctors=3, trace="steps")
     assert len(trace.states) == model.schedule.levels * (1 + 2 + 3)
     torch.testing.assert_close(trace.states[-1], samples)
 
 
-def test_what_is_refused(image_model, point_model):
+def test_invalid_combinations_are_refused(image_model, point_model):
     a, other = image_model, images(1).float()
     with pytest.raises(ValueError, match="networks trained apart; pass base="):
         product(a, other)

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: the networks in them come out as they are; anything else is refused."""
+"""Checkpoints of the authors: loaded networks compute the same, other files are refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def load(case: Case, content: dict[str, Any], path: Path, **options: Any) -> CDR
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> None:
-    """Asserts that a - b is small against b's largest entry, which must not vanish."""
+    """Assert that a - b is small against the largest entry of b, which must not vanish."""
     scale = b.abs().max().item()
     assert scale > 1e-3
     torch.testing.assert_close(a, b, rtol=0.0, atol=tolerance * scale)
@@ -95,20 +95,20 @@ def test_loaded_networks_compute_what_the_authors_do(name: str, tmp_path: Path) 
     for network in (model, energy, initializer):
         network.double()
     arguments = (y.double(), logsnr.double(), label)
-    ours, theirs = evaluated(model.energy, *arguments), evaluated(energy, *arguments)
-    close(ours[0], theirs[0], 1e-9)
-    close(ours[1], theirs[1], 1e-9)
+    actual, expected = evaluated(model.energy, *arguments), evaluated(energy, *arguments)
+    close(actual[0], expected[0], 1e-9)
+    close(actual[1], expected[1], 1e-9)
     assert model.initializer is not None
     with torch.no_grad():
         residuals = [net(*arguments) - arguments[0] for net in (model.initializer, initializer)]
     close(residuals[0], residuals[1], 1e-9)
     if label is not None:
-        one, none = (y[:1].double(), logsnr[:1].double()), torch.zeros(1, dtype=torch.long)
-        close(model.energy(*one), energy(*one, none), 1e-9)
-        assert not torch.allclose(energy(*one, none), energy(*one, none + 1), rtol=1e-3)
+        one, no_label = (y[:1].double(), logsnr[:1].double()), torch.zeros(1, dtype=torch.long)
+        close(model.energy(*one), energy(*one, no_label), 1e-9)
+        assert not torch.allclose(energy(*one, no_label), energy(*one, no_label + 1), rtol=1e-3)
 
 
-def test_loads_are_kept_by_save_pretrained(tmp_path: Path) -> None:
+def test_loaded_models_survive_save_pretrained(tmp_path: Path) -> None:
     content, _ = checkpoint(CONDITIONAL)
     model = load(CONDITIONAL, content, tmp_path / "a.pth.tar")
     again = CDRL.from_pretrained(model.save_pretrained(tmp_path / "model"))
@@ -138,13 +138,13 @@ def test_ema_parameters_come_in_the_order_of_the_live_ones(tmp_path: Path) -> No
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_schedule_that_is_given_is_kept(tmp_path: Path) -> None:
+def test_an_explicit_schedule_is_used(tmp_path: Path) -> None:
     schedule = NoiseSchedule(levels=4, steps=7)
     model = load(SMALL, checkpoint(SMALL)[0], tmp_path / "a.pth.tar", schedule=schedule)
     assert model.schedule == schedule
 
 
-def test_networks_are_told_apart_by_their_names(tmp_path: Path) -> None:
+def test_energy_and_initializer_are_recognised_by_tensor_names(tmp_path: Path) -> None:
     content, (energy, _) = checkpoint(SMALL)
     swapped = {
         key.replace("pi_", "q_").replace("p_", "pi_").replace("q_", "p_"): value
@@ -161,8 +161,8 @@ def test_published_sizes_are_inferred(tmp_path: Path) -> None:
         networks: Pair = Energy(spectral_norm), Initializer()
     content: dict[str, Any] = {}
 
-    def zeros(like: Tensor) -> Tensor:
-        return torch.zeros(1).expand(like.shape)  # one number in the file, whatever the shape
+    def zeros(tensor: Tensor) -> Tensor:
+        return torch.zeros(1).expand(tensor.shape)  # the file stores one number for any shape
 
     for entry, network in zip(("p", "pi"), networks, strict=True):
         live = {f"module.{key}": zeros(value) for key, value in network.state_dict().items()}
@@ -201,7 +201,7 @@ def test_samples_follow_the_authors_networks(name: str, scale: float, tmp_path: 
     expected = plain_chain(networks, case.size is None, scale, draw)
     if case.size is not None:
         inside = expected.abs() < 1
-        assert inside.double().mean() > 0.05  # else the clamp would hide what came before it
+        assert inside.double().mean() > 0.05  # otherwise the clamp would hide differences
         other = plain_chain(networks, False, 3.0 - scale, draw)
         assert (expected - other)[inside].abs().max() > 1e-3
     close(samples, expected, 1e-9)
@@ -211,12 +211,12 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def put(name: str, value: Any, entry: str = "p") -> Edit:
-    """Sets one tensor of a state."""
+    """Return an edit that sets one tensor of a state."""
     return lambda content: content[f"{entry}_state_dict"].update({f"module.{name}": value})
 
 
 def drop(start: str, entry: str = "p") -> Edit:
-    """Drops the tensors of a state whose names begin so."""
+    """Return an edit that drops the tensors of a state whose names begin with ``start``."""
 
     def edit(content: dict[str, Any]) -> None:
         state = content[f"{entry}_state_dict"]
@@ -227,7 +227,7 @@ def drop(start: str, entry: str = "p") -> Edit:
 
 
 def rename(*pairs: tuple[str, str], entry: str = "p") -> Edit:
-    """Renames tensors of a state, which keep their order."""
+    """Return an edit that renames tensors of a state without changing their order."""
 
     def edit(content: dict[str, Any]) -> None:
         for old, new in pairs:
@@ -239,12 +239,12 @@ def rename(*pairs: tuple[str, str], entry: str = "p") -> Edit:
 
 
 def shadow(index: int, value: Any) -> Edit:
-    """Sets one EMA parameter of the energy."""
+    """Return an edit that sets one EMA parameter of the energy."""
     return lambda content: content["p_ema_state_dict"]["shadow_params"].__setitem__(index, value)
 
 
 def transplant(case: Case, entry: str) -> Edit:
-    """Takes one network, with its EMA, from the file of another case."""
+    """Return an edit that copies one network, with its EMA, from the file of another case."""
     names = (f"{entry}_state_dict", f"{entry}_ema_state_dict")
     return lambda content: content.update({name: checkpoint(case)[0][name] for name in names})
 
@@ -292,7 +292,7 @@ REFUSALS: list[tuple[Edit, str]] = [
 
 
 @pytest.mark.parametrize(("edit", "message"), REFUSALS, ids=[m[:40] for _, m in REFUSALS])
-def test_what_does_not_fit_is_refused(edit: Edit, message: str, tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_refused(edit: Edit, message: str, tmp_path: Path) -> None:
     content, _ = checkpoint(SMALL)
     path = tmp_path / "broken.pth.tar"
     edit(content)
@@ -329,7 +329,7 @@ def test_wrong_arguments(options: dict[str, Any], error: type[Exception], tmp_pa
         load(SMALL, content, tmp_path / "a.pth.tar", **options)
 
 
-NO_FILES = {
+UNREADABLE = {
     "empty": b"",
     "text": b"hello world, this is text" * 10,
     "noise": bytes(range(256)) * 4,
@@ -338,11 +338,11 @@ NO_FILES = {
 }
 
 
-@pytest.mark.parametrize("name", [*NO_FILES, "truncated"])
-def test_what_is_no_torch_file_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*UNREADABLE, "truncated"])
+def test_files_that_torch_cannot_read_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pth.tar"
     torch.save(checkpoint(SMALL)[0], path)
-    path.write_bytes(NO_FILES.get(name, path.read_bytes()[:-5000]))
+    path.write_bytes(UNREADABLE.get(name, path.read_bytes()[:-5000]))
     with pytest.raises(CheckpointError, match=r"a\.pth\.tar: found no torch file, or a damaged"):
         load_released_checkpoint(path)
 
@@ -352,13 +352,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     with pytest.raises(CheckpointError, match=r"a\.pth\.tar: found a list; expected .* dictionary"):
         load_released_checkpoint(path)
-    for place in (tmp_path / "none", tmp_path):
-        with pytest.raises(CheckpointError, match=f"{place}: cannot be read"):
-            load_released_checkpoint(place)
+    for unreadable in (tmp_path / "none", tmp_path):
+        with pytest.raises(CheckpointError, match=f"{unreadable}: cannot be read"):
+            load_released_checkpoint(unreadable)
 
 
 class Payload:
-    """Makes a folder when it is unpickled."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -368,11 +368,13 @@ class Payload:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_wants_code_run_is_refused_and_not_obeyed(zipped: bool, tmp_path: Path) -> None:
+def test_a_file_with_code_is_refused_and_its_code_does_not_run(
+    zipped: bool, tmp_path: Path
+) -> None:
     content, _ = checkpoint(SMALL)
-    folder, path = tmp_path / "made", tmp_path / "a.pth.tar"
+    folder, path = tmp_path / "created", tmp_path / "a.pth.tar"
     content["p_optimizer"] = Payload(folder)
-    with pytest.raises(CheckpointError, match=r"found a pickle that wants to run \w+\.mkdir, w"):
+    with pytest.raises(CheckpointError, match=r"found a pickle that would run \w+\.mkdir, w"):
         load(replace(SMALL, zipped=zipped), content, path)
     assert not folder.exists()
     torch.load(path, weights_only=False)

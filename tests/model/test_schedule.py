@@ -1,4 +1,4 @@
-"""Known answers of the noise schedule, to their printed digits."""
+"""The noise schedule against known values, to their printed digits."""
 
 import json
 from dataclasses import asdict
@@ -36,11 +36,11 @@ def test_logsnr_and_alpha_bar():
 
 @pytest.mark.parametrize("t", [0, 3, 6])
 def test_add_noise(t):
-    """√ᾱ_t and √(1 - ᾱ_t) of what is given, in its dtype."""
+    """Check the factors √ᾱ_t and √(1 - ᾱ_t) and the dtype."""
     x0, noise = torch.tensor([2.0, 0.0]), torch.tensor([0.0, -1.0])
-    got = NoiseSchedule().add_noise(x0, noise, t)
+    actual = NoiseSchedule().add_noise(x0, noise, t)
     expected = torch.tensor([2 * ALPHA_BAR[t] ** 0.5, -((1 - ALPHA_BAR[t]) ** 0.5)])
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("t", [-1, 7])
@@ -105,7 +105,7 @@ def test_step_forms():
         (2.5, TypeError, "steps: expected an int"),
         (True, TypeError, "expected an int"),
         ("fast", TypeError, "one int for each of 6 levels or a StepPlan, got 'fast'"),
-        (65536, ValueError, "at most 65535 steps a level have noise of their own, got 65536"),
+        (65536, ValueError, "expected at most 65535 steps per level, got 65536"),
         ([5, 5], ValueError, "one entry for each of 6 levels, got 2"),
         ([5, 5, 0, 5, 5, 5], ValueError, "at least 1"),
     ],
@@ -123,8 +123,8 @@ def test_bad_steps(steps, error, message):
         ({"steps": 65536}, "at most 254 levels of 65535 steps, got 6 of 65536"),
         ({"logsnr_min": 10.0}, "logsnr_max > logsnr_min"),
         ({"kappa": 0.0}, "kappa > 0"),
-        ({"logsnr_max": float("inf")}, "beyond what float64 tells apart"),
-        ({"logsnr_max": 2000.0}, "beyond what float64 tells apart"),
+        ({"logsnr_max": float("inf")}, "beyond the precision of float64"),
+        ({"logsnr_max": 2000.0}, "beyond the precision of float64"),
         ({"step_scale": "linear"}, "step_scale must be"),
     ],
 )
@@ -133,7 +133,7 @@ def test_bad_schedule(options, message):
         NoiseSchedule(**options)
 
 
-def test_numpys_integers_are_kept_as_pythons():
+def test_integers_of_numpy_are_stored_as_python_ints():
     schedule = NoiseSchedule(levels=np.int64(4), steps=np.int32(3))
     assert json.loads(json.dumps(asdict(schedule)))["levels"] == 4
 
@@ -141,7 +141,7 @@ def test_numpys_integers_are_kept_as_pythons():
 def test_bad_plan_and_level():
     with pytest.raises(ValueError, match="as many multipliers as counts"):
         StepPlan((1, 2), (1.0,))
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="must be positive and finite"):
         StepPlan((1, 2), (1.0, -1.0))
     with pytest.raises(ValueError, match="level: expected 1 to 6, got 7"):
         NoiseSchedule().level(7)

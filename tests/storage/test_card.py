@@ -1,4 +1,4 @@
-"""Model cards, and models on their way to a Hub."""
+"""Model cards, and uploads to the Hub."""
 
 import sys
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def test_the_code_in_the_card_runs(model, tmp_path, monkeypatch):
     assert namespace["scores"].shape == (16,)
 
 
-def test_a_card_says_what_it_is_told(model, tmp_path):
+def test_a_card_contains_its_arguments(model, tmp_path):
     card = ModelCard(
         "For tests.", "mit", {"accuracy": 0.98765, "note": "x"}, {"seed": 3}, Image.new("L", (9, 7))
     )
@@ -50,7 +50,7 @@ def test_a_card_says_what_it_is_told(model, tmp_path):
     assert Sampler.from_pretrained(folder).model.classes == ("a", "b")
 
 
-def test_an_edited_card_is_kept_unless_another_is_given(model, tmp_path):
+def test_an_edited_card_is_kept_unless_a_card_is_passed(model, tmp_path):
     folder = model.save_pretrained(tmp_path / "mine")
     (folder / "README.md").write_text("edited")
     model.save_pretrained(folder)
@@ -60,13 +60,13 @@ def test_an_edited_card_is_kept_unless_another_is_given(model, tmp_path):
 
 
 class Hub:
-    """Takes the place of huggingface_hub, which needs a network."""
+    """Replacement for huggingface_hub, which needs a network."""
 
     def __init__(self):
-        self.made, self.files = {}, {}
+        self.repositories, self.files = {}, {}
 
     def create_repo(self, repository, **options):
-        self.made[repository] = options
+        self.repositories[repository] = options
 
     def upload_folder(self, *, repo_id, folder_path):
         self.files[repo_id] = {f.name: f.read_bytes() for f in folder_path.iterdir()}
@@ -80,9 +80,9 @@ def hub(monkeypatch):
     return hub
 
 
-def test_push_uploads_what_is_saved(model, hub, tmp_path):
+def test_push_uploads_the_saved_files(model, hub, tmp_path):
     assert model.push_to_hub("you/mine", private=True) == "https://hub/you/mine/commit/1"
-    assert hub.made == {"you/mine": {"private": True, "exist_ok": True}}
+    assert hub.repositories == {"you/mine": {"private": True, "exist_ok": True}}
     folder = model.save_pretrained(tmp_path / "mine", name="you/mine")
     assert hub.files["you/mine"] == {f.name: f.read_bytes() for f in folder.iterdir()}
 
@@ -100,13 +100,13 @@ def test_export_of_a_run_has_its_recipe_and_metrics(tmp_path, hub, capsys):
     assert main(["train", *small]) == 0
     with (run / "log.jsonl").open("a") as log:
         log.write('{"iteration": 1, "metrics": {"accuracy": 0.5}}\n{"iteration": 2, "metr')
-    words = ["export", "--model", str(run), "--license", "mit", "--about", "Tiny."]
-    assert main([*words, "--out", str(out), "--push", "you/tiny"]) == 0
+    arguments = ["export", "--model", str(run), "--license", "mit", "--about", "Tiny."]
+    assert main([*arguments, "--out", str(out), "--push", "you/tiny"]) == 0
     for text in ((out / "README.md").read_text(), hub.files["you/tiny"]["README.md"].decode()):
         for part in ("license: mit", "Tiny.", '"energy_width": 8', "| accuracy | 0.5 |"):
             assert part in text
     assert CDRL.from_pretrained(out).num_classes == 10
-    assert main(words) == 2
+    assert main(arguments) == 2
     assert "expected --out FOLDER, --push OWNER/NAME or both" in capsys.readouterr().err
 
 

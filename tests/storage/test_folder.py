@@ -1,4 +1,4 @@
-"""Folders that are whole or refused: atomic writes, every flipped byte found."""
+"""Folders with checksums: atomic writes, detection of every flipped byte."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdrl_fast import CDRL, CheckpointError, MLPEnergy, MLPInitializer, NoiseSchedule
-from cdrl_fast.storage import folder as checkpoint
+from cdrl_fast.storage.folder import json_to_bytes, read_folder, write_atomic, write_folder
 
 
 @pytest.fixture
@@ -38,16 +38,16 @@ def test_round_trip_of_drl_and_of_float64(tmp_path):
     assert same(loaded, model)
 
 
-def test_every_flipped_byte_is_found(saved):
+def test_every_flipped_byte_is_detected(saved):
     files = sorted(f for f in saved.iterdir() if f.name != "README.md")
     assert [f.name for f in files] == ["SHA256SUMS", "config.json", "model.safetensors"]
     rng = random.Random(0)
     for trial in range(200):
         file = files[trial % 3]
         original = file.read_bytes()
-        place = rng.randrange(len(original))
-        value = rng.choice([v for v in range(256) if v != original[place]])
-        file.write_bytes(original[:place] + bytes([value]) + original[place + 1 :])
+        position = rng.randrange(len(original))
+        value = rng.choice([v for v in range(256) if v != original[position]])
+        file.write_bytes(original[:position] + bytes([value]) + original[position + 1 :])
         with pytest.raises(CheckpointError):
             CDRL.from_pretrained(saved)
         file.write_bytes(original)
@@ -66,14 +66,14 @@ def test_truncated_and_missing_files_are_named(saved, keep):
         CDRL.from_pretrained(saved)
 
 
-def test_the_list_is_what_sha256sum_reads(saved):
-    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=saved, capture_output=True)
-    assert done.returncode == 0, done.stderr
+def test_sha256sum_accepts_the_list(saved):
+    process = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=saved, capture_output=True)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_failed_write_leaves_what_was_there(saved, monkeypatch, existing, failing, tmp_path):
+def test_a_failed_write_changes_no_existing_file(saved, monkeypatch, existing, failing, tmp_path):
     folder = saved if existing else tmp_path / "new"
     before = {f.name: f.read_bytes() for f in saved.iterdir()}
 
@@ -82,7 +82,7 @@ def test_a_failed_write_leaves_what_was_there(saved, monkeypatch, existing, fail
 
     monkeypatch.setattr(os, failing, full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_folder(folder, {"config.json": b"{}", "model.safetensors": b"x"})
+        write_folder(folder, {"config.json": b"{}", "model.safetensors": b"x"})
     monkeypatch.undo()
     assert {f.name: f.read_bytes() for f in saved.iterdir()} == before
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model"]
@@ -99,20 +99,20 @@ def test_saving_again_replaces_and_keeps_other_files(saved, point_model):
 
 def test_the_list_cannot_name_files_elsewhere(saved, tmp_path):
     (tmp_path / "secret").write_bytes(b"x")
-    checkpoint_sums = saved / "SHA256SUMS"
-    checkpoint_sums.write_text(checkpoint_sums.read_text() + "0" * 64 + "  ../secret\n")
+    sums = saved / "SHA256SUMS"
+    sums.write_text(sums.read_text() + "0" * 64 + "  ../secret\n")
     with pytest.raises(CheckpointError, match="corrupt"):
-        checkpoint.read_folder(saved)
+        read_folder(saved)
 
 
 def rewrite(folder, change):
     config = json.loads((folder / "config.json").read_text())
     change(config)
     files = {
-        "config.json": checkpoint.json_to_bytes(config),
+        "config.json": json_to_bytes(config),
         "model.safetensors": (folder / "model.safetensors").read_bytes(),
     }
-    checkpoint.write_folder(folder, files)
+    write_folder(folder, files)
 
 
 @pytest.mark.parametrize(
@@ -139,30 +139,30 @@ def test_unknown_names(tmp_path):
     with pytest.raises(CheckpointError, match="no saved model or checkpoint here"):
         CDRL.from_pretrained(tmp_path)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="expected a folder to write to, found a file"):
-        checkpoint.write_folder(tmp_path / "file", {"config.json": b"{}"})
+    with pytest.raises(CheckpointError, match="expected a folder to write to, got a file"):
+        write_folder(tmp_path / "file", {"config.json": b"{}"})
 
 
-def test_a_shipped_name_is_told_from_a_folder(tmp_path, monkeypatch):
+def test_a_shipped_name_precedes_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
-    with pytest.warns(UserWarning, match=r"the shipped model, not the folder \./digits"):
+    with pytest.warns(UserWarning, match=r"loading the shipped model; .* use \./digits"):
         assert CDRL.from_pretrained("digits").num_classes == 10
 
 
-def test_a_model_is_not_saved_where_checkpoints_are_read(point_model, tmp_path):
+def test_a_model_is_not_saved_into_a_training_run(point_model, tmp_path):
     (tmp_path / "checkpoints" / "00000001").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="a training run, whose checkpoints are what is read"):
+    with pytest.raises(CheckpointError, match="without checkpoints, got a training run"):
         point_model.save_pretrained(tmp_path)
 
 
-def test_a_file_brings_its_folder(tmp_path):
-    checkpoint.write_atomic(tmp_path / "a" / "b.json", b"{}")
+def test_a_write_creates_the_folder(tmp_path):
+    write_atomic(tmp_path / "a" / "b.json", b"{}")
     assert (tmp_path / "a" / "b.json").read_bytes() == b"{}"
 
 
 def test_hub_ids(saved, monkeypatch):
-    """A Hub id is fetched by huggingface_hub and then verified like any folder."""
+    """Check that a Hub id is downloaded by huggingface_hub and then verified as a folder."""
     import sys
     import types
 
@@ -175,7 +175,7 @@ def test_hub_ids(saved, monkeypatch):
         raise ConnectionError("offline")
 
     hub.snapshot_download = offline
-    with pytest.raises(CheckpointError, match="someone/points: .*the Hub did not give it: offline"):
+    with pytest.raises(CheckpointError, match="someone/points: .*the Hub failed: offline"):
         CDRL.from_pretrained("someone/points")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"pip install 'cdrl-fast\[hub\]'"):

@@ -11,7 +11,7 @@ from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coeffici
 from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
-from cdrl_fast.ops.philox import check_rng, check_sign_bits, signed
+from cdrl_fast.ops.philox import check_int64, check_rng, signed
 
 NEVER = 2**63 - 1
 """Value of ``first_bad`` while all is finite."""
@@ -159,5 +159,5 @@ def _check(
     if not grad.is_floating_point():
         raise TypeError(f"langevin_step: grad must be of a floating dtype, got {grad.dtype}")
     check_coefficients("langevin_step", coefficients, x.shape[0], anchor)
-    check_sign_bits("langevin_step", "first_bad", first_bad, 1, x)
+    check_int64("langevin_step", "first_bad", first_bad, 1, x)
     check_rng("langevin_step", rng, x)

@@ -1,4 +1,4 @@
-"""`langevin_step` in C++ (csrc/cpu/langevin_step.cpp) and CUDA C++ (csrc/cuda/langevin_step.cu)."""
+"""`langevin_step` in C++ (csrc/cpu/noise) and CUDA C++ (csrc/cuda/langevin_step.cu)."""
 
 from __future__ import annotations
 

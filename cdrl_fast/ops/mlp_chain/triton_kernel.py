@@ -222,7 +222,6 @@ def cdrl_mlp_chain(
 
 def arguments(
     packed: Packed,
-    slots: Tensor | None,
     y: Tensor,
     anchor: Tensor | None,
     rows: Tensor | None,
@@ -242,7 +241,7 @@ def arguments(
     """
     (batch, dim), plan = y.shape, packed.schedule
     count = programs(batch, y.device)
-    slots = packed.slots(count) if slots is None else slots
+    slots = packed.slots(count)
     halves = packed.halves
     half = halves is not None
     values: dict[str, Any] = {
@@ -283,9 +282,9 @@ def arguments(
     return Launch(cdrl_mlp_chain, count, values, {**OPTIONS, "num_warps": 8, "maxnreg": 255})
 
 
-def chain(packed: Packed, slots: Tensor | None, y: Tensor, *rest: Any) -> None:
+def chain(packed: Packed, y: Tensor, *rest: Any) -> None:
     """Writes ``y``. All tensors float32 (``rng`` and ``first_bad`` int64), dense and not empty."""
-    launch(arguments(packed, slots, y, *rest), y.device)
+    launch(arguments(packed, y, *rest), y.device)
     torch.autograd.graph.increment_version(y)
 
 
@@ -293,6 +292,6 @@ def value_and_gradient(packed: Packed, y: Tensor, rows: Tensor | None) -> tuple[
     """As in the reference; tensors float32, dense and not empty."""
     value, gradient = y.new_empty(y.shape[0]), torch.empty_like(y)
     nothing = (None, (0.0, 0.0, 0.0, 0.0), (0, 0, 0), None, None)
-    call = arguments(packed, None, y, None, rows, 1, *nothing, value, gradient)
+    call = arguments(packed, y, None, rows, 1, *nothing, value, gradient)
     launch(call, y.device)
     return value, gradient

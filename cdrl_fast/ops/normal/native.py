@@ -1,4 +1,4 @@
-"""`normal` in C++ (csrc/cpu/normal.cpp) and CUDA C++ (csrc/cuda/normal.cu)."""
+"""`normal` in C++ (csrc/cpu/noise) and CUDA C++ (csrc/cuda/normal.cu)."""
 
 from __future__ import annotations
 

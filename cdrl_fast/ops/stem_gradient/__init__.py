@@ -8,7 +8,7 @@ from torch import Tensor
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients
 from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
 from cdrl_fast.ops.layout import check_activations, check_apart, check_dense, wide
-from cdrl_fast.ops.philox import check_rng, check_sign_bits, signed
+from cdrl_fast.ops.philox import check_int64, check_rng, signed
 from cdrl_fast.ops.stem_gradient import reference
 
 
@@ -108,7 +108,7 @@ def stem_langevin_(
     check_dense(where, "anchor", anchor, shape, y.dtype, g.device)
     check_apart(where, "y", y, {"g": g, "weight": weight, "anchor": anchor})
     check_coefficients(where, coefficients, shape[0], anchor)
-    check_sign_bits(where, "first_bad", first_bad, 1, y)
+    check_int64(where, "first_bad", first_bad, 1, y)
     check_rng(where, rng, y)
     if not isinstance(rng, Tensor):
         rng = (signed(rng[0]), *rng[1:])
