@@ -92,7 +92,8 @@ def _load(file: Path) -> ModuleType:
     """
     try:
         spec = importlib.util.spec_from_file_location(_NAME, file)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as error:

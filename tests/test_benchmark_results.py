@@ -1,4 +1,4 @@
-"""What a run of the benchmarks appends to the results, and what it says where it appends nothing."""
+"""What a run of the benchmarks appends to the results, and when it appends nothing."""
 
 import json
 import shutil
