@@ -84,7 +84,10 @@ class Precision:
         return torch.autocast(torch.device(device).type, self.network)
 
     def scaler(self, device: torch.device | str) -> torch.amp.GradScaler:
-        """Return a scaler of losses, which keeps float16 gradients from underflowing; else idle."""
+        """Return a scaler of losses on ``device``, which is idle except under float16.
+
+        It keeps small float16 gradients from becoming 0.
+        """
         return torch.amp.GradScaler(torch.device(device).type, enabled=self.name == "fp16")
 
 

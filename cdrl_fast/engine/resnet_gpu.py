@@ -19,7 +19,7 @@ from cdrl_fast.engine.terms import for_batch, summed
 from cdrl_fast.ops.conv3x3 import conv3x3
 from cdrl_fast.ops.energy_gradient import Block, ResNetWeights
 from cdrl_fast.ops.head import head as head_operation
-from cdrl_fast.ops.layout import SLOPE, wide
+from cdrl_fast.ops.layout import SLOPE, sum_dtype
 from cdrl_fast.ops.pool import pool, spread
 from cdrl_fast.ops.sign_bits import WORD
 from cdrl_fast.ops.stem import stem
@@ -193,7 +193,7 @@ class ResNetPasses:
         """Return stages, stem and the stem's bias in the layout of the kernels."""
         stages = [self._stage(i, stage) for i, stage in enumerate(weights.stages)]
         stem_weight = _taps(weights.stem, self._dtype, pad_in=False)
-        return stages, stem_weight, _padded(weights.stem_bias, wide(self._dtype))
+        return stages, stem_weight, _padded(weights.stem_bias, sum_dtype(self._dtype))
 
     def _stage(self, index: int, blocks: Sequence[Block]) -> _Stage:
         height, width = (side >> index for side in self._size)
@@ -204,9 +204,9 @@ class ResNetPasses:
         return Block(
             conv1=_taps(block.conv1, dtype),
             conv2=_taps(block.conv2, dtype),
-            bias=_padded(block.bias, wide(dtype))[None],
+            bias=_padded(block.bias, sum_dtype(dtype))[None],
             shortcut=None if shortcut is None else _taps(shortcut, dtype),
-            shortcut_bias=None if bias is None else _padded(bias, wide(dtype))[None],
+            shortcut_bias=None if bias is None else _padded(bias, sum_dtype(dtype))[None],
         )
 
     def _buffer(

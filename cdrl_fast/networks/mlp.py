@@ -92,7 +92,7 @@ class MLPEnergy(Conditional):
         self.head = nn.Linear(widths[-1], 1, bias=False)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return f(y, logsnr, label), (batch,); shapes as in the class's docstring."""
+        """Return f(y, logsnr, label), (batch,); shapes as in the class."""
         label = self._check_label(y, logsnr, label)
         _check_points(self, y)
         with without_autocast(self.head.weight):
@@ -156,7 +156,7 @@ class MLPInitializer(Conditional):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return the prediction of m_t x_{t-1}; shapes as in the class's docstring."""
+        """Return the prediction of m_t x_{t-1} from x, logsnr and label; shapes as in the class."""
         label = self._check_label(x, logsnr, label)
         _check_points(self, x)
         e = self.embed2(F.silu(self.embed1(level_embedding(logsnr, self.embed1.in_features))))

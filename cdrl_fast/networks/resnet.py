@@ -130,7 +130,7 @@ class ResNetEnergy(Conditional):
         self.head = nn.Linear(4 * width, channels, bias=False)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return f(y, logsnr, label), (batch,); shapes as in the class's docstring."""
+        """Return f(y, logsnr, label), (batch,); shapes as in the class."""
         label = self._check_label(y, logsnr, label)
         step = 2 ** (len(self.stages) - 1)
         if (

@@ -203,7 +203,7 @@ class UNetInitializer(Conditional):
         self.ups = nn.ModuleList(ups)
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return the prediction of m_t x_{t-1}; shapes as in the class's docstring."""
+        """Return the prediction of m_t x_{t-1} from x, logsnr and label; shapes as in the class."""
         label = self._check_label(x, logsnr, label)
         size = self.config["image_size"]
         if x.shape[1:] != (self.stem.in_channels, size, size):

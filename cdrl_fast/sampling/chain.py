@@ -17,7 +17,7 @@ from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.schedule import Level, StepPlan
 from cdrl_fast.ops import normal
-from cdrl_fast.ops.langevin_step import NEVER, place_of
+from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
 from cdrl_fast.ops.philox import Purpose, level_draw
 from cdrl_fast.sampling.inpainting import UNCONSTRAINED, Unconstrained
 from cdrl_fast.sampling.metropolis import adjusted_steps_
@@ -240,7 +240,7 @@ class Chain:
         code = int(first_bad)
         if code == NEVER:
             return
-        draw, position = place_of(code)
+        draw, position = decode_first_bad(code)
         sample = first_sample + position
         level, step = self.model.schedule.levels + 1 - (draw >> 16), draw & 0xFFFF
         kind = "step" if step < CORRECTOR else "corrector"

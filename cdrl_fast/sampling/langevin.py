@@ -15,7 +15,7 @@ from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, automatic
-from cdrl_fast.ops.langevin_step import NEVER, bound_step, place_of
+from cdrl_fast.ops.langevin_step import NEVER, bound_step, decode_first_bad
 from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value
 from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.sampling.metropolis import adjusted_steps_
@@ -315,7 +315,7 @@ def _check_differentiable(value: Tensor) -> None:
 def _raise_if_diverged(code: int, first_sample: int) -> None:
     if code == NEVER:
         return
-    draw, position = place_of(code)
+    draw, position = decode_first_bad(code)
     step, sample = draw - FIRST_DRAW, first_sample + position
     raise ChainDiverged(
         f"chain {sample} became non-finite (NaN or Inf) at step {step}; use a smaller step_size, "

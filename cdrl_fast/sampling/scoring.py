@@ -12,7 +12,7 @@ from cdrl_fast.engine import FrozenModel, Terms
 from cdrl_fast.model.cdrl import CDRL, Label
 from cdrl_fast.model.densities import Density
 from cdrl_fast.ops import normal
-from cdrl_fast.ops.philox import Purpose, check_integer, check_place
+from cdrl_fast.ops.philox import Purpose, check_integer, check_stream_position
 from cdrl_fast.sampling.label_terms import label_terms
 
 
@@ -250,7 +250,7 @@ class Scoring:
         for t in levels:
             check_integer("log_density", "level", t, 1, self.model.schedule.levels + 1)
         check_integer("log_density", "batch_size", batch_size, 1, 2**31)
-        check_place("log_density", rng[0], 0, rng[1], len(images))
+        check_stream_position("log_density", rng[0], 0, rng[1], len(images))
         n = len(images)
         terms = label_terms(self.source, rng, n, label, 0.0, self.device)
         self._frozen.refresh()

@@ -65,7 +65,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, fp32: str) -> float:
     size = 8192 if device.type == "cuda" else 768
     a = torch.ones(size, size, device=device, dtype=dtype)
     times = []
-    with fp32_precision(fp32, matrices=True):
+    with fp32_precision(fp32, matmul=True):
         for _ in range(6):
             start = time.perf_counter()
             (a @ a)[0, 0].item()

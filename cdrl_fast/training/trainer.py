@@ -18,7 +18,7 @@ from cdrl_fast.data import Dataset
 from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
 from cdrl_fast.model.cdrl import CDRL, Networks
-from cdrl_fast.ops.langevin_step import NEVER, place_of
+from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
 from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.storage.folder import json_to_bytes, read_tensors, tensors_to_bytes, write_folder
 from cdrl_fast.storage.locate import CONFIG, WEIGHTS, newest_readable
@@ -166,7 +166,7 @@ class Trainer:
         return self.iteration * self.config.batch_size + (self.rollbacks << 48)
 
     def _raise_chain_diverged(self, first_bad: int) -> None:
-        draw, sample = place_of(first_bad)
+        draw, sample = decode_first_bad(first_bad)
         step = draw - Purpose.TRAINING.draw(INITIALIZER)
         event = (
             f"step {step}: the training chain became non-finite (NaN or Inf) at sample {sample} of "

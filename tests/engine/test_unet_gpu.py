@@ -186,5 +186,5 @@ def test_refuses():
         passes(x, rows.half())
     with pytest.raises(ValueError, match="image_size must be a multiple of 2, got 9"):
         UNetPasses(replace(weights, image_size=9), precision=PRECISIONS["fp32"])
-    with pytest.raises(BackendUnavailable, match="works on CPUs|no kernel of it"):
+    with pytest.raises(BackendUnavailable, match="works on CPUs|no kernel for this operation"):
         UNetPasses(weights, precision=PRECISIONS["fp32"], backend="native")

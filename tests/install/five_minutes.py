@@ -1,4 +1,4 @@
-"""Walks through the five-minute start as a newcomer would, line by line, and times each step.
+"""Run the five-minute start as a newcomer would, line by line, and time each step.
 
     python tests/install/five_minutes.py --out benchmarks/results/five-minutes.json
 

@@ -1,4 +1,4 @@
-"""Installs the library in each way that a user's machine may ask for, and uses it there.
+"""Install the library in each way that a user's machine may need, and use it there.
 
     python tests/install/install_matrix.py
 

@@ -90,14 +90,21 @@ def distances(actual, expected):
 
 
 @compiled
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
 def test_losses_by_kernels_equal_those_by_torch():
+    def by_torch():
+        trainer = digits(precision="fp32")
+        trainer._gradients._kernels = None
+        return gradients(trainer)
+
     trainer = digits(precision="fp32")
     assert trainer._gradients._kernels is not None
-    by_kernels = gradients(trainer)
-    trainer = digits(precision="fp32")
-    trainer._gradients._kernels = None
-    # f⁺ and f⁻ nearly cancel, and rounding flips signs of LeakyReLU.
-    assert max(distances(by_kernels, gradients(trainer))) < 1e-3
+    by_kernels, expected = gradients(trainer), by_torch()
+    with torch.backends.mkldnn.flags(enabled=False):
+        rounding = max(distances(by_torch(), expected))
+    # f⁺ and f⁻ nearly cancel, and rounding flips signs of LeakyReLU: torch's own convolutions
+    # differ by more than 1e-3 on processors with AVX-512.
+    assert max(distances(by_kernels, expected)) < max(1e-3, rounding)
     again = gradients(digits(precision="fp32"))
     assert all(map(torch.equal, again, by_kernels))
 

@@ -101,7 +101,7 @@ def conv3x3(
     # Copied in every call: a captured graph is replayed with other weights in the same memory.
     filters = taps.contiguous(memory_format=torch.channels_last)
     convolve = F.conv_transpose2d if transposed else F.conv2d
-    with fp32_precision(input_precision, repeatable=True):
+    with fp32_precision(input_precision, deterministic=True):
         y = convolve(x.permute(0, 3, 1, 2), filters, padding=1).permute(0, 2, 3, 1)
     inputs = (row, residual, signs, signs_out, residual_activated, activate)
     launch(arguments(out, y.contiguous(), *inputs), out.device)

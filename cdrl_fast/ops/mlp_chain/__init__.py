@@ -13,7 +13,7 @@ from cdrl_fast.ops.mlp_chain import native, reference
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import value
 from cdrl_fast.ops.mlp_chain.triton_weights import HALVES, packed
-from cdrl_fast.ops.philox import check_int64, check_integer, check_place, signed
+from cdrl_fast.ops.philox import check_int64, check_integer, check_stream_position, signed
 
 __all__ = [
     "IDENTITY",
@@ -162,7 +162,7 @@ def _place(
 ) -> tuple[int, int, int]:
     if seed is None or draw is None:
         raise TypeError("mlp_chain: give seed and draw, or rng")
-    check_place("mlp_chain", seed, draw, first_sample, y.shape[0])
+    check_stream_position("mlp_chain", seed, draw, first_sample, y.shape[0])
     check_integer("mlp_chain", "draw + steps", draw + steps, 0, 2**32 + 1)
     return signed(seed), draw, first_sample
 

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdrl_fast.ops.coefficients import NAMES
+from cdrl_fast.ops.coefficients import COEFFICIENT_NAMES
 from cdrl_fast.ops.mlp_chain.triton_device import FIELD_COUNT, SINGLE, operation
 from cdrl_fast.ops.mlp_chain.triton_weights import SAMPLES, Packed, programs
-from cdrl_fast.ops.triton_common import OPTIONS, Launch, launch, move_on, noise
+from cdrl_fast.ops.triton_common import OPTIONS, Launch, advance_rng, launch, noise
 
 NUMBERS = [
     "drift", "pull", "noise_std", "rescale", "batch", "dim", "steps", "rows_stride", "seed", "draw",
@@ -217,7 +217,7 @@ def cdrl_mlp_chain(
             tl.debug_barrier()
     if rng is not None:
         # Read again: kept through the chain, it would take registers.
-        move_on(rng, tl.load(rng + 1) + steps)
+        advance_rng(rng, tl.load(rng + 1) + steps)
 
 
 def arguments(
@@ -259,7 +259,7 @@ def arguments(
         "slots": slots,
         "signs": slots.view(torch.int32),
         "halves": None if halves is None else slots.view(halves.dtype),
-        **dict(zip(NAMES, coefficients, strict=True)),
+        **dict(zip(COEFFICIENT_NAMES, coefficients, strict=True)),
         "batch": batch,
         "dim": dim,
         "steps": steps,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients
 from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
-from cdrl_fast.ops.layout import check_activations, check_apart, check_dense, wide
+from cdrl_fast.ops.layout import check_activations, check_apart, check_dense, sum_dtype
 from cdrl_fast.ops.philox import check_int64, check_rng, signed
 from cdrl_fast.ops.stem_gradient import reference
 
@@ -49,7 +49,7 @@ def stem_gradient(
     Source: the network of Zhu et al., ICLR 2024.
     """
     shape = _image_shape("stem_gradient", g, weight, terms)
-    dtype = wide(g.dtype)
+    dtype = sum_dtype(g.dtype)
     out = torch.empty(shape, dtype=dtype, device=g.device) if out is None else out
     check_dense("stem_gradient", "out", out, shape, dtype, g.device)
     check_apart("stem_gradient", "out", out, {"g": g, "weight": weight})
@@ -107,7 +107,7 @@ def stem_langevin_(
     operation = "stem_langevin_"
     coefficients = (drift, pull, noise_std, rescale)
     shape = _image_shape(operation, g, weight, terms)
-    check_dense(operation, "y", y, shape, wide(g.dtype), g.device)
+    check_dense(operation, "y", y, shape, sum_dtype(g.dtype), g.device)
     check_dense(operation, "anchor", anchor, shape, y.dtype, g.device)
     check_apart(operation, "y", y, {"g": g, "weight": weight, "anchor": anchor})
     check_coefficients(operation, coefficients, shape[0], anchor)
