@@ -6,23 +6,25 @@ import datetime
 import json
 import platform
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "scripts")]
+sys.path[:0] = [str(HERE), str(HERE / "gpu")]
 
 import race  # noqa: E402
-from baseline.hardware import handle_of  # noqa: E402
-from baseline.revision import commit  # noqa: E402
+from revision import commit  # noqa: E402
 
-from cdrl_fast import about  # noqa: E402
-from cdrl_fast._extension import load  # noqa: E402
+from cdrl_fast import __version__, about  # noqa: E402
+from cdrl_fast._extension import load, reason  # noqa: E402
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser, pluginmanager):
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds per test; of no effect without pytest-timeout")
     group = parser.getgroup("cdrl_fast")
     group.addoption("--paper", action="store_true", help="the paper's sizes as well")
     group.addoption("--rounds", type=int, default=11, help="timed rounds of each contender")
@@ -54,7 +56,8 @@ def joules(device):
         import pynvml as nvml
 
         nvml.nvmlInit()
-        handle = handle_of(nvml, device)
+        uuid = torch.cuda.get_device_properties(device).uuid
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:
         return None
@@ -62,6 +65,7 @@ def joules(device):
 
 
 def pytest_configure(config):
+    _warn_of_another_version(config)
     race.CHECKED_ALONE = config.getoption("benchmark_disable", False)
     if race.CHECKED_ALONE:  # what torch compiles computes the same, half a minute a network sooner
         torch.compiler.set_stance("force_eager")
@@ -76,11 +80,36 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
+def _warn_of_another_version(config):
+    """Warn where the package that will be timed is not of the version of this folder's sources."""
+    sources = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["version"]
+    if __version__ != sources:
+        message = (
+            f"these benchmarks are of cdrl-fast {sources} and time the installed {__version__}; "
+            f"run `pip install .` in {HERE.parent}"
+        )
+        config.issue_config_time_warning(pytest.PytestWarning(message), stacklevel=2)
+
+
+def _timed(config):
+    """The benchmarks that have times; none with --benchmark-disable."""
+    benches = getattr(config, "_benchmarksession", None)
+    return [b for b in getattr(benches, "benchmarks", []) if b.stats.data]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Says why a run's figures were not appended to the results."""
+    if _timed(config) and load() is None:
+        path = config.getoption("--results")
+        terminalreporter.write_line(
+            f"nothing appended to {path}: cdrl_fast ran in pure Python: {reason()}"
+        )
+
+
 def pytest_sessionfinish(session):
-    """Appends one line a run: where it ran, and each contender's figures."""
-    benches = getattr(session.config, "_benchmarksession", None)
-    timed = [b for b in getattr(benches, "benchmarks", []) if b.stats.data]
-    if not timed:
+    """Appends one line a run, unless in pure Python: where it ran, and each contender's figures."""
+    timed = _timed(session.config)
+    if not timed or load() is None:
         return
     found = about()
     line = {
@@ -88,6 +117,7 @@ def pytest_sessionfinish(session):
         "commit": commit(session.config.getoption("--commit")),
         "versions": found.versions,
         "devices": found.devices,
+        "used": found.used,
         "processor": _processor(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
@@ -113,8 +143,6 @@ def pytest_sessionfinish(session):
 def _peak():
     """What the CPU's threads reach in the inner loop of matrix products, by precision."""
     module = load()
-    if module is None:
-        return None
     threads = torch.get_num_threads()
     names = {"fp32": False, "bf16": True}
     return {name: module.peak_flops(half, threads) / 1e9 for name, half in names.items()}

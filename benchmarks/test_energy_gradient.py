@@ -1,4 +1,4 @@
-"""An energy network's input gradient: autograd in float32, an afternoon's work, and ours.
+"""An energy network's input gradient: autograd in float32, hand-tuned PyTorch, and ours.
 
 Also that of classifier-free guidance: two conditions as one batch, and one after the other.
 """
@@ -15,7 +15,7 @@ from cdrl_fast import CDRL, ResNetEnergy
 from cdrl_fast.cli.bench import folded
 from cdrl_fast.engine import Terms, frozen_energy
 from cdrl_fast.engine.terms import combined, weighted
-from cdrl_fast.networks.layers import fix_weights
+from cdrl_fast.networks.spectral_norm import fix_weights
 from cdrl_fast.precision import fast_bfloat16, resolve
 from cdrl_fast.training.flops import flop_of
 
@@ -41,13 +41,10 @@ GUIDED = {
 }
 WAYS = ("eager", "ours, two passes", "ours, one batch")
 WEIGHTS = (2.0, -1.0)
-SUB_BATCHES = (32, 64, 128)
-"""On GPUs, of the largest batch: images whose activations a cache may hold."""
-PARTS = tuple(f"ours, fp16, {size} at a time" for size in SUB_BATCHES)
 OURS = tuple(f"ours, {name}" for name in PRECISIONS["cuda"])
-NAMES = ("eager", "afternoon", "compiled", *OURS, *PARTS)
+NAMES = ("eager", "hand-tuned", "compiled", *OURS)
 COMPILED = "width 32, 28×28, batch 64"
-"""The case whose afternoon is compiled as well: that takes half a minute a network."""
+"""The case whose hand-tuned network is compiled too, which takes half a minute per network."""
 
 
 def autograd(network, y, logsnr, label):
@@ -90,21 +87,15 @@ def race(name, device):
     turned = y.to(memory_format=torch.channels_last)
     found = {
         "eager": lambda: autograd(energy, y, logsnr, label),
-        "afternoon": lambda: half_autograd(half, turned, logsnr, label),
+        "hand-tuned": lambda: half_autograd(half, turned, logsnr, label),
     }
     if name == COMPILED:
         found["compiled"] = partial(compiled(half, logsnr, label), turned)
     for precision in PRECISIONS[device.type]:
         plan = frozen_energy(
-            energy, device=device, precision=resolve(precision, device, planned=True)
+            energy, device=device, precision=resolve(precision, device, has_kernels=True)
         )
         found[f"ours, {precision}"] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
-    if device.type == "cuda" and batch > max(SUB_BATCHES):
-        for part, images in zip(PARTS, SUB_BATCHES, strict=True):
-            precision = resolve("fp16", device, planned=True)
-            plan = frozen_energy(energy, device=device, precision=precision)
-            plan.operation(y.shape).sub_batch = images
-            found[part] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
     # There and back; what level and label take, once a batch, is little beside it.
     flop = 2 * flop_of(partial(energy, y[:1], logsnr, label))
     work = {"gradients": batch, "gflop": batch * flop / 1e9}
@@ -127,7 +118,9 @@ def guided_race(name, device):
     logsnr = torch.full((1,), 1.0, device=device)
     labels = tuple(torch.tensor([label], device=device) for label in (1, 0))
     precision = "fp16" if device.type == "cuda" else "fp32"
-    plan = frozen_energy(energy, device=device, precision=resolve(precision, device, planned=True))
+    plan = frozen_energy(
+        energy, device=device, precision=resolve(precision, device, has_kernels=True)
+    )
     one = plan.at(logsnr, Terms(WEIGHTS, labels))
     two = weighted(WEIGHTS, [plan.at(logsnr, Terms(labels=(label,))) for label in labels])
 

@@ -1,4 +1,4 @@
-"""One Langevin update with noise: eager PyTorch, what an afternoon gives, and each room of ours."""
+"""One Langevin update with noise: eager PyTorch, hand-tuned PyTorch, and each backend of ours."""
 
 from __future__ import annotations
 

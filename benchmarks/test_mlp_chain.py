@@ -11,7 +11,7 @@ from race import Race
 
 from cdrl_fast import MLPEnergy, NoiseSchedule, normal
 from cdrl_fast.engine.folding.energy import fold_mlp
-from cdrl_fast.networks.layers import fix_weights
+from cdrl_fast.networks.spectral_norm import fix_weights
 from cdrl_fast.ops import mlp_chain_
 from cdrl_fast.reference import input_gradient
 

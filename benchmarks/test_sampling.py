@@ -1,4 +1,4 @@
-"""Samples from the shipped model of digits: the reference, an afternoon's work, and `Sampler`."""
+"""Samples from the shipped model of digits: the reference, hand-tuned PyTorch, and `Sampler`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OURS = {
         "fp16, chain": {"precision": "fp16", "graph": "chain"},
     },
 }
-NAMES = ("eager", "afternoon", *dict.fromkeys(f"ours, {n}" for d in OURS.values() for n in d))
+NAMES = ("eager", "hand-tuned", *dict.fromkeys(f"ours, {n}" for d in OURS.values() for n in d))
 
 
 @cache
@@ -36,7 +36,7 @@ def race(n, device):
     by_hand = Sampler(hand_tuned(model))
     found = {
         "eager": lambda: reference.sample(model, n, label=1, noise="torch"),
-        "afternoon": lambda: by_hand.sample(n, label=1),
+        "hand-tuned": lambda: by_hand.sample(n, label=1),
     }
     for name, options in OURS[device.type].items():
         found[f"ours, {name}"] = partial(Sampler(model, **options).sample, n, label=1)

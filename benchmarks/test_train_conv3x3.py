@@ -14,7 +14,7 @@ from cdrl_fast.ops.train_conv3x3 import train_conv3x3
 
 # Batch, channels in and out, side: of the shipped digits recipe and of width 32 at 28×28.
 CASES = {"8×8, 32 to 32": (64, 32, 32, 8), "14×14, 64 to 64": (64, 64, 64, 14)}
-NAMES = ("eager", "afternoon", "native")
+NAMES = ("eager", "hand-tuned", "native")
 
 
 def plain(x, weight, bias):
@@ -36,7 +36,7 @@ def race(name, device):
     last = [t.clone(memory_format=torch.channels_last) for t in (given[0], grad)]
     found = {
         "eager": with_gradients(plain, [t.clone() for t in given], grad),
-        "afternoon": with_gradients(plain, [last[0], *given[1:]], last[1]),
+        "hand-tuned": with_gradients(plain, [last[0], *given[1:]], last[1]),
         "native": with_gradients(native, [last[0].detach().clone(), *given[1:]], last[1]),
     }
     exact = with_gradients(plain, [t.detach().double() for t in given], grad.double())()

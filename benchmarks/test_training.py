@@ -43,7 +43,7 @@ ROUNDED = 5e-2
 """How far a loss may be from float32's where products are rounded; about 1e-2 in bfloat16."""
 NAMES = (
     "eager",
-    "afternoon",
+    "hand-tuned",
     *dict.fromkeys(f"ours, {p}" for ps in PRECISIONS.values() for p in ps),
     *(f"ours, {p}, no graph" for p in PRECISIONS["cuda"]),
 )
@@ -63,7 +63,7 @@ def race(name, device):
     found = {"eager": by_reference(copy.deepcopy(model), data, recipe)}
     half = HALF[device.type]
     if half is not None:
-        found["afternoon"] = by_reference(copy.deepcopy(model), data, recipe, half=half)
+        found["hand-tuned"] = by_reference(copy.deepcopy(model), data, recipe, half=half)
         check_half(model, data, recipe, half)
     for precision in PRECISIONS[device.type]:
         config = replace(recipe.training, precision=precision)
@@ -105,7 +105,7 @@ def by_reference(
 
 
 def check_half(model: nn.Module, data: Dataset, recipe: Recipe, half: torch.dtype) -> None:
-    """The afternoon's first losses are those of float32, with one noise."""
+    """The hand-tuned iteration's first losses are float32's, from the same noise."""
     got, wanted = (
         by_reference(copy.deepcopy(model), data, recipe, half=kind, noise="stream")()
         for kind in (half, None)

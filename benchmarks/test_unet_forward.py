@@ -1,4 +1,4 @@
-"""The initializer's pass: the module in float32, compiled, an afternoon's work, and ours."""
+"""The initializer's pass: the module in float32, compiled, hand-tuned PyTorch, and ours."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "tf32", "bf16", "fp16")}
 CONTENDERS = {
     "cpu": ("eager", "compiled", "ours, fp32"),
     "cuda": (
-        "eager", "compiled", "afternoon", *(f"ours, {name}" for name in PRECISIONS["cuda"]),
+        "eager", "compiled", "hand-tuned", *(f"ours, {name}" for name in PRECISIONS["cuda"]),
         "ours, fp16, graph",
     ),
 }  # fmt: skip
 
 
-def afternoon(network):
+def hand_tuned(network):
     """Half precision, channels-last, compiled."""
     compiled = torch.compile(network)
 
@@ -43,7 +43,7 @@ def afternoon(network):
 
 def ours(network, precision, device, x, logsnr, label):
     plan = frozen_initializer(
-        network, device=device, precision=resolve(precision, device, planned=True)
+        network, device=device, precision=resolve(precision, device, has_kernels=True)
     )
     return lambda: plan.forward(x, *plan.level_inputs(logsnr, label))
 
@@ -51,7 +51,7 @@ def ours(network, precision, device, x, logsnr, label):
 def replayed(network, device, x, logsnr, label):
     """As in a captured chain: conditions are there before."""
     plan = frozen_initializer(
-        network, device=device, precision=resolve("fp16", device, planned=True)
+        network, device=device, precision=resolve("fp16", device, has_kernels=True)
     )
     conditions, out = plan.level_inputs(logsnr, label), torch.empty_like(x)
     replay = capture(lambda: out.copy_(plan.forward(x, *conditions)), device)
@@ -87,8 +87,8 @@ def race(name, device):
     for precision in PRECISIONS[device.type]:
         found[f"ours, {precision}"] = ours(network, precision, device, *given)
     if device.type == "cuda":
-        half = afternoon(copy.deepcopy(network).to(memory_format=torch.channels_last))
-        found["afternoon"] = lambda: half(*given)
+        half = hand_tuned(copy.deepcopy(network).to(memory_format=torch.channels_last))
+        found["hand-tuned"] = lambda: half(*given)
         found["ours, fp16, graph"] = replayed(network, device, *given)
     made = Race(
         f"initializer, {name}",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
+import sys
+import warnings
 from functools import cache
+from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -17,6 +21,14 @@ VERSION = "0.2.0"
 INTERFACE = 4
 """Number of the calls between Python and the module; raised when they change."""
 
+_NAME = "cdrl_fast._C"
+_PACKAGE = Path(__file__).parent
+_INSTALL = "run `pip install .` in the source folder"
+
+
+class _PurePython(ImportError):
+    """The install left the compiled module out and kept the reason, so nobody needs a warning."""
+
 
 @cache
 def _loaded() -> tuple[ModuleType | None, str | None]:
@@ -24,19 +36,79 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
     import torch  # noqa: F401
 
     try:
-        module = importlib.import_module("cdrl_fast._C")
+        return _beside() or _installed(list(metadata.distributions(name="cdrl-fast"))), None
+    except _PurePython as error:
+        return None, str(error)
     except ImportError as error:
-        return None, _why_absent() or f"the compiled module cannot be loaded: {error}"
+        why = f"{error}; {_INSTALL}"
+        warnings.warn(f"cdrl_fast runs in pure Python, many times slower: {why}", stacklevel=3)
+        return None, why
+
+
+def _beside() -> ModuleType | None:
+    """Load the module that lies beside this file; None where there is none."""
+    spec = importlib.util.find_spec(_NAME)
+    return None if spec is None or spec.origin is None else _load(Path(spec.origin))
+
+
+def _installed(distributions: list[metadata.Distribution]) -> ModuleType:
+    """Load the module of an installed distribution: a source folder's package has none beside it.
+
+    Raises:
+        ImportError: none of the distributions has a module, or it does not fit this package.
+    """
+    for distribution in distributions:
+        if file := module_file(distribution):
+            if distribution.version != VERSION:
+                raise ImportError(
+                    f"the installed cdrl-fast is version {distribution.version}, the package in "
+                    f"{_PACKAGE} version {VERSION}"
+                )
+            return _load(file)
+    folders = [_PACKAGE, *(Path(str(d.locate_file("cdrl_fast"))) for d in distributions)]
+    for folder in folders:
+        if why := _why_absent(folder):
+            raise _PurePython(why)
+    if not distributions:
+        raise ImportError(f"{_PACKAGE} has no compiled module, and cdrl-fast is not installed")
+    raise ImportError(f"neither {_PACKAGE} nor the installed cdrl-fast has a compiled module")
+
+
+def module_file(distribution: metadata.Distribution) -> Path | None:
+    """Return the file of the compiled module in an installed distribution; None where it has none.
+
+    A folder of sources has metadata of its own after a build (``cdrl_fast.egg-info``), and an
+    editable install keeps its files elsewhere: neither has the module where this looks.
+    """
+    places = (distribution.locate_file(f"cdrl_fast/_C{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((file for place in places if (file := Path(str(place))).is_file()), None)
+
+
+def _load(file: Path) -> ModuleType:
+    """Load the compiled module from a file.
+
+    Raises:
+        ImportError: it cannot be loaded, or its calls are not those that this package makes.
+    """
+    try:
+        spec = importlib.util.spec_from_file_location(_NAME, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise ImportError(f"the compiled module {file} cannot be loaded: {error}") from error
     if module.interface != INTERFACE:
-        return None, (
-            f"the compiled module has interface {module.interface} and {INTERFACE} is expected: "
-            "install again"
+        raise ImportError(
+            f"the compiled module {file} has interface {module.interface}, expected {INTERFACE}"
         )
-    return module, None
+    sys.modules[_NAME] = module
+    return module
 
 
-def _why_absent() -> str | None:
-    note = Path(__file__).with_name("_build.json")
+def _why_absent(folder: Path) -> str | None:
+    """Return the reason that an install kept in a package's folder; None where it kept none."""
+    note = folder / "_build.json"
     if not note.exists():
         return None
     reason = json.loads(note.read_text())["absent"]

@@ -1,4 +1,4 @@
-"""In which precision a chain computes: its state, and the networks' insides."""
+"""Precisions: dtypes of a chain's state and of its networks, by one name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from cdrl_fast._extension import load
 
 GPU_PRECISIONS = ("tf32", "fp16")
-"""Those that only a GPU's tensor cores compute in."""
+"""Precisions that need a GPU's tensor cores."""
 
 EXACT = ("fp64", "fp32")
-"""Those in which energies of neighbouring states can be compared."""
+"""Precisions exact enough to compare the energies of neighbouring states."""
 
 _DTYPES = {
     "fp64": (torch.float64, torch.float64),
@@ -29,13 +29,13 @@ NAMES = get_args(PrecisionName)
 
 @dataclass(frozen=True)
 class Precision:
-    """In which dtypes a chain or a training iteration computes: mixed precision by one name.
+    """Dtypes in which a chain or a training iteration computes: mixed precision by one name.
 
     Args:
         name: "fp64", "fp32", "tf32", "bf16" or "fp16".
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is another.
 
     Examples:
         >>> import torch
@@ -56,12 +56,12 @@ class Precision:
 
     @property
     def state(self) -> torch.dtype:
-        """Of the chain's state, of sums, of parameters and of all that is not a network."""
+        """Dtype of the chain's state, of sums, of parameters and of all outside the networks."""
         return _DTYPES[self.name][0]
 
     @property
     def network(self) -> torch.dtype:
-        """Of the inputs and weights of convolutions and linear maps."""
+        """Dtype of the inputs and weights of convolutions and linear maps."""
         return _DTYPES[self.name][1]
 
     @property
@@ -71,43 +71,46 @@ class Precision:
 
     @property
     def fp32_precision(self) -> str:
-        """How tensor cores take float32: "tf32" or "ieee"."""
+        """Float32 matmul precision of tensor cores, as torch names it: "tf32" or "ieee"."""
         return "tf32" if self.name == "tf32" else "ieee"
 
     def autocast(self, device: torch.device | str) -> AbstractContextManager[object]:
-        """A block in which modules' products on ``device`` are in ``network``, weights as they are.
+        """Return a block in which modules' matrix products on ``device`` use `network`.
 
-        Nothing changes where ``network`` is ``state``.
+        Parameters keep their dtype. Without half precision the block changes nothing.
         """
         if not self.half:
             return nullcontext()
         return torch.autocast(torch.device(device).type, self.network)
 
     def scaler(self, device: torch.device | str) -> torch.amp.GradScaler:
-        """Scales losses on ``device``, so that float16's gradients do not vanish; else idle."""
+        """Return a scaler of losses on ``device``, which is idle except under float16.
+
+        It keeps small float16 gradients from becoming 0.
+        """
         return torch.amp.GradScaler(torch.device(device).type, enabled=self.name == "fp16")
 
 
-def resolve(name: str, device: torch.device, *, planned: bool) -> Precision:
-    """The precision that a name stands for.
+def resolve(name: str, device: torch.device, *, has_kernels: bool) -> Precision:
+    """Return the precision that a name stands for.
 
     Args:
-        name: one of `NAMES`. "auto" is bfloat16 where the processor multiplies it (AVX512-BF16)
-            and the energy has compiled kernels, and float32 elsewhere.
+        name: one of `NAMES`. "auto" is "bf16" if the processor multiplies bfloat16 (AVX512-BF16)
+            and the energy has compiled kernels, else "fp32".
         device: where the chain runs.
-        planned: whether the energy's gradient has compiled kernels there.
+        has_kernels: whether the energy's gradient has compiled kernels on ``device``.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if name not in NAMES:
         raise ValueError(f"precision: expected one of {NAMES}, got {name!r}")
     if name == "auto":
-        name = "bf16" if planned and device.type == "cpu" and fast_bfloat16() else "fp32"
+        name = "bf16" if has_kernels and device.type == "cpu" and fast_bfloat16() else "fp32"
     return Precision(name)
 
 
 def fast_bfloat16() -> bool:
-    """Whether the compiled module runs bfloat16 products at twice float32's rate here."""
+    """Return whether the compiled module multiplies bfloat16 at twice float32's rate here."""
     module = load()
     return module is not None and module.cpu_variant() == "avx512bf16"

@@ -1,9 +1,9 @@
-"""The whole of CDRL in plain eager PyTorch: the oracle of the tests, a baseline of the benchmarks.
+"""CDRL in plain eager PyTorch: the reference of the tests and a baseline of the benchmarks.
 
-Everything is written out once more, straight from the formulas, on the networks' own forward and
-autograd. As an oracle it draws from the noise stream; with ``noise="torch"`` it draws with
-``torch.randn``, as a timing baseline should. Parameters are frozen and spectral norms computed once
-a chain, as a good eager implementation would.
+Sampling and training follow the formulas directly, on the networks' own forward and autograd.
+``noise="stream"`` draws from the noise stream, so that results can be compared with the library's;
+``noise="torch"`` draws with ``torch.randn``, for timing. As in a good eager implementation,
+parameters are frozen and spectral norms computed once per chain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from cdrl_fast.model.cdrl import CDRL, Label
 from cdrl_fast.model.schedule import Steps
-from cdrl_fast.networks.layers import dropout_from, fix_weights, static_weights
+from cdrl_fast.networks.layers import dropout_from
+from cdrl_fast.networks.spectral_norm import fix_weights, static_weights
 from cdrl_fast.ops import philox
 from cdrl_fast.ops.normal import reference as stream
 from cdrl_fast.ops.philox import Purpose
@@ -28,7 +29,7 @@ NoiseSource = Literal["stream", "torch"]
 
 @dataclass(frozen=True)
 class Draws:
-    """Where random numbers come from: the noise stream, or torch's global generator."""
+    """Source of random numbers: the noise stream, or torch's global generator."""
 
     source: NoiseSource
     purpose: Purpose
@@ -38,6 +39,7 @@ class Draws:
     dtype: torch.dtype
 
     def normal(self, shape: tuple[int, ...], index: int) -> Tensor:
+        """Return standard normal noise of a shape (batch, …), from draw ``index``."""
         if self.source == "torch":
             return torch.randn(shape, device=self.device, dtype=self.dtype)
         return stream.normal(
@@ -50,6 +52,7 @@ class Draws:
         )
 
     def uniform(self, shape: tuple[int, ...], index: int) -> Tensor:
+        """Return uniform numbers of a shape (batch, …), float32, from draw ``index``."""
         if self.source == "torch":
             return torch.rand(shape, device=self.device)
         return philox.uniform(
@@ -61,6 +64,7 @@ class Draws:
         )
 
     def level(self, n: int, levels: int) -> Tensor:
+        """Return ``n`` uniform levels in 1 … ``levels``, int64."""
         if self.source == "torch":
             return torch.randint(1, levels + 1, (n,), device=self.device)
         return 1 + philox.randint(
@@ -74,7 +78,7 @@ class Draws:
 
 
 def input_gradient(value: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    """∇_y Σ value(y), by autograd; of y's shape and dtype."""
+    """Return ∇_y Σ value(y) by autograd, in y's shape and dtype."""
     y = y.detach().requires_grad_(True)
     return torch.autograd.grad(value(y).sum(), y)[0]
 
@@ -93,16 +97,16 @@ def sample(
     dtype: torch.dtype = torch.float32,
     noise: NoiseSource = "stream",
 ) -> Tensor:
-    """The samples of `Sampler.sample` by the plain path, to float tolerance.
+    """Draw the samples of `Sampler.sample` in plain PyTorch, equal up to rounding.
 
     Args:
-        dtype: float32 or float64: precision of state and networks.
+        model, n, seed, steps, label, guidance, first_sample, denoise_scale: as in `Sampler` and
+            `Sampler.sample`, but unchecked.
+        dtype: of state and networks, float32 or float64.
         noise: "stream", or "torch" for ``torch.randn`` (other samples, the same distribution).
-    The rest as in `Sampler.sample`: model, seed, steps, label, guidance, first_sample,
-    denoise_scale; nothing is checked here.
 
     Returns:
-        (n, …) of ``dtype``, on the model's device.
+        (n, …) in ``dtype``, on the model's device.
 
     Examples:
         >>> from cdrl_fast import CDRL, Sampler, reference
@@ -116,21 +120,21 @@ def sample(
     schedule, shape = model.schedule, (n, *model.sample_shape)
     plan = model.plan(steps)
     labels = model.label_indices(label, n)
-    condition = None if labels is None else labels.to(device).expand(n)
+    classes = None if labels is None else labels.to(device).expand(n)
     draws = Draws(noise, Purpose.SAMPLING, seed, first_sample, device, dtype)
     model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     fix_weights(model)
 
-    def combined(network: nn.Module, x: Tensor, logsnr: float) -> Tensor:
+    def guided(network: nn.Module, x: Tensor, logsnr: float) -> Tensor:
         level = torch.full((1,), logsnr, device=device, dtype=dtype)
-        wanted: Tensor = network(x, level, condition)
+        conditional: Tensor = network(x, level, classes)
         if guidance == 0.0:
-            return wanted
-        return (1 + guidance) * wanted - guidance * network(x, level, None)
+            return conditional
+        return (1 + guidance) * conditional - guidance * network(x, level, None)
 
     def gradient(y: Tensor, logsnr: float) -> Tensor:
         with torch.enable_grad():
-            return input_gradient(lambda v: combined(model.energy, v, logsnr), y)
+            return input_gradient(lambda v: guided(model.energy, v, logsnr), y)
 
     x = draws.normal(shape, 0)
     for t in range(schedule.levels, 0, -1):
@@ -138,7 +142,7 @@ def sample(
         first = (schedule.levels - t + 1) * 2**16
         y = x
         if model.initializer is not None:
-            y = combined(model.initializer, x, level.logsnr_noisy)
+            y = guided(model.initializer, x, level.logsnr_noisy)
             y = y + level.init_std * draws.normal(shape, first)
         for k in range(1, level.steps + 1):
             recovery = level.pull * (y - x)
@@ -151,7 +155,10 @@ def sample(
 def denoise(
     model: CDRL, x: Tensor, gradient: Callable[[Tensor, float], Tensor], denoise_scale: float = 1.0
 ) -> Tensor:
-    """Tweedie's step x ← (x + (1 - ᾱ_0) ∇ log p(x)) / √ᾱ_0 at level 1, clamped to [-1, 1]."""
+    """Return (x + denoise_scale·(1 - ᾱ_0)·∇ log p(x)) / √ᾱ_0, clamped to [-1, 1] (Tweedie).
+
+    ``gradient(y, logsnr)`` is the energy's; ∇ log p is taken at level 1.
+    """
     schedule, level = model.schedule, model.schedule.level(1)
     score = level.scale * gradient(level.scale * x, level.logsnr) / level.energy_variance
     x = x + denoise_scale * float(schedule.noise_variance[0]) * score
@@ -161,7 +168,10 @@ def denoise(
 def noised_pair(
     model: CDRL, x0: Tensor, t: Tensor, draws: Draws, variance_reduction: bool
 ) -> tuple[Tensor, Tensor]:
-    """x_t and x_{t-1}: with the same noise, or x_{t-1} from q(x_{t-1} | x_t, x_0)."""
+    """Return x_t and x_{t-1} for levels t, int64 (batch,).
+
+    With ``variance_reduction`` both have the same noise, else x_{t-1} ~ q(x_{t-1} | x_t, x_0).
+    """
     schedule, shape = model.schedule, tuple(x0.shape)
 
     def at(values: Tensor, index: Tensor) -> Tensor:
@@ -172,7 +182,7 @@ def noised_pair(
     x_t = at(alpha_bar.sqrt(), t) * x0 + at(variance.sqrt(), t) * eps
     if variance_reduction:
         return x_t, at(alpha_bar.sqrt(), t - 1) * x0 + at(variance.sqrt(), t - 1) * eps
-    # Entries t - 1 of the tables below belong to the transition t → t - 1.
+    # Entry t - 1 of the tables below belongs to the transition t → t - 1.
     r = torch.tensor(schedule.logsnr).diff().exp()
     mean = at(r * (alpha_bar[:-1] / alpha_bar[1:]).sqrt(), t - 1) * x_t
     mean = mean + at((1 - r) * alpha_bar[:-1].sqrt(), t - 1) * x0
@@ -194,20 +204,26 @@ def training_iteration(
     clip: float = 1.0,
     noise: NoiseSource = "stream",
 ) -> dict[str, Tensor]:
-    """One cooperative training iteration: both losses, both updates.
+    """Run one cooperative training iteration: both losses and both updates.
 
     Args:
+        model: trained in place.
         x0: (batch, …) data, in the model's dtype and on its device.
         label: int64 (batch,), or None.
-        energy_optimizer, initializer_optimizer: step with the learning rates they hold.
+        energy_optimizer, initializer_optimizer: of the networks' parameters, with their learning
+            rates set; without an initializer the latter is None.
         seed: of all noise.
-        iteration: updates already done; with the batch size it gives the noise stream's samples.
+        iteration: number of updates before this one; iteration · batch is the index of the first
+            sample in the noise stream.
         variance_reduction, label_drop, clip: as in `TrainConfig`.
         noise: as in `sample`.
 
     Returns:
         Detached scalars ``energy_loss`` and, with an initializer, ``initializer_loss``, in x0's
-        dtype. Nothing is checked here; the networks raise what does not fit them.
+        dtype.
+
+    Raises:
+        ValueError, TypeError: the networks' own; other arguments are not checked.
 
     Examples:
         >>> import torch

@@ -99,8 +99,8 @@ UNetInitializer.forward(self, x, logsnr, label=None)
 about()
 conditional(model, label)
 guided(conditional, unconditional, weight)
-langevin(energy, x, *, steps, step_size, seed=0, first_sample=0, first_step=0, metropolis=False,
-    trace=False, backend='auto', compile=False)
+langevin(log_density, x, *, steps, step_size, seed=0, first_sample=0, first_step=0,
+    metropolis=False, trace=False, backend='auto', compile=False)
 load_released_checkpoint(path, *, image_size=32, schedule=None)
 mixture(*components, weights=None)
 negated(base, a, weight)
@@ -109,7 +109,7 @@ ops.langevin_step(x, grad, anchor, *, drift, pull, noise_std, rng, rescale=1.0, 
     out=None, backend='auto')
 ops.langevin_step_(x, grad, anchor, **kwargs)
 ops.mlp_chain_(program, y, anchor=None, *, steps, drift, pull, noise_std, rescale=1.0, rows=None,
-    seed=None, draw=None, first_sample=0, rng=None, first_bad=None, precision='fp32', plan=None,
+    seed=None, draw=None, first_sample=0, rng=None, first_bad=None, precision='fp32',
     backend='auto')
 ops.normal(shape, *, seed, draw, first_sample=0, device=None, dtype=torch.float32, backend='auto')
 ops.rng_state(*, seed, draw, first_sample=0, device=None)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from cdrl_fast import reference
 from cdrl_fast._extension import load
 from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.networks.layers import SpectralConv2d, SpectralLinear, fix_weights
+from cdrl_fast.networks.spectral_norm import SpectralConv2d, SpectralLinear, fix_weights
 from cdrl_fast.precision import Precision
 from cdrl_fast.sampling.label_terms import cycled_classes
 from cdrl_fast.sampling.sampler import Sampler
-from cdrl_fast.training.flops import flop_of, product_rate
+from cdrl_fast.training.flops import flop_of, matmul_rate
 
 PRECISIONS = ("fp32", "auto")
 
@@ -271,4 +271,4 @@ def processor_rate(model: CDRL) -> float:
         threads = torch.get_num_threads()
         return max(float(module.peak_flops(half, threads)) for half in (False, True))
     precisions = (Precision("fp32"), Precision("bf16"))
-    return max(product_rate(device, p.network, p.fp32_precision) for p in precisions)
+    return max(matmul_rate(device, p.network, p.fp32_precision) for p in precisions)

@@ -1,4 +1,4 @@
-"""From networks to fast proposals and gradients, for chains that never train them."""
+"""Frozen copies of networks that compute proposals and gradients fast, for Langevin chains."""
 
 from cdrl_fast.engine.frozen import FrozenModel, LevelEnergy
 from cdrl_fast.engine.select import chain_precision, frozen_energy

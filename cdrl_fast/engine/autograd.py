@@ -1,4 +1,4 @@
-"""Any energy network: value and input gradient by autograd, with parameters frozen."""
+"""Frozen energies of any network: value and input gradient by autograd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cdrl_fast.engine.terms import (
     stacked,
     weighted,
 )
-from cdrl_fast.networks.layers import fix_weights
+from cdrl_fast.networks.spectral_norm import fix_weights
 from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.precision import Precision
 
@@ -27,7 +27,7 @@ class FrozenNetwork:
     """A private copy of a network: eval mode, no gradients to parameters, spectral norms fixed.
 
     Args:
-        network: never modified.
+        network: copied, never modified.
         device, precision: where and how the copy computes; half precision is autocast.
         compile: whether values and gradients go through ``torch.compile``, when first needed.
     """
@@ -41,33 +41,33 @@ class FrozenNetwork:
         compile: bool = False,
     ) -> None:
         self._source, self._precision, self._device = network, precision, device
-        twin = copy.deepcopy(network).to(device, precision.state)
-        self.network = twin.eval().requires_grad_(False)
+        private = copy.deepcopy(network).to(device, precision.state)
+        self.network = private.eval().requires_grad_(False)
         self._forward = compiled_value(self.network) if compile else self.network
         self._compiled_gradient = compiled_gradient(self.network) if compile else None
         fix_weights(self.network)
 
     def refresh(self) -> None:
-        """Takes the network's weights as they are now."""
-        # Not the source's state_dict(): where the weights are sharded it would hold parts of them.
+        """Copy the network's current weights."""
+        # Not the source's state_dict(), which has only parts of sharded weights.
         state = self.network.state_dict()
-        for named in (self._source.named_parameters, self._source.named_buffers):
-            state |= {k: v for k, v in named(remove_duplicate=False) if k in state}
+        for named_tensors in (self._source.named_parameters, self._source.named_buffers):
+            state |= {k: v for k, v in named_tensors(remove_duplicate=False) if k in state}
         self.network.load_state_dict(state)
         fix_weights(self.network)
 
     def level_inputs(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What `forward` takes."""
+        """Return the arguments of `forward` besides x."""
         return logsnr, label
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        """The network's value."""
+        """Return the network's output, in x's dtype."""
         with self._precision.autocast(self._device), fp32_precision(self._precision.fp32_precision):
-            result: Tensor = self._forward(x, logsnr, label)
-        return result.to(x.dtype)
+            output: Tensor = self._forward(x, logsnr, label)
+        return output.to(x.dtype)
 
     def gradient(self, y: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        """∇ of an energy's value with respect to y."""
+        """Return ∇ of an energy's value with respect to y."""
         if self._compiled_gradient is not None:
             with (
                 self._precision.autocast(self._device),
@@ -79,7 +79,7 @@ class FrozenNetwork:
     def value_and_gradient(
         self, y: Tensor, logsnr: Tensor, label: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """An energy's value and its gradient, by autograd."""
+        """Return an energy's value and its gradient, by autograd."""
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             value = self.forward(y, logsnr, label)
@@ -90,27 +90,33 @@ class FrozenNetwork:
 
 @dataclass
 class AutogradEnergyAt:
-    """An energy at given levels and labels, or a linear combination of such, as one batch."""
+    """An energy at fixed levels and labels, or a linear combination of several, as one batch.
+
+    Attributes:
+        network: the frozen energy network.
+        logsnr: λ_{t-1}, (1,) or (batch,).
+        terms: labels, and the weights of a linear combination.
+    """
 
     network: FrozenNetwork
     logsnr: Tensor
     terms: Terms
 
     def inputs(self) -> list[Tensor]:
-        """What level, labels and weights decide."""
-        given = (self.logsnr, *self.terms.labels, *self.terms.weights)
-        return [each for each in given if isinstance(each, Tensor)]
+        """Return the tensors that depend on level, labels and weights alone."""
+        inputs = (self.logsnr, *self.terms.labels, *self.terms.weights)
+        return [tensor for tensor in inputs if isinstance(tensor, Tensor)]
 
     def value(self, y: Tensor) -> Tensor:
-        """f(y): (batch,)."""
+        """Return f(y): (batch,)."""
         return self._combined(self.network.forward(*self._batch(y)))
 
     def gradient(self, y: Tensor) -> Tensor:
-        """∇f(y)."""
+        """Return ∇f(y)."""
         return self._combined(self.network.gradient(*self._batch(y)))
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, at the price of the gradient."""
+        """Return value and gradient; costs as much as the gradient."""
         value, gradient = self.network.value_and_gradient(*self._batch(y))
         return self._combined(value), self._combined(gradient)
 
@@ -127,16 +133,17 @@ class AutogradEnergyAt:
 
 
 class AutogradEnergy(FrozenNetwork):
-    """The plan of an energy network that the library does not know."""
+    """The frozen energy of a network that is not the library's; see `FrozenNetwork`."""
 
     def at(self, logsnr: Tensor, terms: Terms) -> EnergyAt:
-        """The energy at levels (1,) or (batch,), and labels likewise."""
+        """Return the energy at levels (1,) or (batch,), and labels likewise."""
         if len(terms.labels) > 1 and any(label is None for label in terms.labels):
-            # What the network makes of no label is its own affair.
-            each = [Terms(labels=(label,)) for label in terms.labels]
-            return weighted(terms.weights, [AutogradEnergyAt(self, logsnr, one) for one in each])
+            # The network may treat None unlike label 0, so the terms cannot be one batch.
+            singles = [Terms(labels=(label,)) for label in terms.labels]
+            parts = [AutogradEnergyAt(self, logsnr, single) for single in singles]
+            return weighted(terms.weights, parts)
         return AutogradEnergyAt(self, logsnr, terms)
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
-        """None: what autograd keeps is known only when it runs."""
+        """Return None: what autograd stores is known only when it runs."""
         return None

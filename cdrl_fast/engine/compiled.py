@@ -1,4 +1,4 @@
-"""Energies and initializers of a user's through ``torch.compile``."""
+"""Values and gradients of users' networks through ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from cdrl_fast.errors import BackendUnavailable
 
 
 def compiled_gradient(energy: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """∇ Σ energy(y, …) with respect to y, there and back in one graph.
+    """Return a compiled function for ∇_y Σ energy(y, …), forward and backward pass in one graph.
 
     Args:
         energy: (batch, …), … → (batch,), differentiable by `torch.func.grad`.
 
     Returns:
-        A function of (y, …). It compiles when called, with the batch as a variable: again only for
-        other dtypes, devices and sizes, and for some very small batches (one sample always).
+        A function of (y, …). It compiles when called, with a symbolic batch size: again only for
+        other dtypes, devices and sizes, and for some very small batches (always for one sample).
         Weights may change in place.
 
     Raises:
-        BackendUnavailable: when called, where no compiler works.
+        BackendUnavailable: on a call, if no compiler works.
     """
     return _guarded(_compiled(energy, _gradient), energy)
 
 
 def compiled_value(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """network(x, …), compiled as in `compiled_gradient`."""
+    """Return a compiled function for network(x, …); see `compiled_gradient`."""
     return _guarded(_compiled(network, _value), network)
 
 
@@ -44,25 +44,26 @@ def _value(network: Callable[..., Tensor], x: Tensor, *rest: Tensor | None) -> T
     return network(x, *rest)
 
 
-_made: WeakKeyDictionary[Any, dict[FunctionType, Callable[..., Tensor]]] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[Any, dict[FunctionType, Callable[..., Tensor]]] = WeakKeyDictionary()
 
 
 def _compiled(function: Callable[..., Tensor], body: Any) -> Callable[..., Tensor]:
-    """``body`` compiled, the same for the same module, code of a function, or class of callables.
+    """Return ``body`` compiled, cached per module, per function's code, or per callable's class.
 
-    torch.compile counts recompilations by code object and stops compiling at eight: each energy's
-    ``body`` therefore has a code object of its own, however many energies a process sees.
+    torch.compile counts recompilations per code object and stops compiling at eight. Each energy's
+    ``body`` is therefore a copy with its own code object.
     """
-    module = isinstance(function, nn.Module)
-    key = function if module else getattr(function, "__code__", type(function))
-    bodies = _made.setdefault(key, {})
+    is_module = isinstance(function, nn.Module)
+    key = function if is_module else getattr(function, "__code__", type(function))
+    bodies = _cache.setdefault(key, {})
     if body not in bodies:
-        own = FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
-        bodies[body] = torch.compile(own)
+        copy = FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
+        bodies[body] = torch.compile(copy)
     return bodies[body]
 
 
 def _guarded(run: Callable[..., Tensor], function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a call of ``run(function, …)`` that explains a missing compiler."""
     from torch._dynamo import maybe_mark_dynamic
     from torch._dynamo.exc import BackendCompilerFailed
 
@@ -76,7 +77,7 @@ def _guarded(run: Callable[..., Tensor], function: Callable[..., Tensor]) -> Cal
         except BackendCompilerFailed as error:
             raise BackendUnavailable(
                 f"compile=True: torch.compile failed on {x.device} ({error.inner_exception}); it "
-                "needs a C++ compiler on CPUs and triton on GPUs. Or leave compile out"
+                "needs a C++ compiler on CPUs and triton on GPUs; install it, or use compile=False"
             ) from error
 
     return call

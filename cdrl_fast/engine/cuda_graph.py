@@ -1,4 +1,4 @@
-"""Work on a CUDA device, captured once and replayed."""
+"""CUDA graphs: work that is captured once and replayed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """A function that launches again what ``work`` launches on a CUDA device.
+    """Capture the launches of ``work`` on a CUDA device, and return a function that replays them.
 
-    ``work`` runs once before, on a stream of its own, so that kernels are built and memory is
-    there; then once for the recording, which launches nothing.
+    ``work`` first runs once on another stream, which builds kernels and allocates memory. It runs
+    a second time for the capture, which launches nothing.
     """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -19,7 +19,7 @@ def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None
         work()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Of this thread alone: others, which read batches ahead, may wait for the device meanwhile.
+    # Only this thread's calls are checked: threads that load batches may wait for the device.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay

@@ -1,4 +1,4 @@
-"""The library's own energy networks: folded weights, and gradients without autograd."""
+"""Frozen energies of the library's own networks: folded weights, gradients without autograd."""
 
 from __future__ import annotations
 
@@ -32,35 +32,38 @@ Operation = TypeVar("Operation", EnergyGradient, ResNetPasses)
 
 @dataclass
 class CpuImageEnergyAt:
-    """A `ResNetEnergy` at given levels and labels, or a linear combination of such.
+    """A `CpuImageEnergy` at fixed levels and labels, or a linear combination of several.
 
     Attributes:
-        rows, head: `stacked` ones of the terms, each head times its weight.
+        energy: the energy whose operation computes.
+        rows, head: inputs of `EnergyGradient`, `stacked` over the terms; each term's head is
+            multiplied by the term's weight.
+        terms: number of terms.
     """
 
-    plan: CpuImageEnergy
+    energy: CpuImageEnergy
     rows: Tensor
     head: Tensor
     terms: int
     _out: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def inputs(self) -> list[Tensor]:
-        """What level, labels and weights decide."""
+        """Return the tensors that depend on level, labels and weights alone."""
         return [self.rows, self.head]
 
     def value(self, y: Tensor) -> Tensor:
-        """f(y): (batch,)."""
-        return summed(self.plan.operation(y.shape).value(*self._batch(y)), self.terms)
+        """Return f(y): (batch,)."""
+        return summed(self.energy.operation(y.shape).value(*self._batch(y)), self.terms)
 
     def gradient(self, y: Tensor) -> Tensor:
-        """∇f(y), in memory that the next call writes again."""
+        """Return ∇f(y), in memory that the next call overwrites."""
         return self.value_and_gradient(y)[1]
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, at the price of the gradient."""
+        """Return value and gradient; costs as much as the gradient."""
         images, rows, head = self._batch(y)
-        self._out = _like(images, self._out)
-        operation = self.plan.operation(y.shape)
+        self._out = _buffer_for(images, self._out)
+        operation = self.energy.operation(y.shape)
         value, _ = operation.value_and_gradient(images, rows, head, out=self._out)
         return summed(value, self.terms), summed(self._out, self.terms)
 
@@ -70,12 +73,12 @@ class CpuImageEnergyAt:
 
 
 class ImageEnergy(ABC, Generic[Operation]):
-    """A folded copy of a `ResNetEnergy`, and its operation for each size of images.
+    """A folded copy of a `ResNetEnergy`, with one operation per image size.
 
     Args:
-        network: never modified.
+        network: copied, never modified.
         device, precision: where and how the copy computes.
-        backend: of the operation.
+        backend: of the operations.
     """
 
     def __init__(
@@ -87,95 +90,101 @@ class ImageEnergy(ABC, Generic[Operation]):
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes the network's weights as they are now."""
+        """Copy the network's current weights."""
         self._folded = fold_resnet(self._network, self._device, self._precision.state)
         for operation in self._operations.values():
             operation.load(self._folded.weights)
 
     def at(self, logsnr: Tensor, terms: Terms) -> EnergyAt:
-        """The energy at levels (1,) or (batch,), and labels likewise: one batch for all terms.
+        """Return the energy at levels (1,) or (batch,), all terms as one batch.
 
-        f is linear in its head, so that a term's weight is in its head.
+        f is linear in its head, so each term's weight is multiplied into its head.
         """
         rows, heads = zip(*(self._folded.at(logsnr, label) for label in terms.labels), strict=True)
         weighted_heads = [scaled(w, head) for w, head in zip(terms.weights, heads, strict=True)]
-        return self._given(stacked(rows), stacked(weighted_heads), len(terms.labels))
+        return self._energy_at(stacked(rows), stacked(weighted_heads), len(terms.labels))
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
-        """Bytes that a gradient takes for a batch of states, besides them and the weights.
+        """Return the bytes that a gradient takes, besides states and weights; None if unknown.
 
-        A linear combination's batch is as many states as it has terms, for each of its samples.
+        ``batch`` counts states: a linear combination has one per sample and term.
         """
         return self.operation(shape).working_memory(batch)
 
     def operation(self, shape: Sequence[int]) -> Operation:
-        """The operation for images of a size."""
+        """Return the operation for images of a shape (…, height, width)."""
         height, width = shape[-2:]
         if (height, width) not in self._operations:
-            self._operations[height, width] = self._made(height, width)
+            self._operations[height, width] = self._create_operation(height, width)
         return self._operations[height, width]
 
     @abstractmethod
-    def _given(self, rows: Tensor, head: Tensor, terms: int) -> EnergyAt: ...
+    def _energy_at(self, rows: Tensor, head: Tensor, terms: int) -> EnergyAt: ...
 
     @abstractmethod
-    def _made(self, height: int, width: int) -> Operation: ...
+    def _create_operation(self, height: int, width: int) -> Operation: ...
 
 
 class CpuImageEnergy(ImageEnergy[EnergyGradient]):
-    """By `EnergyGradient`: a whole gradient in one call."""
+    """An `ImageEnergy` on `EnergyGradient`, which computes a gradient in one call."""
 
-    def _given(self, rows: Tensor, head: Tensor, terms: int) -> CpuImageEnergyAt:
+    def _energy_at(self, rows: Tensor, head: Tensor, terms: int) -> CpuImageEnergyAt:
         return CpuImageEnergyAt(self, rows, head, terms)
 
-    def _made(self, height: int, width: int) -> EnergyGradient:
+    def _create_operation(self, height: int, width: int) -> EnergyGradient:
         weights, half = self._folded.weights, self._precision.half
         return EnergyGradient(weights, height, width, bfloat16=half, backend=self._backend)
 
 
 @dataclass
 class GpuImageEnergyAt:
-    """`CpuImageEnergyAt` by the operations for GPUs."""
+    """A `GpuImageEnergy` at fixed levels and labels, or a linear combination of several.
 
-    plan: GpuImageEnergy
+    Attributes:
+        energy: the energy whose operation computes.
+        level_maps: inputs of `ResNetPasses`.
+    """
+
+    energy: GpuImageEnergy
     level_maps: LevelMaps
     _out: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def inputs(self) -> list[Tensor]:
-        """What level, labels and weights decide."""
+        """Return the tensors that depend on level, labels and weights alone."""
         return [self.level_maps.flat]
 
     def value(self, y: Tensor) -> Tensor:
-        """f(y): (batch,)."""
-        return self.plan.operation(y.shape).value(y, self.level_maps)
+        """Return f(y): (batch,)."""
+        return self.energy.operation(y.shape).value(y, self.level_maps)
 
     def gradient(self, y: Tensor) -> Tensor:
-        """∇f(y), in memory that the next call writes again."""
+        """Return ∇f(y), in memory that the next call overwrites."""
         return self.value_and_gradient(y)[1]
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, at the price of the gradient."""
-        self._out = _like(y, self._out)
-        return self.plan.operation(y.shape).value_and_gradient(y, self.level_maps, out=self._out)
+        """Return value and gradient; costs as much as the gradient."""
+        self._out = _buffer_for(y, self._out)
+        operation = self.energy.operation(y.shape)
+        return operation.value_and_gradient(y, self.level_maps, out=self._out)
 
-    def step_(self, y: Tensor, anchor: Tensor | None, *, drift: Any, **numbers: Any) -> None:
-        """A Langevin step of y in place; see `stem_langevin_`."""
+    def step_(self, y: Tensor, anchor: Tensor | None, *, drift: Any, **options: Any) -> None:
+        """Take a Langevin step of y in place; arguments as `stem_langevin_`."""
         drift = drift * self.level_maps.unit
-        self.plan.operation(y.shape).step_(y, self.level_maps, anchor, drift=drift, **numbers)
+        self.energy.operation(y.shape).step_(y, self.level_maps, anchor, drift=drift, **options)
 
 
 class GpuImageEnergy(ImageEnergy[ResNetPasses]):
-    """By the operations for GPUs."""
+    """An `ImageEnergy` on `ResNetPasses`, the operations for GPUs."""
 
-    def _given(self, rows: Tensor, head: Tensor, terms: int) -> GpuImageEnergyAt:
+    def _energy_at(self, rows: Tensor, head: Tensor, terms: int) -> GpuImageEnergyAt:
         weights = self._folded.weights
         return GpuImageEnergyAt(self, level_maps(weights, rows, head, self._precision, terms=terms))
 
     def buffers(self) -> list[Tensor]:
-        """Memory that the largest batches so far have needed."""
+        """Return the memory between launches, as large as the largest batches have needed."""
         return [buffer for passes in self._operations.values() for buffer in passes.buffers()]
 
-    def _made(self, height: int, width: int) -> ResNetPasses:
+    def _create_operation(self, height: int, width: int) -> ResNetPasses:
         weights = self._folded.weights
         return ResNetPasses(
             weights, height, width, precision=self._precision, backend=self._backend
@@ -184,35 +193,40 @@ class GpuImageEnergy(ImageEnergy[ResNetPasses]):
 
 @dataclass
 class PointEnergyAt:
-    """An `MLPEnergy` at given levels and labels."""
+    """A `PointEnergy` at fixed levels and labels.
 
-    plan: PointEnergy
+    Attributes:
+        energy: the energy whose program computes.
+        rows: the program's inputs that depend on level and label.
+    """
+
+    energy: PointEnergy
     rows: Tensor
 
     def inputs(self) -> list[Tensor]:
-        """What level and labels decide."""
+        """Return the tensors that depend on level and labels alone."""
         return [self.rows]
 
     def value(self, y: Tensor) -> Tensor:
-        """f(y): (batch,)."""
+        """Return f(y): (batch,)."""
         return self.value_and_gradient(y)[0]
 
     def gradient(self, y: Tensor) -> Tensor:
-        """∇f(y): (batch, dim)."""
+        """Return ∇f(y): (batch, dim)."""
         return self.value_and_gradient(y)[1]
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, at the price of the gradient."""
-        return value_and_gradient(self.plan.folded.program, y, self.rows, **self.plan.options)
+        """Return value and gradient; costs as much as the gradient."""
+        return value_and_gradient(self.energy.folded.program, y, self.rows, **self.energy.options)
 
     def chain(self, y: Tensor, anchor: Tensor | None, **options: Any) -> None:
-        """Langevin steps of y in place, all in one call; see `mlp_chain_`."""
-        program = self.plan.folded.program
-        mlp_chain_(program, y, anchor, rows=self.rows, **self.plan.options, **options)
+        """Take Langevin steps of y in place, all in one call; arguments as `mlp_chain_`."""
+        program = self.energy.folded.program
+        mlp_chain_(program, y, anchor, rows=self.rows, **self.energy.options, **options)
 
 
 class PointEnergy:
-    """A folded copy of an `MLPEnergy`; arguments as of `ImageEnergy`."""
+    """A folded copy of an `MLPEnergy`; arguments as `ImageEnergy`."""
 
     def __init__(
         self, network: MLPEnergy, *, device: torch.device, precision: Precision, backend: str
@@ -225,19 +239,21 @@ class PointEnergy:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes the network's weights as they are now."""
+        """Copy the network's current weights."""
         self.folded = fold_mlp(self._network, self._device, self._dtype)
 
     def at(self, logsnr: Tensor, terms: Terms) -> EnergyAt:
-        """The energy at levels (1,) or (batch,), and labels likewise."""
+        """Return the energy at levels (1,) or (batch,), one term after the other."""
         parts = [PointEnergyAt(self, self.folded.at(logsnr, label)) for label in terms.labels]
         return weighted(terms.weights, parts)
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
-        """None: a chunk of points goes through all steps in a cache."""
+        """Return None: a chunk of points goes through all steps inside a cache."""
         return None
 
 
-def _like(y: Tensor, held: Tensor) -> Tensor:
-    """``held``, or other dense memory where it has not y's shape."""
-    return held if held.shape == y.shape else torch.empty(y.shape, dtype=y.dtype, device=y.device)
+def _buffer_for(y: Tensor, buffer: Tensor) -> Tensor:
+    """Return ``buffer`` if it has y's shape, else new dense memory of that shape."""
+    if buffer.shape == y.shape:
+        return buffer
+    return torch.empty(y.shape, dtype=y.dtype, device=y.device)

@@ -1,4 +1,4 @@
-"""A model's networks as chains use them: fast, and never trained."""
+"""A model's networks as chains use them: frozen, and computed by the fastest means."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from cdrl_fast.precision import Precision
 
 @dataclass
 class Proposal:
-    """Σ weight_i initializer_i(·, λ_t, label_i) of one level: its chain's mean start.
+    """The initializers at one level, Σ weight_i initializer_i(·, λ_t, label_i): y_0's mean.
 
     Attributes:
-        weights: one a part.
-        parts: of each a network's forward, and what it takes besides x.
+        weights: one per part.
+        parts: for each part a network's forward, and its arguments besides x.
     """
 
     weights: tuple[Weight, ...]
     parts: Sequence[tuple[Callable[..., Tensor], tuple[Tensor | None, ...]]]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Of x's shape."""
-        return combined(self.weights, (forward(x, *given) for forward, given in self.parts))
+        """Return the proposal for x, in x's shape."""
+        return combined(self.weights, (forward(x, *inputs) for forward, inputs in self.parts))
 
     def inputs(self) -> list[Tensor]:
-        """What level, labels and weights decide."""
+        """Return the tensors that depend on level, labels and weights alone."""
         weights = [w for w in self.weights if isinstance(w, Tensor)]
-        return weights + [t for _, given in self.parts for t in given if t is not None]
+        return weights + [t for _, inputs in self.parts for t in inputs if t is not None]
 
 
 @dataclass
 class LevelEnergy:
-    """Σ weight_i f(·, λ_{t-1}, label_i) of one level."""
+    """The energies at one level, Σ weight_i f(·, λ_{t-1}, label_i), and their Langevin steps."""
 
-    of: EnergyAt
+    energy: EnergyAt
 
     def value(self, y: Tensor) -> Tensor:
-        """(batch,)."""
-        return self.of.value(y)
+        """Return the energy's value: (batch,)."""
+        return self.energy.value(y)
 
     def gradient(self, y: Tensor) -> Tensor:
-        """∇ of the value, of y's shape; the next call may write into the same memory."""
-        return self.of.gradient(y)
+        """Return ∇ of the value, in y's shape; the next call may write into the same memory."""
+        return self.energy.gradient(y)
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, at the price of the gradient."""
-        return self.of.value_and_gradient(y)
+        """Return value and gradient; costs as much as the gradient."""
+        return self.energy.value_and_gradient(y)
 
     def inputs(self) -> list[Tensor]:
-        """What level, labels and weights decide."""
-        return self.of.inputs()
+        """Return the tensors that depend on level, labels and weights alone."""
+        return self.energy.inputs()
 
     @torch.no_grad()
-    def walk(
+    def langevin_(
         self,
         y: Tensor,
         anchor: Tensor | None,
@@ -79,44 +79,47 @@ class LevelEnergy:
         each: Callable[[int], None] = lambda step: None,
         observed: bool = False,
     ) -> None:
-        """Langevin steps of y in place; ``rescale`` follows the last. Arguments of `langevin_step`.
+        """Take Langevin steps of y in place; other arguments as `langevin_step`.
 
         Args:
-            rng: (seed, draw, first_sample) of the first step; each later one draws one further. Or
-                an `rng_state`, which is moved on.
-            each: called after each step k = 1 … steps; after all of them where one call does all.
-            observed: whether y must be up to date whenever ``each`` is called.
+            steps: number of steps.
+            rng: (seed, draw, first_sample) of the first step; step k adds k - 1 to the draw. Or an
+                `rng_state`, which every step advances.
+            rescale: factor of y after the last step.
+            each: called after each step with k = 1 … steps.
+            observed: whether ``each`` reads y. If not, one call may take all steps before ``each``
+                is called.
         """
-        numbers = {"drift": drift, "pull": pull, "noise_std": noise_std, "first_bad": first_bad}
-        if isinstance(self.of, PointEnergyAt) and not observed:
+        options = {"drift": drift, "pull": pull, "noise_std": noise_std, "first_bad": first_bad}
+        if isinstance(self.energy, PointEnergyAt) and not observed:
             names = ("seed", "draw", "first_sample")
-            place = {"rng": rng} if isinstance(rng, Tensor) else dict(zip(names, rng, strict=True))
-            self.of.chain(y, anchor, steps=steps, rescale=rescale, **place, **numbers)
+            noise = {"rng": rng} if isinstance(rng, Tensor) else dict(zip(names, rng, strict=True))
+            self.energy.chain(y, anchor, steps=steps, rescale=rescale, **noise, **options)
             for step in range(1, steps + 1):
                 each(step)
             return
         for step in range(1, steps + 1):
-            at = rng if isinstance(rng, Tensor) else (rng[0], rng[1] + step - 1, rng[2])
-            last = rescale if step == steps else 1.0
-            self.step_(y, anchor, rng=at, rescale=last, backend=backend, **numbers)
+            step_rng = rng if isinstance(rng, Tensor) else (rng[0], rng[1] + step - 1, rng[2])
+            factor = rescale if step == steps else 1.0
+            self.step_(y, anchor, rng=step_rng, rescale=factor, backend=backend, **options)
             each(step)
 
-    def step_(self, y: Tensor, anchor: Tensor | None, *, backend: str, **numbers: Any) -> None:
-        """One Langevin step of y in place; arguments of `langevin_step_`."""
-        if isinstance(self.of, GpuImageEnergyAt):
-            self.of.step_(y, anchor, **numbers)
+    def step_(self, y: Tensor, anchor: Tensor | None, *, backend: str, **options: Any) -> None:
+        """Take one Langevin step of y in place; arguments as `langevin_step_`."""
+        if isinstance(self.energy, GpuImageEnergyAt):
+            self.energy.step_(y, anchor, **options)
         else:
-            langevin_step_(y, self.gradient(y), anchor, backend=backend, **numbers)
+            langevin_step_(y, self.gradient(y), anchor, backend=backend, **options)
 
 
 class FrozenModel:
-    """A private copy of networks that are sampled together; follows the originals when refreshed.
+    """A private copy of networks that are sampled together; `refresh` follows the originals.
 
     Args:
-        networks: of each model its energy and its initializer; all have one or none has; never
-            modified.
+        networks: each model's energy and initializer, the latter None for all or for none; copied,
+            never modified.
         device, precision: where and how the copy computes.
-        backend: the room of the networks.
+        backend: of the networks.
         compile: whether networks that are not the library's go through ``torch.compile``.
     """
 
@@ -146,32 +149,32 @@ class FrozenModel:
         self._versions = self._current_versions()
 
     def refresh(self) -> bool:
-        """Takes the weights again if they have changed; returns whether they had."""
+        """Copy the networks' weights if they have changed, and return whether they had."""
         versions = self._current_versions()
         if versions == self._versions:
             return False
-        for plan in (*self._energies, *self._initializers):
-            plan.refresh()
+        for network in (*self._energies, *self._initializers):
+            network.refresh()
         self._versions = versions
         return True
 
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
-        """Bytes that a gradient of an energy takes; None where one is left to autograd."""
+        """Return the most bytes that an energy's gradient takes; None if unknown for any energy."""
         sizes = [energy.working_memory(batch, shape) for energy in self._energies]
         known = [size for size in sizes if size is not None]
         return max(known) if len(known) == len(sizes) else None
 
     @property
     def steps_by_launches(self) -> bool:
-        """Whether a step is a list of launches, and weights stay where they are when refreshed."""
+        """Whether steps are launches alone, and `refresh` writes weights into the same memory."""
         return all(isinstance(energy, GpuImageEnergy) for energy in self._energies) and all(
             isinstance(initializer, ImageInitializer) for initializer in self._initializers
         )
 
     def buffers(self) -> list[Tensor]:
-        """Memory between the launches of a step, as it stands now."""
-        plans = (energy for energy in self._energies if isinstance(energy, GpuImageEnergy))
-        return [buffer for plan in plans for buffer in plan.buffers()]
+        """Return the memory between the launches of a step, as it is now."""
+        energies = (energy for energy in self._energies if isinstance(energy, GpuImageEnergy))
+        return [buffer for energy in energies for buffer in energy.buffers()]
 
     def _current_versions(self) -> list[tuple[int, int]]:
         tensors = (t for n in self._sources for t in (*n.parameters(), *n.buffers()))
@@ -182,23 +185,26 @@ class FrozenModel:
 
     @torch.no_grad()
     def proposal(self, logsnr: float, terms: Sequence[Terms]) -> Proposal | None:
-        """The initializers at a level λ_t, for each network's terms; None without any."""
+        """Return the initializers at λ_t for each network's terms; None without initializers."""
         if not self._initializers:
             return None
         level = self._logsnr(logsnr)
         weights: list[Weight] = []
         parts = []
-        for network, of_network in zip(self._initializers, terms, strict=True):
-            weights += of_network.of_initializer
-            parts += [(network.forward, network.level_inputs(level, t)) for t in of_network.labels]
+        for initializer, network_terms in zip(self._initializers, terms, strict=True):
+            weights += network_terms.initializer_weights
+            parts += [
+                (initializer.forward, initializer.level_inputs(level, label))
+                for label in network_terms.labels
+            ]
         return Proposal(tuple(weights), parts)
 
     @torch.no_grad()
     def at(self, logsnr: float, terms: Sequence[Terms]) -> LevelEnergy:
-        """The energies at a level, for each network's terms.
+        """Return the energies at λ_{t-1} for each network's terms.
 
         What depends on level and labels alone is computed here, once.
         """
         level = self._logsnr(logsnr)
-        parts = [plan.at(level, t) for plan, t in zip(self._energies, terms, strict=True)]
+        parts = [energy.at(level, t) for energy, t in zip(self._energies, terms, strict=True)]
         return LevelEnergy(weighted((1.0,) * len(parts), parts))

@@ -1,4 +1,4 @@
-"""The library's own initializers: folded weights, and for images a whole U-Net in one call."""
+"""Frozen initializers: folded weights, and for images a U-Net in one call."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cdrl_fast.precision import Precision
 class ImageInitializer:
     """A folded copy of a `UNetInitializer`.
 
-    On GPUs it computes as the networks are to, by the operations for GPUs. On CPUs it computes in
-    the state's precision even where the networks are to take half: it runs once a level, so that
+    On GPUs it runs on the operations for GPUs, in the networks' precision. On CPUs it computes in
+    the state's precision even if the networks compute in half precision: it runs once per level, so
     there is little to gain, and its output is where the level's chain begins.
 
     Args:
-        network: never modified.
+        network: copied, never modified.
         device, precision: where and how the copy computes.
         backend: as in `frozen_energy`.
     """
@@ -42,7 +42,7 @@ class ImageInitializer:
             self.operation = UNetForward(self.folded.weights, backend=backend)
 
     def refresh(self) -> None:
-        """Takes the network's weights as they are now, into the same memory."""
+        """Copy the network's current weights into the same memory."""
         fresh, weights = fold_unet(self._network, self._device, self._dtype), self.folded.weights
         for old, new in zip(weights.tensors(), fresh.weights.tensors(), strict=True):
             old.copy_(new)
@@ -50,16 +50,16 @@ class ImageInitializer:
         self.operation.load(weights)
 
     def level_inputs(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor]:
-        """What `forward` takes at levels (1,) or (batch,), and labels likewise."""
+        """Return the arguments of `forward` at levels (1,) or (batch,), and labels likewise."""
         return (self.folded.at(logsnr, label),)
 
     def forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The proposal for x."""
+        """Return the proposal for x."""
         return self.operation(x, rows)
 
 
 class PointInitializer:
-    """A folded copy of an `MLPInitializer`; arguments as of `ImageInitializer`, but for the room."""
+    """A folded copy of an `MLPInitializer`; arguments as `ImageInitializer`, without backend."""
 
     def __init__(
         self, network: MLPInitializer, *, device: torch.device, precision: Precision
@@ -68,15 +68,15 @@ class PointInitializer:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes the network's weights as they are now."""
+        """Copy the network's current weights."""
         self.folded = fold_points(self._network, self._device, self._dtype)
 
     def level_inputs(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What `forward` takes at levels (1,) or (batch,), and labels likewise."""
+        """Return the arguments of `forward` at levels (1,) or (batch,), and labels likewise."""
         return self.folded.at(logsnr, label)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """The proposal for x."""
+        """Return the proposal for x."""
         return self.folded.forward(x, scale, shift)
 
 
@@ -88,9 +88,9 @@ def frozen_initializer(
     backend: str = "auto",
     compile: bool = False,
 ) -> ImageInitializer | PointInitializer | FrozenNetwork:
-    """The fastest plan that an initializer has; a subclass of ours may compute something else.
+    """Return the fastest frozen copy of an initializer; arguments as `frozen_energy`.
 
-    ``compile`` is for the others: ``torch.compile``.
+    Subclasses of the library's initializers may compute something else, and stay modules.
     """
     if type(network) is UNetInitializer:
         return ImageInitializer(network, device=device, precision=precision, backend=backend)

@@ -1,7 +1,7 @@
-"""The two passes over a residual energy network on a GPU: which operation when, and where to.
+"""Forward and backward pass of a residual energy network on a GPU, as a list of launches.
 
-The native room does a whole gradient in one call; a GPU gets this list of launches. It never waits
-for the device and allocates nothing after the first call for a batch, so a CUDA graph can hold it.
+The native backend computes a gradient in one call; here each layer is a launch of its own. Nothing
+waits for the device or allocates after the first call for a batch, so a CUDA graph can capture it.
 """
 
 from __future__ import annotations
@@ -18,32 +18,30 @@ from torch.nn import functional as F
 from cdrl_fast.engine.terms import for_batch, summed
 from cdrl_fast.ops.conv3x3 import conv3x3
 from cdrl_fast.ops.energy_gradient import Block, ResNetWeights
-from cdrl_fast.ops.head import head as head_of
-from cdrl_fast.ops.layout import SLOPE, wide
+from cdrl_fast.ops.head import head as head_operation
+from cdrl_fast.ops.layout import SLOPE, sum_dtype
 from cdrl_fast.ops.pool import pool, spread
 from cdrl_fast.ops.sign_bits import WORD
 from cdrl_fast.ops.stem import stem
 from cdrl_fast.ops.stem_gradient import stem_gradient, stem_langevin_
 from cdrl_fast.precision import Precision
 
-SUB_BATCH: int | None = None
-"""Samples at a time, so that activations stay in the L2 cache; None: all. Not measured yet."""
 SPARE_BITS = 6
-"""float16's gradients begin below 2⁶: they may grow a thousandfold and shrink a millionfold."""
+"""Exponent below which float16 gradients start: they may grow 1,000 times and shrink 10⁶ times."""
 
 
 @dataclass(frozen=True)
 class LevelMaps:
-    """What level, labels and weights decide, in one piece of memory.
+    """Inputs that depend on level, labels and weights alone, in one piece of memory.
 
-    Of a linear combination of level_maps, each view has first the rows of its first term; see
-    `stacked`.
+    The rows of a linear combination's terms follow each other in each view; see `stacked`.
 
     Attributes:
-        flat: all numbers: of each block its rows, then the head's, then `unit`.
-        rows: of each block a view (terms or terms·batch, channels).
-        head: a view likewise, times the terms' weights and divided by `unit`.
-        unit: (1,), a power of two: of energies and gradients as the operations compute them.
+        flat: all numbers: each block's rows, then the head's, then ``unit``.
+        rows: for each block a view (terms or terms·batch, channels).
+        head: a view likewise, multiplied by the terms' weights and divided by ``unit``.
+        unit: (1,), the power of two by which the operations' energies and gradients are divided.
+        terms: number of terms.
     """
 
     flat: Tensor
@@ -52,31 +50,31 @@ class LevelMaps:
     unit: Tensor
     terms: int = 1
 
-    def part(self, samples: slice) -> LevelMaps:
-        """Those of some samples of one term."""
-
-        def of(given: Tensor) -> Tensor:
-            return given if len(given) == 1 else given[samples]
-
-        return replace(self, rows=tuple(map(of, self.rows)), head=of(self.head))
-
 
 @dataclass(frozen=True)
 class _Stage:
-    """Blocks of one resolution, as kernels take them; buffers by their shapes (sample's)."""
+    """Blocks of one resolution, with weights in the layout of the kernels."""
 
     height: int
     width: int
     blocks: tuple[Block, ...]
 
     def shape(self, batch: int, channels: int) -> tuple[int, int, int, int]:
+        """Return the shape of a batch's activations."""
         return batch, self.height, self.width, channels
 
 
 def level_maps(
     weights: ResNetWeights, rows: Tensor, head: Tensor, precision: Precision, *, terms: int = 1
 ) -> LevelMaps:
-    """Rows and head of `EnergyGradient`, (terms or terms·batch, …), as the passes take them."""
+    """Return the rows and head of `EnergyGradient` in the layout of the passes.
+
+    Args:
+        weights: of the network.
+        rows, head: (terms or terms·batch, …), `stacked`.
+        precision: of the passes; float16 gets a ``unit``, so that its gradients stay in range.
+        terms: number of terms.
+    """
     dtype = precision.state
     if terms > 1 and len(rows) != len(head):
         batch = (len(rows) if len(head) == terms else len(head)) // terms
@@ -88,26 +86,26 @@ def level_maps(
         unit = torch.exp2(torch.ceil(torch.log2(largest)) - SPARE_BITS).to(dtype).reshape(1)
     parts.append(_padded(head, dtype) / unit)
     flat = torch.cat([*(part.flatten() for part in parts), unit])
-    views, at = [], 0
+    views, offset = [], 0
     for part in parts:
-        views.append(flat[at : at + part.numel()].view(part.shape))
-        at += part.numel()
+        views.append(flat[offset : offset + part.numel()].view(part.shape))
+        offset += part.numel()
     return LevelMaps(flat, tuple(views[:-1]), views[-1], flat[-1:], terms)
 
 
 class ResNetPasses:
-    """f(y; rows, head) of a folded network and its gradient, by the operations for GPUs.
+    """The energy f(y; rows, head) of a folded network and its gradient, on the operations for GPUs.
 
     Args:
-        weights: as `EnergyGradient` takes them; copied, in channels of a multiple of 32.
+        weights: as for `EnergyGradient`; copied, with channels padded to a multiple of 32.
         height, width: of the images; multiples of ``weights.multiple``.
         precision: `Precision.network` is the dtype of activations and weights. Sums are float32
             (float64 with float64).
         backend: of the operations: "triton", "reference", or "auto".
-        sub_batch: samples that go through the network at a time; of a linear combination all do.
 
     Raises:
-        ValueError: weights or sizes that do not fit. BackendUnavailable: a room not to be had.
+        ValueError: the weights do not fit each other, or not the image size.
+        BackendUnavailable: the backend is not available.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -120,70 +118,67 @@ class ResNetPasses:
         *,
         precision: Precision,
         backend: str = "auto",
-        sub_batch: int | None = SUB_BATCH,
     ) -> None:
         weights.check("ResNetPasses")
         weights.check_size("ResNetPasses", height, width)
         self._form = weights.form
-        self.sub_batch = sub_batch
         self._size, self._dtype, self._backend = (height, width), precision.network, backend
-        self._products = precision.fp32_precision
+        self._fp32_precision = precision.fp32_precision
         self._buffers: dict[str, Tensor] = {}
         self._stages, self._stem, self._stem_bias = self._packed(weights)
 
     def load(self, weights: ResNetWeights) -> None:
-        """Takes other weights of the same form, into the same memory: a graph may read it."""
+        """Copy other weights of the same form into the same memory, which a graph may read."""
         weights.check("ResNetPasses", self._form)
         for old, new in zip(self.weights(), _tensors(*self._packed(weights)), strict=True):
             old.copy_(new)
 
     def weights(self) -> list[Tensor]:
-        """All weights as the kernels take them, in memory that `load` writes again."""
+        """Return all weights in the kernels' layout, in the memory that `load` overwrites."""
         return _tensors(self._stages, self._stem, self._stem_bias)
 
     def buffers(self) -> list[Tensor]:
-        """Memory that the largest batch so far has needed."""
+        """Return the memory between launches, as large as the largest batch has needed."""
         return list(self._buffers.values())
 
     def value(self, y: Tensor, level_maps: LevelMaps) -> Tensor:
-        """f(y): (batch,)."""
+        """Return f(y): (batch,)."""
         level_maps = self._for_batch(level_maps, len(y))
         a = self._forward(y, level_maps, keep=False)
-        energy = head_of(a, level_maps.head, backend=self._backend)
+        energy = head_operation(a, level_maps.head, backend=self._backend)
         return summed(energy, level_maps.terms) * level_maps.unit
 
     def value_and_gradient(
         self, y: Tensor, level_maps: LevelMaps, *, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """f(y) and ∇f(y) for y (batch, image channels, height, width)."""
+        """Return f(y) and ∇f(y) for y (batch, image channels, height, width); ∇f into ``out``."""
         energy, g = self._to_stem(y, level_maps)
         terms = level_maps.terms
         gradient = stem_gradient(g, self._stem, terms=terms, out=out, backend=self._backend)
         return summed(energy, terms) * level_maps.unit, gradient.mul_(level_maps.unit)
 
     def step_(
-        self, y: Tensor, level_maps: LevelMaps, anchor: Tensor | None, **numbers: Any
+        self, y: Tensor, level_maps: LevelMaps, anchor: Tensor | None, **options: Any
     ) -> Tensor:
-        """A Langevin step of y in place along ∇f / unit; ``numbers`` as of `stem_langevin_`.
+        """Take a Langevin step of y in place along ∇f / unit; ``options`` as `stem_langevin_`.
 
-        ``drift`` is to have `LevelMaps.unit` in it. The step reads the gradient once, where the
-        stem's is made, and never stores it.
+        ``drift`` must include the factor `LevelMaps.unit`. The step is part of the stem's gradient
+        kernel, so the gradient is never stored.
         """
         _, g = self._to_stem(y, level_maps)
-        options: dict[str, Any] = {"terms": level_maps.terms, "backend": self._backend}
-        return stem_langevin_(y, g, self._stem, anchor, **options, **numbers)
+        terms = level_maps.terms
+        return stem_langevin_(
+            y, g, self._stem, anchor, terms=terms, backend=self._backend, **options
+        )
 
     def working_memory(self, batch: int) -> int:
-        """Bytes that a gradient takes for a batch, besides arguments and weights.
+        """Return the bytes that a gradient takes for a batch, besides arguments and weights.
 
-        Of a linear combination, for terms·batch samples, besides the rows of each.
+        ``batch`` counts states: a linear combination has one per sample and term. The rows that it
+        repeats per sample come on top.
         """
         size = torch.empty((), dtype=self._dtype).element_size()
-        total, words = 0, 0
-        if self.sub_batch is not None and self.sub_batch < batch:
-            pixels = batch * self._stages[0].height * self._stages[0].width
-            total = pixels * self._stem.shape[2] * size
-            batch = self.sub_batch
+        total, sign_integers = 0, 0
         for stage in self._stages:
             pixels = batch * stage.height * stage.width
             first, last = stage.blocks[0].conv1.shape[1], stage.blocks[-1].bias.shape[1]
@@ -191,14 +186,14 @@ class ResNetPasses:
             if stage.blocks[0].shortcut is not None:
                 total += 2 * pixels * first * size
             channels = sum(sum(block.conv1.shape[1:]) for block in stage.blocks)
-            words += pixels * channels // WORD
-        return total + 4 * words
+            sign_integers += pixels * channels // WORD
+        return total + 4 * sign_integers
 
     def _packed(self, weights: ResNetWeights) -> tuple[list[_Stage], Tensor, Tensor]:
-        """Stages, stem and its bias as kernels take them."""
+        """Return stages, stem and the stem's bias in the layout of the kernels."""
         stages = [self._stage(i, stage) for i, stage in enumerate(weights.stages)]
         stem_weight = _taps(weights.stem, self._dtype, pad_in=False)
-        return stages, stem_weight, _padded(weights.stem_bias, wide(self._dtype))
+        return stages, stem_weight, _padded(weights.stem_bias, sum_dtype(self._dtype))
 
     def _stage(self, index: int, blocks: Sequence[Block]) -> _Stage:
         height, width = (side >> index for side in self._size)
@@ -209,55 +204,56 @@ class ResNetPasses:
         return Block(
             conv1=_taps(block.conv1, dtype),
             conv2=_taps(block.conv2, dtype),
-            bias=_padded(block.bias, wide(dtype))[None],
+            bias=_padded(block.bias, sum_dtype(dtype))[None],
             shortcut=None if shortcut is None else _taps(shortcut, dtype),
-            shortcut_bias=None if bias is None else _padded(bias, wide(dtype))[None],
+            shortcut_bias=None if bias is None else _padded(bias, sum_dtype(dtype))[None],
         )
 
     def _buffer(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None
     ) -> Tensor:
-        """Memory of that name, which grows with the batch and is the same at every call."""
+        """Return the buffer of a name; its memory changes only when it must grow."""
         count = 1
         for size in shape:
             count *= size
-        held = self._buffers.get(name)
-        if held is None or held.numel() < count:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < count:
             dtype = self._dtype if dtype is None else dtype
-            held = torch.empty(count, dtype=dtype, device=self._stem.device)
-            self._buffers[name] = held
-        return held[:count].view(shape)
+            buffer = torch.empty(count, dtype=dtype, device=self._stem.device)
+            self._buffers[name] = buffer
+        return buffer[:count].view(shape)
 
     def _for_batch(self, level_maps: LevelMaps, batch: int) -> LevelMaps:
-        """With rows a sample of each term, as operations take those of several terms."""
+        """Return maps with one row per sample and term, as several terms need."""
         terms, flat = level_maps.terms, level_maps.flat
         if terms == 1 or len(level_maps.head) == terms * batch:
             return level_maps
         widths = [part.shape[1] for part in (*level_maps.rows, level_maps.head)]
-        room = self._buffer("rows", (sum(widths) * terms * batch,), flat.dtype)
+        buffer = self._buffer("rows", (sum(widths) * terms * batch,), flat.dtype)
         views: list[Tensor] = []
-        at = 0
-        # One copy for all blocks of a width that follow each other.
+        start = 0
+        # One copy serves all consecutive blocks of one width.
         for width, group in groupby(widths):
             blocks = len(list(group))
-            size = blocks * terms * width
-            given = flat[at : at + size].view(blocks, terms, 1, width)
-            each = room[at * batch : (at + size) * batch].view(blocks, terms, batch, width)
-            each.copy_(given)
-            views += each.flatten(1, 2).unbind()
-            at += size
+            stop = start + blocks * terms * width
+            repeated = buffer[start * batch : stop * batch].view(blocks, terms, batch, width)
+            repeated.copy_(flat[start:stop].view(blocks, terms, 1, width))
+            views += repeated.flatten(1, 2).unbind()
+            start = stop
         return replace(level_maps, rows=tuple(views[:-1]), head=views[-1])
 
     def _signs(self, stage: int, name: str, batch: int, channels: int) -> Tensor:
-        at = self._stages[stage]
-        shape = (channels // WORD, batch * at.height * at.width)
+        pixels = self._stages[stage].height * self._stages[stage].width
+        shape = (channels // WORD, batch * pixels)
         return self._buffer(f"signs {stage} {name}", shape, torch.int32)
 
     def _convolve(self, x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
-        return conv3x3(x, weight, input_precision=self._products, backend=self._backend, **rest)
+        return conv3x3(
+            x, weight, input_precision=self._fp32_precision, backend=self._backend, **rest
+        )
 
     def _forward(self, y: Tensor, level_maps: LevelMaps, *, keep: bool) -> Tensor:
-        """The last block's output as leaky(h); signs of all that act are kept for `_backward`."""
+        """Return the last block's output as leaky(h); ``keep`` stores all activations' signs."""
         copies, rows = level_maps.terms, iter(level_maps.rows)
         batch = copies * y.shape[0]
         a = y
@@ -278,8 +274,10 @@ class ResNetPasses:
                 pool(a, out=entry, signs=signs, mean=raw, backend=self._backend)
             a = entry
             for j, block in enumerate(stage.blocks):
-                more = keep and j + 1 < len(stage.blocks)
-                a = self._forward_block(i, j, block, a, raw, next(rows), keep=keep, more=more)
+                is_last = j + 1 == len(stage.blocks)
+                a = self._forward_block(
+                    i, j, block, a, raw, next(rows), keep=keep, keep_output=keep and not is_last
+                )
                 raw = None
         return a
 
@@ -293,9 +291,13 @@ class ResNetPasses:
         row: Tensor,
         *,
         keep: bool,
-        more: bool,
+        keep_output: bool,
     ) -> Tensor:
-        """leaky(h') from a = leaky(h), in its place unless there is a shortcut."""
+        """Return leaky(h') for a = leaky(h), in a's memory unless there is a shortcut.
+
+        ``raw`` is h, which a shortcut reads. ``keep`` and ``keep_output`` store the signs of the
+        hidden activations and of h'.
+        """
         batch, channels = a.shape[0], block.bias.shape[1]
         shape = self._stages[i].shape(batch, channels)
         hidden = self._buffer(f"u {i}", shape)
@@ -313,46 +315,29 @@ class ResNetPasses:
             residual=residual,
             residual_activated=raw is None,
             activate=True,
-            signs_out=self._signs(i, f"{j + 1}", batch, channels) if more else None,
+            signs_out=self._signs(i, f"{j + 1}", batch, channels) if keep_output else None,
             out=residual,
         )
 
     def _to_stem(self, y: Tensor, level_maps: LevelMaps) -> tuple[Tensor, Tensor]:
-        """Each term's energies and gradient by the stem's output, in units of `LevelMaps.unit`."""
-        level_maps, n = self._for_batch(level_maps, len(y)), len(y)
-        size = self.sub_batch or n
-        if level_maps.terms > 1 or size >= n:
-            return self._part_to_stem(y, level_maps)
-        g = self._buffer("g", self._stages[0].shape(n, self._stem.shape[2]))
-        energies = []
-        for start in range(0, n, size):
-            part = slice(start, min(start + size, n))
-            energy, _ = self._part_to_stem(y[part], level_maps.part(part), out=g[part])
-            energies.append(energy)
-        return torch.cat(energies), g
-
-    def _part_to_stem(
-        self, y: Tensor, level_maps: LevelMaps, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `_to_stem`, of samples that go through the network together."""
+        """Return each term's energies and gradient by the stem's output, divided by `unit`."""
+        level_maps = self._for_batch(level_maps, len(y))
         a = self._forward(y, level_maps, keep=True)
         batch, last = a.shape[0], len(self._stages) - 1
-        # Once it has been read, what a stage held on the way up serves on the way down.
+        # The backward pass reuses the forward pass's buffers once they have been read.
         g = self._buffer(f"u {last}", a.shape)
-        energy = head_of(a, level_maps.head, gradient=g, backend=self._backend)
+        energy = head_operation(a, level_maps.head, gradient=g, backend=self._backend)
         for i in range(last, -1, -1):
             stage = self._stages[i]
             for j in range(len(stage.blocks) - 1, -1, -1):
-                g = self._backward_block(i, j, stage.blocks[j], g, None if i or j else out)
+                g = self._backward_block(i, j, stage.blocks[j], g)
             if i:
                 below = self._stages[i - 1].shape(batch, g.shape[3])
                 g = spread(g, out=self._buffer(f"u {i - 1}", below), backend=self._backend)
         return energy, g
 
-    def _backward_block(
-        self, i: int, j: int, block: Block, g: Tensor, out: Tensor | None
-    ) -> Tensor:
-        """The gradient by h from that by h'; into ``out``, or g's place if there is no shortcut."""
+    def _backward_block(self, i: int, j: int, block: Block, g: Tensor) -> Tensor:
+        """Return the gradient by h, from g by h'; in g if there is no shortcut."""
         batch, (_, before, channels) = g.shape[0], block.conv1.shape
         hidden = self._signs(i, f"{j} hidden", batch, channels)
         inner = self._buffer(f"a {i}", g.shape)
@@ -368,26 +353,26 @@ class ResNetPasses:
             transposed=True,
             signs=signs,
             residual=residual,
-            out=residual if out is None else out,
+            out=residual,
         )
 
 
 def _tensors(stages: Sequence[_Stage], *rest: Tensor) -> list[Tensor]:
-    found = list(rest)
+    tensors = list(rest)
     for stage in stages:
         for b in stage.blocks:
-            found += [b.conv1, b.conv2, b.bias]
-            found += [t for t in (b.shortcut, b.shortcut_bias) if t is not None]
-    return found
+            tensors += [b.conv1, b.conv2, b.bias]
+            tensors += [t for t in (b.shortcut, b.shortcut_bias) if t is not None]
+    return tensors
 
 
 def _padded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros after the last dimension's entries, up to a multiple of `WORD`."""
+    """Return the tensor with zeros appended to its last dimension, up to a multiple of 32."""
     return F.pad(tensor.to(dtype), (0, -tensor.shape[-1] % WORD)).contiguous()
 
 
 def _taps(weight: Tensor, dtype: torch.dtype, *, pad_in: bool = True) -> Tensor:
-    """(out, in, 3, 3) → (9, in, out), channels padded with zeros."""
+    """Return a weight (out, in, 3, 3) as (9, in, out), channels padded with zeros."""
     outs, ins = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(9, ins, outs)
     more = -ins % WORD if pad_in else 0

@@ -1,4 +1,4 @@
-"""Which plan an energy gets, and in which precision it computes."""
+"""Choice of the frozen energy that a network gets, and of the precision in which it computes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops.dispatch import TRITON_BACKENDS, automatic
 from cdrl_fast.precision import GPU_PRECISIONS, Precision, resolve
 
-Plan = CpuImageEnergy | GpuImageEnergy | PointEnergy | AutogradEnergy
+FrozenEnergy = CpuImageEnergy | GpuImageEnergy | PointEnergy | AutogradEnergy
 
 
 def frozen_energy(
@@ -22,19 +22,27 @@ def frozen_energy(
     precision: Precision,
     backend: str = "auto",
     compile: bool = False,
-) -> Plan:
-    """The fastest plan that a network has: without autograd for the library's own networks.
+) -> FrozenEnergy:
+    """Return the fastest frozen energy for a network.
 
-    ``compile`` is for the others: ``torch.compile``. A subclass of ours may compute something else.
+    The library's own networks get one without autograd. All others, subclasses included because
+    they may compute something else, get an `AutogradEnergy`.
+
+    Args:
+        network: copied, never modified.
+        device, precision: where and how the copy computes.
+        backend: of the library's own networks.
+        compile: whether the other networks go through ``torch.compile``.
 
     Raises:
-        BackendUnavailable: a precision or room that cannot be had.
+        BackendUnavailable: the precision or the backend is not available.
     """
     if type(network) is ResNetEnergy and uses_gpu_passes(device, precision, backend):
         return GpuImageEnergy(network, device=device, precision=precision, backend=backend)
     if precision.name in GPU_PRECISIONS:
         raise BackendUnavailable(
-            f"precision={precision.name!r} is for the library's own energies of images on GPUs"
+            f"precision={precision.name!r} needs a GPU and the library's own energy network for "
+            f"images, got a {type(network).__name__} on {device}; use precision='auto'"
         )
     if type(network) is ResNetEnergy:
         return CpuImageEnergy(network, device=device, precision=precision, backend=backend)
@@ -44,7 +52,7 @@ def frozen_energy(
 
 
 def uses_gpu_passes(device: torch.device, precision: Precision, backend: str) -> bool:
-    """Whether the operations for GPUs compute the gradient; float64 has one reference for all."""
+    """Return whether the operations for GPUs compute; in float64 the reference always does."""
     if precision.state == torch.float64:
         return False
     on_gpu = backend == "auto" and device.type == "cuda"
@@ -59,24 +67,25 @@ def chain_precision(
     backend: str = "auto",
     state: torch.dtype | None = None,
 ) -> Precision:
-    """The precision that a name stands for in an energy's chain; see `resolve`.
+    """Return the precision that a name stands for in an energy's chain; see `resolve`.
 
     Args:
         name: "auto", "fp32", ….
-        backend: the room that was asked for.
-        state: the dtype that the chain's state has already, or None where the name decides.
+        energy: the energy network.
+        device: where the chain runs.
+        backend: as the user names it.
+        state: dtype of an existing chain's state, or None if the name decides.
 
     Raises:
-        ValueError: an unknown name, or one whose state has another dtype than ``state``.
-        BackendUnavailable: a precision that cannot be had.
+        ValueError: the name is unknown, or its state has another dtype than ``state``.
     """
     double = state == torch.float64
     native = backend in ("auto", "native") and automatic(device) == "native"
-    # A subclass of ours may compute something else.
-    planned = native and type(energy) in (ResNetEnergy, MLPEnergy)
+    # A subclass may compute something else.
+    has_kernels = native and type(energy) in (ResNetEnergy, MLPEnergy)
     if name == "auto" and double:
         name = "fp64"
-    precision = resolve(name, device, planned=planned)
+    precision = resolve(name, device, has_kernels=has_kernels)
     if state is not None and double != (precision.state == torch.float64):
         raise ValueError(
             f'precision: a chain of {state} cannot be "{name}"; use "auto", or the model in '

@@ -1,4 +1,4 @@
-"""A user's `torch.nn.Sequential` as a program for `ops.mlp_chain`."""
+"""Conversion of a user's `torch.nn.Sequential` to a program for `ops.mlp_chain`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _HOOKS = (
 
 
 def program_of(module: object) -> Program | None:
-    """A ``torch.nn.Sequential`` as a program, or None where it is not just that.
+    """Return a ``torch.nn.Sequential`` as a program, or None if it has no such form.
 
-    It must be of linear maps and ReLU, LeakyReLU, SiLU, Tanh, Softplus (beta 1) or Sigmoid, never
-    two activations in a row, and end in a linear map to one feature and ``Flatten(0)``, so that it
-    gives (batch,). Subclasses, hooks, parametrizations, and parameters that are not all float32 or
-    all float64 do not fit. The program shares the module's parameters.
+    Its layers must be linear maps and ReLU, LeakyReLU, SiLU, Tanh, Softplus (beta 1) or Sigmoid,
+    never two activations in a row. It must end in a linear map to one feature and ``Flatten(0)``,
+    so that its output is (batch,). Subclasses, hooks, parametrizations, and parameters that are not
+    all float32 or all float64 do not fit. The program shares the module's parameters.
     """
     if type(module) is not nn.Sequential or _global_hooks():
         return None
@@ -43,18 +43,18 @@ def program_of(module: object) -> Program | None:
             widths = widths if steps else [layer.in_features]
             if widths[-1] != layer.in_features:
                 return None
-            number = len(steps)
+            source = len(steps)
             bias = None if layer.bias is None else layer.bias.detach()
-            steps.append(Linear(number, number + 1, layer.weight.detach(), bias, activation))
+            steps.append(Linear(source, source + 1, layer.weight.detach(), bias, activation))
             widths.append(layer.out_features)
             activation = IDENTITY
             continue
-        found = _activation(layer)
-        # In place on the state itself is an error of the module's, and stays one.
+        following = _activation(layer)
+        # Autograd raises if the module writes into the state; leave that error to it.
         first_in_place = position == 0 and getattr(layer, "inplace", False)
-        if found is None or activation != IDENTITY or first_in_place:
+        if following is None or activation != IDENTITY or first_in_place:
             return None
-        activation = found
+        activation = following
     if widths[-1] != head.in_features:
         return None
     constant = 0.0 if head.bias is None else float(head.bias.detach())
@@ -65,7 +65,7 @@ def program_of(module: object) -> Program | None:
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules of nested sequences in order; a sequence that is not plain counts as one."""
+    """Yield the modules of nested sequences in order; a sequence with hooks is one module."""
     if type(module) is nn.Sequential and _is_plain(module):
         for child in module:
             yield from _leaves(child)
@@ -74,22 +74,24 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether calling the module runs its class's own forward and nothing else."""
+    """Return whether calling the module runs its class's own forward and nothing else."""
     return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)
 
 
 def _global_hooks() -> bool:
+    """Return whether torch runs hooks on every module."""
     return any(getattr(torch_module, f"_global{name}") for name in _HOOKS)
 
 
 def _flattens(layer: nn.Module) -> bool:
-    """(batch, 1) → (batch,)."""
+    """Return whether the layer maps (batch, 1) to (batch,)."""
     if type(layer) is not nn.Flatten:
         return False
     return layer.start_dim in (0, -2) and layer.end_dim in (1, -1)
 
 
 def _activation(layer: nn.Module) -> Activation | None:
+    """Return the layer as an activation, or None if it is not one that programs have."""
     if type(layer) is nn.LeakyReLU:
         return Activation("leaky_relu", layer.negative_slope)
     if type(layer) is nn.Softplus:
@@ -100,7 +102,7 @@ def _activation(layer: nn.Module) -> Activation | None:
 
 
 def _fit(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are plain tensors of one device and one of the two dtypes."""
+    """Return whether all are plain tensors on one device, all float32 or all float64."""
     first = tensors[0]
     return first.dtype in (torch.float32, torch.float64) and all(
         type(t) in (Tensor, nn.Parameter)

@@ -1,7 +1,7 @@
-"""Linear combinations of a network's conditions: guidance, products, negations, mixtures.
+"""Linear combinations of a network's conditional energies: guidance, products, mixtures.
 
-Where a network takes rows and labels a sample, the m terms of n samples are one batch of m·n, one
-term's samples after the other.
+A network that takes rows and labels per sample computes the m terms of n samples as one batch of
+m·n, one term's samples after the other's.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 Weight = float | Tensor
-"""Of a term: one number, or one a sample as (batch,)."""
+"""A term's weight: one number, or one per sample as (batch,)."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """A linear combination of one network's conditions: Σ weight_i f(y, λ, label_i).
+    """A linear combination of one network's conditional energies: Σ weight_i f(y, λ, label_i).
 
     Attributes:
-        weights: of the log-densities, one a term.
-        labels: one int64 tensor a term, (batch,) or (1,), or None for an unconditional network.
-        shares: of the initializer's means, one a term; None: the weights.
+        weights: of the log-densities, one per term.
+        labels: an int64 tensor (batch,) or (1,) per term, or None for an unconditional network.
+        shares: weights of the initializer's means, one per term; None: the same as ``weights``.
     """
 
     weights: tuple[Weight, ...] = (1.0,)
@@ -33,38 +33,38 @@ class Terms:
 
     @classmethod
     def guided(cls, label: Tensor | None, guidance: float) -> Terms:
-        """(1 + w) f(·|c) - w f(·|∅); the plain condition at w = 0."""
+        """Return (1 + w) f(·|c) - w f(·|∅) for a guidance w; f(·|c) alone if w is 0."""
         if guidance == 0.0 or label is None:
             return cls((1.0,), (label,))
         return cls((1.0 + guidance, -guidance), (label, torch.zeros_like(label[:1])))
 
     @property
-    def of_initializer(self) -> tuple[Weight, ...]:
-        """The weights of the initializer's means."""
+    def initializer_weights(self) -> tuple[Weight, ...]:
+        """Weights of the initializer's means, one per term."""
         return self.weights if self.shares is None else self.shares
 
     def slice(self, start: int, stop: int) -> Terms:
-        """The terms of samples start … stop - 1."""
+        """Return the terms of samples start … stop - 1."""
 
-        def weights(given: tuple[Weight, ...]) -> tuple[Weight, ...]:
-            return tuple(w[start:stop] if isinstance(w, Tensor) else w for w in given)
+        def part(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
+            return tuple(w[start:stop] if isinstance(w, Tensor) else w for w in weights)
 
         labels = tuple(
             label if label is None or len(label) == 1 else label[start:stop]
             for label in self.labels
         )
-        shares = None if self.shares is None else weights(self.shares)
-        return Terms(weights(self.weights), labels, shares)
+        shares = None if self.shares is None else part(self.shares)
+        return Terms(part(self.weights), labels, shares)
 
     def in_tensors(self, device: torch.device, dtype: torch.dtype) -> Terms:
-        """The same with all weights in tensors, (1,) or (batch,), which others can be copied to."""
+        """Return the terms with all weights as tensors (1,) or (batch,), which a graph can read."""
 
-        def tensors(given: tuple[Weight, ...]) -> tuple[Weight, ...]:
+        def tensors(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
             return tuple(
                 w.to(device, dtype)
                 if isinstance(w, Tensor)
                 else torch.full((1,), w, device=device, dtype=dtype)
-                for w in given
+                for w in weights
             )
 
         shares = None if self.shares is None else tensors(self.shares)
@@ -72,55 +72,55 @@ class Terms:
 
 
 class EnergyAt(Protocol):
-    """A network's energy at a level, for given conditions."""
+    """A network's energy at fixed levels and labels: a function of the state y alone."""
 
     def value(self, y: Tensor) -> Tensor:
-        """(batch,)."""
+        """Return the energy's value: (batch,)."""
 
     def gradient(self, y: Tensor) -> Tensor:
-        """∇ of the value, of y's shape; the next call may write into the same memory."""
+        """Return ∇ of the value, in y's shape; the next call may write into the same memory."""
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, at the price of the gradient."""
+        """Return value and gradient; costs as much as the gradient."""
 
     def inputs(self) -> list[Tensor]:
-        """What level, labels and weights decide."""
+        """Return the tensors that depend on level, labels and weights alone."""
 
 
 @dataclass
 class Weighted:
-    """Σ weight_i part_i, one part after the other."""
+    """A sum Σ weight_i part_i of energies, computed one part after the other."""
 
     weights: tuple[Weight, ...]
     parts: Sequence[EnergyAt]
 
     def value(self, y: Tensor) -> Tensor:
-        """(batch,)."""
+        """Return the sum of the values: (batch,)."""
         return combined(self.weights, (part.value(y) for part in self.parts))
 
     def gradient(self, y: Tensor) -> Tensor:
-        """∇ of the value, of y's shape."""
+        """Return ∇ of the value, in y's shape."""
         return combined(self.weights, (part.gradient(y) for part in self.parts))
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, at the price of the gradient."""
+        """Return value and gradient; costs as much as the gradient."""
         values, gradients = zip(*(part.value_and_gradient(y) for part in self.parts), strict=True)
         return combined(self.weights, values), combined(self.weights, gradients)
 
     def inputs(self) -> list[Tensor]:
-        """What level, labels and weights decide."""
+        """Return the tensors that depend on level, labels and weights alone."""
         tensors = [w for w in self.weights if isinstance(w, Tensor)]
         return tensors + [tensor for part in self.parts for tensor in part.inputs()]
 
 
 def weighted(weights: tuple[Weight, ...], parts: Sequence[EnergyAt]) -> EnergyAt:
-    """Σ weight_i part_i; the part itself where there is one of weight 1."""
+    """Return Σ weight_i part_i; the part itself if there is only one, of weight 1."""
     plain = len(weights) == 1 and not isinstance(weights[0], Tensor) and weights[0] == 1.0
     return parts[0] if plain else Weighted(weights, parts)
 
 
 def combined(weights: tuple[Weight, ...], parts: Iterable[Tensor]) -> Tensor:
-    """Σ weight_i part_i of tensors (batch, …)."""
+    """Return Σ weight_i part_i of tensors (batch, …)."""
     total: Tensor | None = None
     for weight, part in zip(weights, parts, strict=True):
         part = scaled(weight, part)
@@ -130,14 +130,17 @@ def combined(weights: tuple[Weight, ...], parts: Iterable[Tensor]) -> Tensor:
 
 
 def scaled(weight: Weight, part: Tensor) -> Tensor:
-    """weight · part, either of which may be (1, …) for all samples."""
+    """Return weight · part; either may have one row for all samples."""
     if isinstance(weight, Tensor):
         return weight.to(part.dtype).view(-1, *[1] * (part.dim() - 1)) * part
     return part if weight == 1.0 else weight * part
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Terms' tensors, each (1, …) or (batch, …), one below the other: of one length, if any's."""
+    """Return the terms' tensors, each (1, …) or (batch, …), one below the other.
+
+    If one of several terms has a row per sample, the others' single rows are expanded to it.
+    """
     if len(parts) == 1:
         return parts[0]
     batch = next((len(part) for part in parts if len(part) != 1), 1)
@@ -145,25 +148,28 @@ def stacked(parts: Sequence[Tensor]) -> Tensor:
 
 
 def for_batch(rows: Tensor, terms: int, batch: int) -> Tensor:
-    """What `stacked` gave, with a row for each sample of each term; one term's may serve all."""
+    """Return `stacked` rows as (terms·batch, …); those of a single term may stay one row."""
     if terms == 1 or len(rows) == terms * batch:
         return rows
     return rows.repeat_interleave(batch, dim=0)
 
 
 def repeated(y: Tensor, terms: int) -> Tensor:
-    """The batch once a term."""
+    """Return the batch repeated once per term."""
     return y if terms == 1 else y.repeat(terms, *[1] * (y.dim() - 1))
 
 
 def split(parts: Tensor, terms: int) -> tuple[Tensor, ...]:
-    """Each term's batch, as views."""
+    """Return each term's batch as a view."""
     batch = len(parts) // terms
     return tuple(parts[i * batch : (i + 1) * batch] for i in range(terms))
 
 
 def summed(parts: Tensor, terms: int) -> Tensor:
-    """Σ over terms, in the first one's memory, in one order whatever the batch."""
+    """Return the sum over terms, in the first term's memory.
+
+    Terms are added in one order whatever the batch, so that a sample's bits do not depend on it.
+    """
     total, *rest = split(parts, terms)
     for part in rest:
         total += part

@@ -1,7 +1,7 @@
-"""The pass over a U-Net on a GPU: which operation when.
+"""Forward pass of a U-Net on a GPU, as a list of launches.
 
-Convolutions and attention are torch's libraries'; what lies between them is a kernel of ours. It
-never waits for the device, so a CUDA graph can hold it.
+Convolutions and attention are torch's, the operations between them are the library's own kernels.
+Nothing waits for the device, so a CUDA graph can capture it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ Part = TypeVar("Part", Attention, Block, UNetWeights)
 
 
 class UNetPasses:
-    """The output of the network of `UNetWeights`, by operations for GPUs.
+    """The network of `UNetWeights` on the operations for GPUs.
 
     Args:
-        weights: as `UNetForward` takes them; copied.
-        precision: `Precision.network` is the dtype of activations and of the products' weights,
-            `Precision.fp32_precision` how convolutions take float32. Rows, norms' sums and the last sum
-            are of `Precision.state`.
+        weights: as for `UNetForward`; copied.
+        precision: `Precision.network` is the dtype of activations, convolutions and linear maps,
+            `Precision.fp32_precision` the float32 precision of convolutions. Rows, sums of norms
+            and the sum with x are in `Precision.state`.
         backend: of the operations: "triton", "reference", or "auto".
 
     Raises:
-        ValueError: weights that do not fit. BackendUnavailable: a room that cannot be had.
+        ValueError: the weights do not fit each other.
+        BackendUnavailable: the backend is not available.
 
     Source: the initializer of Zhu et al., ICLR 2024.
     """
@@ -52,37 +53,37 @@ class UNetPasses:
         weights.check("UNetPasses")
         stem = weights.stem.weight
         self.backend = choose("UNetPasses", backend, stem.device, stem.dtype, TRITON_BACKENDS)
-        self._given, self._precision = weights, precision
+        self._original, self._precision = weights, precision
         self._weights = _packed(weights, precision)
 
     def load(self, weights: UNetWeights) -> None:
-        """Takes other weights of the same form, into the same memory: a graph may read it."""
-        weights.check("UNetPasses", self._given.form)
+        """Copy other weights of the same form into the same memory, which a graph may read."""
+        weights.check("UNetPasses", self._original.form)
         fresh = _packed(weights, self._precision)
         for old, new in zip(self.weights(), fresh.tensors(), strict=True):
             old.copy_(new)
 
     def weights(self) -> list[Tensor]:
-        """All weights as the operations take them, in memory that `load` writes again."""
+        """Return all weights in the operations' layout, in the memory that `load` overwrites."""
         return list(self._weights.tensors())
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The network's output for x; arguments, result and errors as of `UNetForward`."""
-        check_call("UNetPasses", self._given, x, rows)
+        """Return the network's output for x; arguments and errors as `UNetForward.__call__`."""
+        check_call("UNetPasses", self._original, x, rows)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         if not x.numel():
             return out
         with fp32_precision(self._precision.fp32_precision):
-            change = self._change(x, rows)
-        return torch.add(x, change.permute(0, 3, 1, 2), out=out)
+            residual = self._residual(x, rows)
+        return torch.add(x, residual.permute(0, 3, 1, 2), out=out)
 
-    def _change(self, x: Tensor, rows: Tensor) -> Tensor:
-        """What the network adds to x: dense (batch, size, size, image channels)."""
+    def _residual(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Return what the network adds to x: dense (batch, size, size, image channels)."""
         weights, parts = self._weights, iter(torch.split(rows, self._weights.row_sizes, dim=1))
         image = x.permute(0, 2, 3, 1).to(
             weights.stem.weight.dtype, memory_format=torch.contiguous_format
         )
-        h = _convolved(weights.stem, image)
+        h = _convolve(weights.stem, image)
         skips = [h]
         for stage in weights.downs:
             for layer in stage:
@@ -98,7 +99,7 @@ class UNetPasses:
                 if isinstance(layer, Block) and layer.resample is None:
                     h = torch.cat([h, skips.pop()], dim=3)
                 h = self._layer(layer, h, parts)
-        return _convolved(weights.head, self._norm(weights.norm, h))
+        return _convolve(weights.head, self._norm(weights.norm, h))
 
     def _layer(self, layer: Layer, x: Tensor, rows: Iterator[Tensor]) -> Tensor:
         if isinstance(layer, Attention):
@@ -106,8 +107,8 @@ class UNetPasses:
         return self._block(layer, x, next(rows))
 
     def _block(self, block: Block, x: Tensor, row: Tensor) -> Tensor:
-        h = _resampled(block, self._norm(block.norm1, x))
-        h = _convolved(block.conv1, h, bias=False)
+        h = _resample(block, self._norm(block.norm1, x))
+        h = _convolve(block.conv1, h, bias=False)
         bias = block.conv1.bias
         h = norm_silu(
             h,
@@ -118,12 +119,12 @@ class UNetPasses:
             out=h,
             backend=self.backend,
         )
-        x = _resampled(block, x)
+        x = _resample(block, x)
         if block.shortcut is None:
-            return _convolved(block.conv2, h).add_(x)
-        # Its bias has the convolution's in it.
+            return _convolve(block.conv2, h).add_(x)
+        # The shortcut's bias includes the convolution's.
         shortcut = F.linear(x, block.shortcut.weight, block.shortcut.bias)
-        return shortcut.add_(_convolved(block.conv2, h, bias=False))
+        return shortcut.add_(_convolve(block.conv2, h, bias=False))
 
     def _attention(self, layer: Attention, x: Tensor) -> Tensor:
         h = self._norm(layer.norm, x, activate=False)
@@ -136,15 +137,15 @@ class UNetPasses:
         return norm_silu(x, norm.weight, norm.bias, activate=activate, backend=self.backend)
 
 
-def _convolved(layer: Affine, x: Tensor, *, bias: bool = True) -> Tensor:
-    """A 3×3 convolution of dense (batch, height, width, channels), which the result is too."""
+def _convolve(layer: Affine, x: Tensor, *, bias: bool = True) -> Tensor:
+    """Return a 3×3 convolution of x; both are dense (batch, height, width, channels)."""
     planes = x.permute(0, 3, 1, 2)
     planes = F.conv2d(planes, layer.weight, layer.bias if bias else None, padding=1)
-    # Already so where the library keeps the layout that it is given.
+    # No copy if the convolution library keeps the input's layout.
     return planes.permute(0, 2, 3, 1).contiguous()
 
 
-def _resampled(block: Block, x: Tensor) -> Tensor:
+def _resample(block: Block, x: Tensor) -> Tensor:
     if block.resample is None:
         return x
     planes = x.permute(0, 3, 1, 2)
@@ -156,46 +157,46 @@ def _resampled(block: Block, x: Tensor) -> Tensor:
 
 
 def _packed(weights: UNetWeights, precision: Precision) -> UNetWeights:
-    """Copies as the operations take them.
+    """Return copies of the weights in the layout of the operations.
 
-    3×3 weights are channels-last and 1×1 ones matrices, in the networks' dtype, with biases
-    likewise. But norms are in the state's, and so is the bias of a block's first convolution, which
-    a norm adds. That of the second is added to the shortcut's where there is one.
+    Convolutions are in the networks' dtype: 3×3 weights channels-last, 1×1 weights as matrices.
+    Norms are in the state's dtype, and so is the bias of a block's first convolution, which the
+    following norm adds. The second one's bias is added to the shortcut's if there is one.
     """
 
-    def norm(part: Affine) -> Affine:
-        return Affine(*(t.to(precision.state, copy=True) for t in (part.weight, part.bias)))
+    def norm(affine: Affine) -> Affine:
+        return Affine(*(t.to(precision.state, copy=True) for t in (affine.weight, affine.bias)))
 
-    def product(part: Affine) -> Affine:
-        weight, dtype = part.weight, precision.network
+    def convolution(affine: Affine) -> Affine:
+        weight, dtype = affine.weight, precision.network
         if weight.shape[-1] == 1:
             weight = weight.flatten(1).to(dtype, copy=True)
         else:
             weight = weight.to(dtype, copy=True, memory_format=torch.channels_last)
-        return Affine(weight, part.bias.to(dtype, copy=True))
+        return Affine(weight, affine.bias.to(dtype, copy=True))
 
-    def one(part: Affine) -> Affine:
-        return norm(part) if part.weight.dim() == 1 else product(part)
+    def pack(affine: Affine) -> Affine:
+        return norm(affine) if affine.weight.dim() == 1 else convolution(affine)
 
-    def layer(given: Layer) -> Layer:
-        if isinstance(given, Attention):
-            return _each(given, one)
-        packed, shortcut = _each(given, one), given.shortcut
-        conv1 = replace(packed.conv1, bias=given.conv1.bias.to(precision.state, copy=True))
+    def pack_layer(layer: Layer) -> Layer:
+        if isinstance(layer, Attention):
+            return _map_affine(layer, pack)
+        packed, shortcut = _map_affine(layer, pack), layer.shortcut
+        conv1 = replace(packed.conv1, bias=layer.conv1.bias.to(precision.state, copy=True))
         if shortcut is not None:
-            shortcut = one(replace(shortcut, bias=shortcut.bias + given.conv2.bias))
+            shortcut = pack(replace(shortcut, bias=shortcut.bias + layer.conv2.bias))
         return replace(packed, conv1=conv1, shortcut=shortcut)
 
     return replace(
-        _each(weights, one),
-        downs=tuple(tuple(layer(given) for given in stage) for stage in weights.downs),
-        middle=tuple(layer(given) for given in weights.middle),
-        ups=tuple(tuple(layer(given) for given in stage) for stage in weights.ups),
+        _map_affine(weights, pack),
+        downs=tuple(tuple(map(pack_layer, stage)) for stage in weights.downs),
+        middle=tuple(map(pack_layer, weights.middle)),
+        ups=tuple(tuple(map(pack_layer, stage)) for stage in weights.ups),
     )
 
 
-def _each(part: Part, by: Callable[[Affine], Affine]) -> Part:
-    """The part with its own maps and norms changed, not those of its layers."""
+def _map_affine(part: Part, function: Callable[[Affine], Affine]) -> Part:
+    """Return the part with ``function`` applied to its own fields of type `Affine`."""
     named = ((field.name, getattr(part, field.name)) for field in fields(part))
-    changed: dict[str, Any] = {name: by(value) for name, value in named if type(value) is Affine}
-    return replace(part, **changed)
+    mapped: dict[str, Any] = {k: function(v) for k, v in named if type(v) is Affine}
+    return replace(part, **mapped)

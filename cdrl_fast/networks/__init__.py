@@ -1,4 +1,4 @@
-"""The networks of CDRL: energies and initializers for images and for 2-D points."""
+"""Networks of CDRL: energies and initializers for images and for 2-D points."""
 
 from cdrl_fast.networks.mlp import MLPEnergy, MLPInitializer
 from cdrl_fast.networks.resnet import ResNetEnergy

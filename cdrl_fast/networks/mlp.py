@@ -1,4 +1,4 @@
-"""The networks for 2-D points (any small dimension, in fact)."""
+"""Energy and initializer networks for points of a small dimension."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from cdrl_fast.networks.layers import (
     Classes,
     Conditional,
-    SpectralLinear,
     leaky,
     level_embedding,
     one_hot,
-    unrounded,
+    without_autocast,
 )
 from cdrl_fast.networks.resnet import EnergyEmbedding
+from cdrl_fast.networks.spectral_norm import SpectralLinear
 
 
 class MLPBlock(nn.Module):
-    """`ResNetBlock` with linear maps in place of convolutions."""
+    """Residual block: `ResNetBlock` with linear maps in place of convolutions."""
 
     def __init__(self, in_features: int, out_features: int, embedding: int) -> None:
         super().__init__()
@@ -35,7 +35,8 @@ class MLPBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        with unrounded(self.level.weight):
+        """Return the block's output, (batch, out_features)."""
+        with without_autocast(self.level.weight):
             row = leaky(self.level(activated_embedding))
         h = self.linear1(leaky(x))
         h = self.linear2(leaky(h + row.to(h.dtype)))
@@ -46,14 +47,17 @@ class MLPBlock(nn.Module):
 class MLPEnergy(Conditional):
     """Scalar energy network f(y, λ_{t-1}, label) for points.
 
+    The log-density of ``y`` is f / s_t², up to a constant (`NoiseSchedule.level`).
+
     Args:
-        dim: coordinates of a point.
-        width: features of the first block.
+        dim: coordinates per point.
+        width: features before the first block; even, at least 4.
         multipliers: features of each block, as multiples of ``width``.
         classes: 0 (unconditional), the number of classes, or their names.
 
-    Shapes: ``y`` (batch, dim); ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,). The
-    dtype is the parameters', the label's an integer one. The defaults have 1,217,920 parameters.
+    Shapes: ``y`` (batch, dim); ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,). Inputs
+    have the parameters' dtype, the label an integer one; label 0 or None is "no label". The
+    defaults have 1,217,920 parameters.
 
     Raises:
         ValueError, TypeError: as `ResNetEnergy`.
@@ -80,7 +84,7 @@ class MLPEnergy(Conditional):
                 "MLPEnergy: expected positive dim and multipliers and an even width of at least 4, "
                 f"got {dim}, {tuple(multipliers)}, {width}"
             )
-        self._keep_config(classes, dim=dim, width=width, multipliers=tuple(multipliers))
+        self._store_config(classes, dim=dim, width=width, multipliers=tuple(multipliers))
         self.embedding = EnergyEmbedding(width, self.num_classes)
         self.stem = SpectralLinear(dim, width)
         widths = [width, *(m * width for m in multipliers)]
@@ -88,34 +92,35 @@ class MLPEnergy(Conditional):
         self.head = nn.Linear(widths[-1], 1, bias=False)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """f(y, logsnr; label), (batch,); shapes as the class says."""
-        label = self._checked_label(y, logsnr, label)
+        """Return f(y, logsnr, label), (batch,); shapes as in the class."""
+        label = self._check_label(y, logsnr, label)
         _check_points(self, y)
-        with unrounded(self.head.weight):
+        with without_autocast(self.head.weight):
             activated = leaky(self.embedding(logsnr, label))
         h = self.stem(y)
         for block in self.blocks:
-            h = self._kept("blocks", block, h, activated)
-        with unrounded(self.head.weight):
+            h = self._checkpointed("blocks", block, h, activated)
+        with without_autocast(self.head.weight):
             return self.head(F.relu(h).to(activated.dtype))[:, 0]
 
 
 class MLPInitializer(Conditional):
     """Initializer for points: predicts m_t x_{t-1} from x_t; untrained it returns x_t.
 
-    One residual block of the U-Net with linear maps.
+    The network is one residual block of `UNetInitializer` with linear maps.
 
     Args:
-        dim: of a point.
-        width: of the block, a multiple of 64.
-        embedding: of the noise level, even.
+        dim: coordinates per point.
+        width: features of the block; a multiple of 64.
+        embedding: features of the level embedding; even, at least 4.
         classes: 0 (unconditional), the number of classes, or their names.
 
     Shapes: ``x`` (batch, dim); ``logsnr`` is λ_t, (batch,) or (1,), ``label`` likewise; returns
-    (batch, dim). The dtype is the parameters'. The defaults have 58,432 parameters.
+    (batch, dim). Inputs have the parameters' dtype, the label an integer one. The defaults have
+    58,432 parameters.
 
     Raises:
-        ValueError, TypeError: as `ResNetEnergy`; a width that is no multiple of 64.
+        ValueError, TypeError: as `ResNetEnergy`; also a width that is not a multiple of 64.
 
     Source: Zhu et al., ICLR 2024 (2-D experiments).
 
@@ -136,7 +141,7 @@ class MLPInitializer(Conditional):
                 "MLPInitializer: expected dim >= 1, width a multiple of 64 and an even embedding "
                 f"of at least 4, got {dim}, {width}, {embedding}"
             )
-        self._keep_config(classes, dim=dim, width=width, embedding=embedding)
+        self._store_config(classes, dim=dim, width=width, embedding=embedding)
         self.embed1 = nn.Linear(embedding, embedding)
         self.embed2 = nn.Linear(embedding, embedding)
         self.label = nn.Linear(self.num_classes + 1, embedding) if self.num_classes else None
@@ -151,8 +156,8 @@ class MLPInitializer(Conditional):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """The proposal for m_t x_{t-1} from x, logsnr and label; shapes as the class says."""
-        label = self._checked_label(x, logsnr, label)
+        """Return the prediction of m_t x_{t-1} from x, logsnr and label; shapes as in the class."""
+        label = self._check_label(x, logsnr, label)
         _check_points(self, x)
         e = self.embed2(F.silu(self.embed1(level_embedding(logsnr, self.embed1.in_features))))
         if self.label is not None and label is not None:

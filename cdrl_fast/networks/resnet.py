@@ -1,4 +1,4 @@
-"""The energy network for images."""
+"""Energy network for images."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cdrl_fast.networks.kernels import convolve
 from cdrl_fast.networks.layers import (
     Classes,
     Conditional,
-    SpectralConv2d,
-    SpectralLinear,
-    convolved,
     leaky,
     level_embedding,
     one_hot,
-    unrounded,
+    without_autocast,
 )
+from cdrl_fast.networks.spectral_norm import SpectralConv2d, SpectralLinear
 
 
 class EnergyEmbedding(nn.Module):
-    """Level and label → e of shape (1 or batch, 4·width), shared by the energy networks."""
+    """Embedding e of level and label, (1 or batch, 4·width), in both energy networks."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -32,6 +31,7 @@ class EnergyEmbedding(nn.Module):
         self.label = SpectralLinear(classes + 1, 4 * width) if classes else None
 
     def forward(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
+        """Return the embedding of levels and labels, each (1,) or (batch,)."""
         embedded: Tensor = self.linear2(leaky(self.linear1(level_embedding(logsnr, self.width))))
         if self.label is not None and label is not None:
             embedded = embedded + self.label(one_hot(label, self.classes, embedded.dtype))
@@ -39,7 +39,7 @@ class EnergyEmbedding(nn.Module):
 
 
 class ResNetBlock(nn.Module):
-    """x → shortcut(x) + gain · conv2(act(conv1(act(x)) + act(level(act(e)))))."""
+    """Residual block x → shortcut(x) + gain · conv2(act(conv1(act(x)) + act(level(act(e)))))."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int) -> None:
         super().__init__()
@@ -52,11 +52,12 @@ class ResNetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        with unrounded(self.level.weight):
+        """Return the block's output, (batch, out_channels, height, width)."""
+        with without_autocast(self.level.weight):
             row = leaky(self.level(activated_embedding))[:, :, None, None]
-        h = convolved(self.conv1, leaky, x)
+        h = convolve(self.conv1, leaky, x)
         h = h + row.to(h.dtype)
-        h = convolved(self.conv2, leaky, h)
+        h = convolve(self.conv2, leaky, h)
         h = h * self.gain.to(h.dtype)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
@@ -69,20 +70,20 @@ class ResNetEnergy(Conditional):
     product of the spatial sum of ReLU features with a linear map of the level embedding.
 
     Args:
-        image_channels: channels of an image.
-        width: channels at the first resolution.
+        image_channels: channels per image.
+        width: channels at the first resolution; even, at least 4.
         multipliers: channels of each resolution, as multiples of ``width``.
-        blocks: residual blocks a resolution.
+        blocks: residual blocks per resolution.
         classes: 0 (unconditional), the number of classes, or their names.
 
     Shapes: ``y`` (batch, image_channels, H, W), H and W divisible by 2^(len(multipliers) - 1);
-    ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,). The dtype is the parameters', the
-    label's an integer one; 0 or None is "no label".
+    ``logsnr`` and ``label`` (batch,) or (1,); returns (batch,). Inputs have the parameters' dtype,
+    the label an integer one; label 0 or None is "no label".
 
     Raises:
-        ValueError: sizes that are not positive, an odd width, class names that are not distinct; on
-            a call, shapes that do not fit, or a label that the network does not take.
-        TypeError: on a call, a label that is not of integers.
+        ValueError: sizes that are not positive, an odd width, or class names that are not distinct;
+            on a call, shapes that do not fit, or a label for a network without classes.
+        TypeError: on a call, a label whose dtype is not an integer one.
 
     Source: Zhu et al., ICLR 2024, with the defaults of its CIFAR-10 model (34.8 M parameters).
 
@@ -109,7 +110,7 @@ class ResNetEnergy(Conditional):
                 f"even width of at least 4, got {image_channels}, {tuple(multipliers)}, {blocks}, "
                 f"{width}"
             )
-        self._keep_config(
+        self._store_config(
             classes,
             image_channels=image_channels,
             width=width,
@@ -129,8 +130,8 @@ class ResNetEnergy(Conditional):
         self.head = nn.Linear(4 * width, channels, bias=False)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """f(y, logsnr; label), (batch,); shapes as the class says."""
-        label = self._checked_label(y, logsnr, label)
+        """Return f(y, logsnr, label), (batch,); shapes as in the class."""
+        label = self._check_label(y, logsnr, label)
         step = 2 ** (len(self.stages) - 1)
         if (
             y.dim() != 4
@@ -142,14 +143,14 @@ class ResNetEnergy(Conditional):
                 f"ResNetEnergy: expected images (batch, {self.stem.in_channels}, H, W) with H "
                 f"and W divisible by {step}, got {tuple(y.shape)}"
             )
-        with unrounded(self.head.weight):
+        with without_autocast(self.head.weight):
             activated = leaky(self.embedding(logsnr, label))
         h = self.stem(y)
         for index, stage in enumerate(self.stages):
             if index:
                 h = F.avg_pool2d(h, 2)
             for block in stage:  # type: ignore[attr-defined]
-                h = self._kept("blocks", block, h, activated)
-        with unrounded(self.head.weight):
+                h = self._checkpointed("blocks", block, h, activated)
+        with without_autocast(self.head.weight):
             pooled = F.relu(h).sum(dim=(2, 3), dtype=activated.dtype)
             return (pooled * self.head(activated)).sum(dim=1)

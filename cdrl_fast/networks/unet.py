@@ -1,4 +1,4 @@
-"""The initializer network for images: a U-Net that proposes where each level's chain begins."""
+"""Initializer network for images: a U-Net that proposes where each level's chain begins."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cdrl_fast.networks.kernels import Conv1x1, Conv3x3, GroupNormSilu
 from cdrl_fast.networks.layers import (
     Classes,
     Conditional,
-    Conv1x1,
-    Conv3x3,
-    GroupNormSilu,
-    Recomputing,
     StreamDropout,
     level_embedding,
     one_hot,
 )
+from cdrl_fast.networks.recompute import Recomputing
 
 Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
 class UNetBlock(Recomputing):
-    """Residual block with scale-shift conditioning, which also does the resampling.
+    """Residual block with scale-shift conditioning and, optionally, resampling.
 
-    norm, SiLU, [resample], conv; norm · (1 + scale) + shift, SiLU, dropout, conv; plus the
-    shortcut, resampled likewise. ``resample`` is "down" (average pooling), "up" (nearest) or None.
+    The branch is norm, SiLU, resampling, conv, norm · (1 + scale) + shift, SiLU, dropout, conv; the
+    resampled shortcut is added. ``resample`` is "down" (average pooling), "up" (nearest) or None.
     """
 
     def __init__(
@@ -49,29 +47,30 @@ class UNetBlock(Recomputing):
         self.conv2 = zeroed(Conv3x3(out_channels, out_channels))
         self.shortcut = Conv1x1(in_channels, out_channels) if in_channels != out_channels else None
 
-    def _resampled(self, x: Tensor) -> Tensor:
+    def _resample(self, x: Tensor) -> Tensor:
         if self.resample == "down":
             return F.avg_pool2d(x, 2)
         return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample else x
 
-    def _before(self, x: Tensor) -> Tensor:
-        return self._resampled(self.norm1(x))
+    def _pre_conv1(self, x: Tensor) -> Tensor:
+        return self._resample(self.norm1(x))
 
-    def _between(self, h: Tensor, row: Tensor) -> Tensor:
+    def _pre_conv2(self, h: Tensor, row: Tensor) -> Tensor:
         return self.dropout(self.norm2(h, row))
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        # First, for its gradient is then taken last, and nothing waits for it meanwhile.
-        short = self._resampled(x)
+        """Return the block's output, (batch, out_channels, height, width) after resampling."""
+        # First, so that autograd takes its gradient last and stores none of it meanwhile.
+        short = self._resample(x)
         if self.shortcut is not None:
             short = self.shortcut(short)
-        h = self._convolved(self.conv1, self._before, x)
+        h = self._convolve(self.conv1, self._pre_conv1, x)
         row = self.condition(activated_embedding)
-        return self._convolved(self.conv2, self._between, h, row) + short
+        return self._convolve(self.conv2, self._pre_conv2, h, row) + short
 
 
 class Attention(nn.Module):
-    """x + out(softmax(q kᵀ / √C) v) over the positions of a feature map; one head."""
+    """Self-attention x + out(softmax(q kᵀ / √C) v) over all positions of a map; one head."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -80,6 +79,7 @@ class Attention(nn.Module):
         self.out = zeroed(Conv1x1(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the map with attention added, (batch, channels, height, width)."""
         qkv = self.qkv(self.norm(x, activate=False)).flatten(2).mT
         q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=2))
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
@@ -90,22 +90,23 @@ class UNetInitializer(Conditional):
     """Initializer for images: predicts m_t x_{t-1} from x_t; untrained it returns x_t.
 
     Args:
-        image_channels: channels of an image.
+        image_channels: channels per image.
         image_size: height and width; decides which resolutions have attention.
-        width: channels at the first resolution.
+        width: channels of the first convolution; even, at least 4.
         multipliers: channels of each resolution, as multiples of ``width``.
-        blocks: residual blocks a resolution on the way down (one more on the way up).
+        blocks: residual blocks per resolution on the way down (one more on the way up).
         attention: sizes of the feature maps with self-attention; the middle always has it.
-        dropout: probability, before the second convolution of each block.
+        dropout: probability of dropout before the second convolution of each block.
         classes: 0 (unconditional), the number of classes, or their names.
 
     Shapes: ``x`` (batch, image_channels, image_size, image_size); ``logsnr`` is λ_t, (batch,) or
-    (1,), ``label`` likewise; returns the shape of ``x``. The dtype is the parameters'. The defaults
-    have 3,769,795 parameters.
+    (1,), ``label`` likewise; returns the shape of ``x``. Inputs have the parameters' dtype, the
+    label an integer one. The defaults have 3,769,795 parameters.
 
     Raises:
-        ValueError: as `ResNetEnergy`; a dropout outside [0, 1), a size that cannot be halved so
-            often. TypeError: on a call, a label that is not of integers.
+        ValueError: as `ResNetEnergy`; also a dropout outside [0, 1), or an image_size that cannot
+            be halved len(multipliers) - 1 times.
+        TypeError: on a call, a label whose dtype is not an integer one.
 
     Source: Zhu et al., ICLR 2024.
 
@@ -143,7 +144,7 @@ class UNetInitializer(Conditional):
                 f"UNetInitializer: image_size {image_size} cannot be halved "
                 f"{len(multipliers) - 1} times; use fewer multipliers"
             )
-        self._keep_config(
+        self._store_config(
             classes,
             image_channels=image_channels,
             image_size=image_size,
@@ -202,8 +203,8 @@ class UNetInitializer(Conditional):
         self.ups = nn.ModuleList(ups)
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """The proposal for m_t x_{t-1} from x, logsnr and label; shapes as the class says."""
-        label = self._checked_label(x, logsnr, label)
+        """Return the prediction of m_t x_{t-1} from x, logsnr and label; shapes as in the class."""
+        label = self._check_label(x, logsnr, label)
         size = self.config["image_size"]
         if x.shape[1:] != (self.stem.in_channels, size, size):
             raise ValueError(
@@ -219,25 +220,25 @@ class UNetInitializer(Conditional):
         for stage in self.downs:
             for layer in stage:  # type: ignore[attr-defined]
                 if isinstance(layer, Attention):
-                    skips[-1] = h = self._kept("blocks", layer, h)
+                    skips[-1] = h = self._checkpointed("blocks", layer, h)
                 else:
-                    h = self._kept("blocks", layer, h, e)
+                    h = self._checkpointed("blocks", layer, h, e)
                     skips.append(h)
         first, attend, second = self.middle
-        h = self._kept("blocks", attend, self._kept("blocks", first, h, e))
-        h = self._kept("blocks", second, h, e)
+        h = self._checkpointed("blocks", attend, self._checkpointed("blocks", first, h, e))
+        h = self._checkpointed("blocks", second, h, e)
         for stage in self.ups:
             for layer in stage:  # type: ignore[attr-defined]
                 if isinstance(layer, Attention):
-                    h = self._kept("blocks", layer, h)
+                    h = self._checkpointed("blocks", layer, h)
                 else:
                     joined = h if layer.resample else torch.cat([h, skips.pop()], dim=1)
-                    h = self._kept("blocks", layer, joined, e)
-        return x + self._convolved(self.head, self.norm, h)
+                    h = self._checkpointed("blocks", layer, joined, e)
+        return x + self._convolve(self.head, self.norm, h)
 
 
 def zeroed(conv: Conv) -> Conv:
-    """The convolution with zero weights and biases, so that its branch starts as nothing."""
+    """Set a convolution's weights and biases to zero, so that its branch starts as 0; return it."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -1,4 +1,4 @@
-"""Operations: each a folder with its meaning (reference.py) and, where it has any, its kernels."""
+"""Operations: one folder each, with the reference in plain PyTorch and the kernels, if any."""
 
 from cdrl_fast.ops.langevin_step import langevin_step, langevin_step_
 from cdrl_fast.ops.mlp_chain import mlp_chain_

@@ -1,4 +1,4 @@
-"""How torch's own convolutions compute, whatever its switches say."""
+"""Precision of torch's own float32 convolutions and matrix products, for the length of a block."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import torch
 
 @contextmanager
 def fp32_precision(
-    name: str, *, repeatable: bool = False, matrices: bool = False
+    precision: str, *, deterministic: bool = False, matmul: bool = False
 ) -> Iterator[None]:
-    """For the length of a block, convolutions take float32 as said: "tf32" or "ieee".
+    """Set the precision of torch's float32 convolutions, and restore it at the end of the block.
 
-    It is theirs alone that torch takes as tf32 unless it is told otherwise.
+    Torch computes convolutions in tf32 by default, but matrix products in float32.
 
     Args:
-        repeatable: none of cuDNN's algorithms that sum in whatever order programs end.
-        matrices: products of matrices, too.
+        precision: "tf32" or "ieee".
+        deterministic: exclude the algorithms of cuDNN whose order of summation varies.
+        matmul: set the precision of matrix products, too.
     """
     library: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    before = library.conv.fp32_precision, library.deterministic, matmul.fp32_precision
-    library.conv.fp32_precision = name
-    library.deterministic = repeatable or before[1]
-    if matrices:
-        matmul.fp32_precision = name
+    matrices: Any = torch.backends.cuda.matmul
+    before = library.conv.fp32_precision, library.deterministic, matrices.fp32_precision
+    library.conv.fp32_precision = precision
+    library.deterministic = deterministic or before[1]
+    if matmul:
+        matrices.fp32_precision = precision
     try:
         yield
     finally:
         library.conv.fp32_precision, library.deterministic = before[:2]
-        if matrices:
-            matmul.fp32_precision = before[2]
+        if matmul:
+            matrices.fp32_precision = before[2]

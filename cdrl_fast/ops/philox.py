@@ -1,9 +1,11 @@
-"""The noise stream in plain torch: Philox4x32-10 and what is drawn from it.
+"""The noise stream in plain torch: Philox4x32-10, uniform, normal and integer random numbers.
 
 A draw is a pure function of (seed, draw, sample, element): key = (low, high 32 bits of the seed),
-counter = (element // 4, draw, low, high 32 bits of the sample index), and element e takes word
-e mod 4 of the output. Source of the generator: Salmon, Moraes, Dror, Shaw, "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011.
+counter = (element // 4, draw, low, high 32 bits of the sample index), and element e takes output
+e mod 4. (seed, draw, first_sample) is a position in the stream.
+
+Source of the generator: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ MASK = 0xFFFFFFFF
 
 
 class Purpose(IntEnum):
-    """What a draw is for; draw = purpose · 2²⁴ + index, so that purposes never share numbers."""
+    """Purpose of a draw; draw = purpose · 2²⁴ + index, so that purposes never share numbers."""
 
     SAMPLING = 0
     TRAINING = 1
@@ -31,20 +33,21 @@ class Purpose(IntEnum):
     SCORE = 5
 
     def draw(self, index: int) -> int:
+        """Return the draw of this purpose with an index in [0, 2²⁴)."""
         return int(self) * 2**24 + index
 
 
 def level_draw(level: int, levels: int) -> int:
-    """Index of the initializer's noise at ``level`` in sampling; Langevin step k adds k."""
+    """Return the index of the initializer's noise at ``level``; Langevin step k adds k."""
     return (levels - level + 1) << 16
 
 
 def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Philox4x32-10.
+    """Return the four outputs of Philox4x32-10.
 
     Args:
-        counter: four int64 tensors holding 32-bit words, of shapes that broadcast.
-        key: two 32-bit words.
+        counter: four int64 tensors with values in [0, 2³²), of shapes that broadcast.
+        key: two integers in [0, 2³²).
 
     Returns:
         Four int64 tensors with values in [0, 2³²).
@@ -52,7 +55,7 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # A 64-bit product wraps around, which leaves its bits right; the mask undoes the sign.
+        # A 64-bit product that wraps around has the right bits; the mask removes the sign.
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c2 = (p1 >> 32 & MASK) ^ c1 ^ k0, (p0 >> 32 & MASK) ^ c3 ^ k1
         c1, c3 = p1 & MASK, p0 & MASK
@@ -69,74 +72,76 @@ def uint32s(
     first_sample: int | Tensor = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The stream's 32-bit words: int64 (samples, ceil(elements / 4), 4)."""
+    """Return the stream's uint32 outputs as int64 (samples, ceil(elements / 4), 4)."""
     blocks = -(-elements // 4)
     block = torch.arange(blocks, device=device)[None, :]
     index = (torch.arange(samples, device=device) + first_sample)[:, None]
-    # Only the parts of the counter that vary are tensors: the rest broadcasts.
+    # Each part of the counter has only the dimensions along which it varies.
     constant = torch.full((1, 1), draw, device=device, dtype=torch.int64)
     counter = (block, constant, index & MASK, index >> 32 & MASK)
     output = philox4x32(counter, (seed & MASK, seed >> 32 & MASK))
-    return torch.stack([word.expand(samples, blocks) for word in output], dim=2)
+    return torch.stack([part.expand(samples, blocks) for part in output], dim=2)
 
 
-def uniforms(w: Tensor) -> Tensor:
-    """float32(word)·2⁻³² + 2⁻³³, each rounded to nearest: float32 in (0, 1]."""
-    return w.to(torch.float32) * 2.0**-32 + 2.0**-33
+def uniforms(integers: Tensor) -> Tensor:
+    """Return float32(integer)·2⁻³² + 2⁻³³, each rounded to nearest: float32 in (0, 1]."""
+    return integers.to(torch.float32) * 2.0**-32 + 2.0**-33
 
 
-def box_muller(w: Tensor) -> Tensor:
-    """Words (samples, blocks, 4) → normals of that shape in float64.
+def box_muller(integers: Tensor) -> Tensor:
+    """Return normals in float64 from uint32 outputs, both (samples, blocks, 4).
 
-    With u, v the uniforms of a pair of words: √(-2 ln u)·(cos 2πv, sin 2πv).
+    A pair of outputs with uniforms u, v becomes √(-2 ln u)·(cos 2πv, sin 2πv).
     """
-    pairs = uniforms(w).double().reshape(*w.shape[:2], 2, 2)
+    pairs = uniforms(integers).double().reshape(*integers.shape[:2], 2, 2)
     radius = (-2.0 * pairs[..., 0].log()).sqrt()
     angle = (2.0 * math.pi) * pairs[..., 1]
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=3).flatten(2)
 
 
 def signed(seed: int) -> int:
-    """The 64-bit integer with the same bits in [-2⁶³, 2⁶³)."""
+    """Return the integer in [-2⁶³, 2⁶³) with the same 64 bits."""
     return (seed + 2**63) % 2**64 - 2**63
 
 
-def check_integer(where: str, name: str, value: object, low: int, high: int) -> None:
-    """Raises unless ``value`` is an integer in [low, high)."""
+def check_integer(operation: str, name: str, value: object, low: int, high: int) -> None:
+    """Raise TypeError or ValueError unless ``value`` is an integer in [low, high)."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{where}: {name} must be an integer, got {value!r}")
+        raise TypeError(f"{operation}: {name} must be an integer, got {value!r}")
     if not low <= value.__index__() < high:
-        raise ValueError(f"{where}: {name} must be in [{low}, {high}), got {value}")
+        raise ValueError(f"{operation}: {name} must be in [{low}, {high}), got {value}")
 
 
-def check_place(where: str, seed: object, draw: object, first_sample: object, samples: int) -> None:
-    """Raises unless this is a place in the stream with ``samples`` to come."""
-    check_integer(where, "seed", seed, -(2**63), 2**64)
-    check_integer(where, "draw", draw, 0, 2**32)
-    check_integer(where, "first_sample", first_sample, 0, 2**63 - samples)
+def check_stream_position(
+    operation: str, seed: object, draw: object, first_sample: object, samples: int
+) -> None:
+    """Raise unless this is a position in the stream that is followed by ``samples`` samples."""
+    check_integer(operation, "seed", seed, -(2**63), 2**64)
+    check_integer(operation, "draw", draw, 0, 2**32)
+    check_integer(operation, "first_sample", first_sample, 0, 2**63 - samples)
 
 
-def check_rng(where: str, rng: tuple[int, int, int] | Tensor, x: Tensor) -> None:
-    """Raises unless it is (seed, draw, first_sample) for x's samples, or a state on its device."""
+def check_rng(operation: str, rng: tuple[int, int, int] | Tensor, x: Tensor) -> None:
+    """Raise unless ``rng`` is (seed, draw, first_sample), or an `rng_state` on x's device."""
     if isinstance(rng, Tensor):
-        check_sign_bits(where, "rng", rng, 4, x)
+        check_int64(operation, "rng", rng, 4, x)
     elif not torch.compiler.is_compiling():
         if len(rng) != 3:
             raise ValueError(
-                f"{where}: rng must be (seed, draw, first_sample) or an rng_state, got {rng!r}"
+                f"{operation}: rng must be (seed, draw, first_sample) or an rng_state, got {rng!r}"
             )
-        check_place(where, *rng, x.shape[0])
+        check_stream_position(operation, *rng, x.shape[0])
 
 
-def check_sign_bits(where: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
-    """Raises unless the tensor, if there is one, is ``count`` int64 side by side on x's device."""
+def check_int64(operation: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
+    """Raise unless ``tensor`` is None, or ``count`` contiguous int64 elements on x's device."""
     if tensor is None:
         return
     if tensor.dtype != torch.int64:
-        raise TypeError(f"{where}: {name} must be int64, got {tensor.dtype}")
+        raise TypeError(f"{operation}: {name} must be int64, got {tensor.dtype}")
     if tensor.numel() != count or tensor.device != x.device or not tensor.is_contiguous():
         raise ValueError(
-            f"{where}: {name} must have {count} elements side by side on {x.device}, got "
+            f"{operation}: {name} must have {count} elements, contiguous on {x.device}, got "
             f"{tuple(tensor.shape)} on {tensor.device}"
         )
 
@@ -144,30 +149,31 @@ def check_sign_bits(where: str, name: str, tensor: Tensor | None, count: int, x:
 def rng_state(
     *, seed: int, draw: int, first_sample: int = 0, device: torch.device | str | None = None
 ) -> Tensor:
-    """A place in the noise stream kept on a device, which kernels read and move on.
+    """Return a position in the noise stream, on a device, that kernels read and advance.
 
     With it a captured CUDA graph draws new noise at each replay.
 
     Args:
         seed, draw, first_sample: as for `normal`.
-        device: where the kernels run that will use it.
+        device: device of the kernels that use it.
 
     Returns:
-        int64 (4,): seed, draw, first sample, and a count that kernels use among themselves (0).
+        int64 (4,): seed, draw, first_sample, and a counter that kernels use internally (0).
 
     Raises:
-        ValueError: an argument out of range. TypeError: one of another type.
+        ValueError: an argument is out of range.
+        TypeError: an argument is not an integer.
 
     Examples:
         >>> import torch
         >>> from cdrl_fast import ops
         >>> rng, x = ops.rng_state(seed=1, draw=0), torch.zeros(2, 3)
-        >>> for _ in range(2):  # other noise each time
+        >>> for _ in range(2):  # new noise in each step
         ...     x = ops.langevin_step(x, -x, None, drift=0.1, pull=0.0, noise_std=0.1, rng=rng)
         >>> int(rng[1])
         2
     """
-    check_place("rng_state", seed, draw, first_sample, 0)
+    check_stream_position("rng_state", seed, draw, first_sample, 0)
     return torch.tensor([signed(seed), draw, first_sample, 0], device=device)
 
 
@@ -179,10 +185,12 @@ def uniform(
     first_sample: int | Tensor = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Uniform float32 numbers in (0, 1] of ``shape``, shape[0] being the samples."""
+    """Return uniform float32 numbers in (0, 1] of ``shape``; shape[0] counts the samples."""
     elements = math.prod(shape[1:])
-    w = uint32s(shape[0], elements, seed=seed, draw=draw, first_sample=first_sample, device=device)
-    return uniforms(w.flatten(1)[:, :elements]).reshape(tuple(shape))
+    integers = uint32s(
+        shape[0], elements, seed=seed, draw=draw, first_sample=first_sample, device=device
+    )
+    return uniforms(integers.flatten(1)[:, :elements]).reshape(tuple(shape))
 
 
 def randint(
@@ -194,6 +202,9 @@ def randint(
     first_sample: int | Tensor = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """One integer in [0, high) a sample: floor(word · high / 2³²), int64 (samples,)."""
-    w = uint32s(samples, 1, seed=seed, draw=draw, first_sample=first_sample, device=device)
-    return w[:, 0, 0] * high >> 32
+    """Return one integer in [0, high) per sample: int64 (samples,).
+
+    An output u of the stream, an integer in [0, 2³²), becomes ⌊u · high / 2³²⌋.
+    """
+    integers = uint32s(samples, 1, seed=seed, draw=draw, first_sample=first_sample, device=device)
+    return integers[:, 0, 0] * high >> 32

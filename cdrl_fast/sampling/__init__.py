@@ -1,1 +1,1 @@
-"""Chains: from noise to samples, with what may be asked of them."""
+"""Sampling: chains from noise to samples, inpainting, log-densities and Langevin dynamics."""

@@ -17,26 +17,26 @@ from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.schedule import Level, StepPlan
 from cdrl_fast.ops import normal
-from cdrl_fast.ops.langevin_step import NEVER, place_of
+from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
 from cdrl_fast.ops.philox import Purpose, level_draw
 from cdrl_fast.sampling.inpainting import UNCONSTRAINED, Unconstrained
 from cdrl_fast.sampling.metropolis import adjusted_steps_
 from cdrl_fast.sampling.trace import Recorder
 
 CORRECTOR = 2**15
-"""Where correctors' draws begin within a level's."""
+"""Offset of the correctors' draws within the draws of a level."""
 
 
 @dataclass
 class Chain:
-    """Chains of a model, or of several on one schedule.
+    """The chains of one model, or of several models with the same schedule.
 
     Attributes:
-        model: tells schedule and shape.
+        model: the model that defines schedule and sample shape.
         frozen: the networks.
-        backend: the room of noise and Langevin steps.
-        exact: whether energies are in the state's precision: a difference of two at neighbouring
-            states is then worth something, and a traced chain's acceptance is told.
+        backend: backend of noise and Langevin steps.
+        exact: whether energies are computed in the precision of the state. Only then can those of
+            neighbouring states be compared, and traces of steps contain acceptance probabilities.
     """
 
     model: CDRL
@@ -52,21 +52,27 @@ class Chain:
         terms: tuple[Terms, ...],
         correctors: int,
         metropolis: bool,
-        hold: Unconstrained,
+        constraint: Unconstrained,
         recorder: Recorder,
         advance: Callable[[], object],
     ) -> tuple[Tensor, LevelEnergy]:
-        """All levels, from x_T to x_0; and the last one's energy.
+        """Run a batch of chains through all levels, from x_T to x_0.
 
         Args:
-            n: samples. rng: seed, and index of the first one.
-            plan, terms, correctors, metropolis: as `Sampler.sample` takes them.
-            hold: sets what is known of the samples.
-            recorder: of what the chain goes through.
+            n: number of samples.
+            rng: seed and index of the first sample.
+            plan: Langevin steps per level.
+            terms: terms of each network.
+            correctors, metropolis: as in `Sampler.sample`.
+            constraint: sets the known entries of states.
+            recorder: records the trace.
             advance: called after each Langevin step.
 
+        Returns:
+            The states x_0 (n, …) and the energy of level 1.
+
         Raises:
-            ChainDiverged: a state left the finite numbers.
+            ChainDiverged: a state became non-finite (NaN or Inf).
         """
         seed, first_sample = rng
         schedule, frozen = self.model.schedule, self.frozen
@@ -89,20 +95,20 @@ class Chain:
             level = schedule.level(schedule.levels)
             energy = frozen.at(level.logsnr, terms)
             recorder.record("levels", x, level, energy, rescaled=True)
-        hold(x, schedule.levels)
-        for t, turn in product(range(schedule.levels, 0, -1), range(hold.passes)):
+        constraint.apply_(x, schedule.levels)
+        for t, pass_index in product(range(schedule.levels, 0, -1), range(constraint.passes)):
             level = schedule.level(t, plan)
-            x = hold.noised_again(x, t, turn) if turn else x
+            x = constraint.renoise(x, t, pass_index) if pass_index else x
             first_draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
-            draw = first_draw + turn * (level.steps + 1)
+            draw = first_draw + pass_index * (level.steps + 1)
             energy = frozen.at(level.logsnr, terms)
             proposal = frozen.proposal(level.logsnr_noisy, terms)
-            # Without an initializer y is x itself, which the recovery term still needs.
+            # Without an initializer y starts as a copy of x, which the recovery term still needs.
             y = x.clone() if proposal is None else proposal(x) + level.init_std * noise(draw)
-            hold(y, t - 1, level.scale)
+            constraint.apply_(y, t - 1, level.scale)
             recorder.record("steps", y, level, energy, rescaled=False)
 
-            def each(
+            def after_step(
                 step: int,
                 last: int,
                 y: Tensor = y,
@@ -110,11 +116,11 @@ class Chain:
                 energy: LevelEnergy = energy,
             ) -> None:
                 scale = level.scale * (level.rescale if step == last else 1.0)
-                hold(y, level.t - 1, scale)
+                constraint.apply_(y, level.t - 1, scale)
                 recorder.record("steps", y, level, energy, rescaled=step == last)
                 advance()
 
-            walk = partial(
+            take_steps = partial(
                 self._steps,
                 energy,
                 y,
@@ -123,24 +129,24 @@ class Chain:
                 first_bad=first_bad,
                 metropolis=metropolis,
                 recorder=recorder,
-                held=hold is not UNCONSTRAINED,
+                constrained=constraint is not UNCONSTRAINED,
             )
-            walk(
+            take_steps(
                 x,
                 pull=level.pull,
                 steps=level.steps,
                 draw=draw,
                 rescale=1.0 if correctors else level.rescale,
-                each=partial(each, last=0 if correctors else level.steps),
+                after_step=partial(after_step, last=0 if correctors else level.steps),
             )
             if correctors:
-                walk(
+                take_steps(
                     None,
                     pull=0.0,
                     steps=correctors,
-                    draw=first_draw + CORRECTOR - 1 + turn * correctors,
+                    draw=first_draw + CORRECTOR - 1 + pass_index * correctors,
                     rescale=level.rescale,
-                    each=partial(each, last=correctors),
+                    after_step=partial(after_step, last=correctors),
                 )
             x = y
             recorder.record("levels", x, level, energy, rescaled=True)
@@ -161,13 +167,30 @@ class Chain:
         first_bad: Tensor,
         metropolis: bool,
         recorder: Recorder,
-        held: bool,
+        constrained: bool,
         rescale: float,
-        each: Callable[[int], None],
+        after_step: Callable[[int], None],
     ) -> None:
-        """Langevin steps at a level, of which the first takes the draw after ``draw``."""
+        """Take Langevin steps of y in place at a level.
+
+        Args:
+            energy: the level's energy.
+            y: states (n, …) in the coordinates m_t x_{t-1}.
+            level: the level's constants.
+            anchor: x_t of the recovery term, or None.
+            pull: coefficient of the recovery term.
+            steps: number of steps.
+            rng: seed and index of the first sample.
+            draw: the draw before that of the first step.
+            first_bad: as in `ops.langevin_step`.
+            metropolis: whether to accept or reject each step.
+            recorder: records acceptance probabilities.
+            constrained: whether ``after_step`` changes y.
+            rescale: factor of y after the last step.
+            after_step: called with k after step k = 1 … steps.
+        """
         seed, first_sample = rng
-        numbers: dict[str, Any] = {
+        options: dict[str, Any] = {
             "steps": steps,
             "drift": level.drift,
             "pull": pull,
@@ -175,28 +198,35 @@ class Chain:
             "first_bad": first_bad,
             "rescale": rescale,
             "backend": self.backend,
-            "each": each,
         }
         anchor = anchor if pull else None
-        observed = recorder.kind == "steps"
-        if not metropolis and not (observed and self.exact):
-            place = (seed, draw + 1, first_sample)
-            energy.walk(y, anchor, rng=place, observed=observed or held, **numbers)
+        traced = recorder.kind == "steps"
+        if not metropolis and not (traced and self.exact):
+            position = (seed, draw + 1, first_sample)
+            options |= {"each": after_step, "observed": traced or constrained}
+            energy.langevin_(y, anchor, rng=position, **options)
             return
-        shift = Purpose.ACCEPTANCE.draw(0) - Purpose.SAMPLING.draw(0)
+        acceptance_offset = Purpose.ACCEPTANCE.draw(0) - Purpose.SAMPLING.draw(0)
         probabilities = adjusted_steps_(
             energy.value_and_gradient,
             y,
             anchor,
             noise=lambda k: (seed, draw + k, first_sample),
-            acceptance=lambda k: (seed, shift + draw + k, first_sample),
+            acceptance=lambda k: (seed, acceptance_offset + draw + k, first_sample),
             adjust=metropolis,
-            **numbers,
+            after_step=after_step,
+            **options,
         )
-        recorder.accepted(level.t, probabilities)
+        recorder.record_acceptance(level.t, probabilities)
 
-    def finish(self, x: Tensor, energy: LevelEnergy, denoise_scale: float) -> Tensor:
-        """Tweedie's denoising step and the clamp, for images; returns float32 (float64)."""
+    def denoise(self, x: Tensor, energy: LevelEnergy, denoise_scale: float) -> Tensor:
+        """Return the samples of states x_0: Tweedie's denoising step and the clamp, for images.
+
+        Args:
+            x: states x_0 (n, …).
+            energy: energy of level 1.
+            denoise_scale: factor of the score.
+        """
         if not self.model.is_image:
             return x
         schedule, level = self.model.schedule, self.model.schedule.level(1)
@@ -206,17 +236,17 @@ class Chain:
         return clean.clamp(-1.0, 1.0)
 
     def raise_if_diverged(self, first_bad: Tensor, first_sample: int) -> None:
-        """Names level, step and sample of a chain that left the finite numbers."""
+        """Raise `ChainDiverged` with sample, level and step if a state became non-finite."""
         code = int(first_bad)
         if code == NEVER:
             return
-        draw, position = place_of(code)
+        draw, position = decode_first_bad(code)
         sample = first_sample + position
         level, step = self.model.schedule.levels + 1 - (draw >> 16), draw & 0xFFFF
-        what = "step" if step < CORRECTOR else "corrector"
+        kind = "step" if step < CORRECTOR else "corrector"
         step = step if step < CORRECTOR else step - CORRECTOR + 1
         raise ChainDiverged(
-            f"the chain of sample {sample} left the finite numbers at level {level}, {what} "
+            f"the chain of sample {sample} became non-finite (NaN or Inf) at level {level}, {kind} "
             f"{step}; use more steps, a smaller step multiplier or less guidance, or check the "
             "weights",
             level=level,

@@ -1,4 +1,4 @@
-"""Inpainting: chains whose known entries are held at the observation, noised to each level."""
+"""Inpainting: chains whose known entries are set to the observation, noised to each level."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from cdrl_fast.model.densities import Density
 from cdrl_fast.model.schedule import NoiseSchedule, StepPlan, Steps
 from cdrl_fast.ops import normal
 from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
-from cdrl_fast.sampling.candidates import Choice
+from cdrl_fast.sampling.candidates import CandidateSelector
 from cdrl_fast.sampling.label_terms import cycled_classes, label_terms
 from cdrl_fast.sampling.scoring import checked_samples
 
 ObservationNoise = Literal["shared", "fresh"]
-# Of a level's 2^16 draws all passes' steps have one half and their correctors the other.
-MOST_DRAWS = 2**15
+MAX_DRAWS = 2**15
+"""Draws per level for the steps of all passes; correctors use the other half of a level's 2^16."""
 
 
 class Unconstrained:
-    """Chains of which nothing is known."""
+    """The constraint of chains without known entries: it changes nothing."""
 
     passes = 1
 
-    def __call__(self, state: Tensor, t: int, scale: float = 1.0) -> None:
-        """Sets the known entries of scale · x_t."""
+    def apply_(self, state: Tensor, t: int, scale: float = 1.0) -> None:
+        """Set the known entries of scale · x_t in place."""
 
-    def noised_again(self, x: Tensor, t: int, turn: int) -> Tensor:
-        """x_t from x_{t-1}, for the next pass through level t; the first one's turn is 0."""
-        raise AssertionError("there is one pass")
+    def renoise(self, x: Tensor, t: int, pass_index: int) -> Tensor:
+        """Return x_t, noised from x_{t-1}, for pass ``pass_index`` ≥ 1 through level t."""
+        raise AssertionError("an unconstrained chain has one pass")
 
-    def finish(self, samples: Tensor) -> Tensor:
-        """The samples with what is known in its place."""
+    def insert_known(self, samples: Tensor) -> Tensor:
+        """Return the samples with their known entries set to the observation."""
         return samples
 
 
@@ -46,87 +46,89 @@ UNCONSTRAINED = Unconstrained()
 
 
 class KnownEntries(Unconstrained):
-    """A batch of chains whose known entries are held.
+    """The constraint that sets the known entries of a batch of chains to the observation.
 
     Args:
-        of: all chains' observations.
-        start, stop: which of them.
+        observation: the observation of all chains.
+        start, stop: the chains start … stop - 1 of this batch.
     """
 
-    def __init__(self, of: Observation, start: int, stop: int) -> None:
-        rows = torch.arange(start, stop, device=of.values.device) // of.copies
-        self.passes, self._of, self._schedule = of.passes, of, of.schedule
-        self._values, self._known = of.values[rows], of.known[rows]
-        self._first_sample = of.first_sample + start
-        self._current: tuple[int, Tensor] | None = None
+    def __init__(self, observation: Observation, start: int, stop: int) -> None:
+        rows = torch.arange(start, stop, device=observation.values.device)
+        rows = rows // observation.chains_per_sample
+        self.passes, self._observation = observation.passes, observation
+        self._schedule = observation.schedule
+        self._values, self._known = observation.values[rows], observation.known[rows]
+        self._first_sample = observation.first_sample + start
+        self._noised_level: tuple[int, Tensor] | None = None
 
-    def __call__(self, state: Tensor, t: int, scale: float = 1.0) -> None:
-        """Sets the known entries to scale · (√ᾱ_t o + √(1 - ᾱ_t) ε)."""
-        if self._current is None or self._current[0] != t:
-            self._current = (t, self._noised(t))
-        torch.where(self._known, scale * self._current[1], state, out=state)
+    def apply_(self, state: Tensor, t: int, scale: float = 1.0) -> None:
+        """Set the known entries to scale · (√ᾱ_t o + √(1 - ᾱ_t) ε) in place."""
+        if self._noised_level is None or self._noised_level[0] != t:
+            self._noised_level = (t, self._noised(t))
+        torch.where(self._known, scale * self._noised_level[1], state, out=state)
 
-    def noised_again(self, x: Tensor, t: int, turn: int) -> Tensor:
-        """√a_t x_{t-1} + σ_t z, known entries included."""
+    def renoise(self, x: Tensor, t: int, pass_index: int) -> Tensor:
+        """Return √a_t x_{t-1} + σ_t z with a_t = ᾱ_t / ᾱ_{t-1}, known entries included."""
         ratio = self._schedule.alpha_bar[t] / self._schedule.alpha_bar[t - 1]
-        # A level's first index is for the noise of its known entries.
-        noise = self._normal(level_draw(t, self._schedule.levels) + turn)
+        # Index 0 of a level is the noise of its known entries; pass_index is at least 1.
+        noise = self._normal(level_draw(t, self._schedule.levels) + pass_index)
         return float(np.sqrt(ratio)) * x + float(np.sqrt(1.0 - ratio)) * noise
 
-    def finish(self, samples: Tensor) -> Tensor:
-        """The samples with the observation itself in the known entries."""
+    def insert_known(self, samples: Tensor) -> Tensor:
+        """Return the samples with their known entries set to the observation, without noise."""
         return torch.where(self._known, self._values, samples)
 
     def _noised(self, t: int) -> Tensor:
         schedule = self._schedule
-        # x_T belongs to a level T + 1, whose index is 0: that of the one shared noise, too.
-        index = level_draw(t + 1, schedule.levels) if self._of.noise == "fresh" else 0
+        # x_T counts as the result of a level T + 1, whose index 0 shared noise uses as well.
+        index = level_draw(t + 1, schedule.levels) if self._observation.noise == "fresh" else 0
         return schedule.add_noise(self._values, self._normal(index), t)
 
     def _normal(self, index: int) -> Tensor:
         return normal(
             self._values.shape,
-            seed=self._of.seed,
+            seed=self._observation.seed,
             draw=Purpose.INPAINTING.draw(index),
             first_sample=self._first_sample,
             device=self._values.device,
             dtype=self._values.dtype,
-            backend=self._of.backend,
+            backend=self._observation.backend,
         )
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known of each sample, and how chains are held at it.
+    """The known entries of n samples, and the settings of the chains that complete them.
 
     Attributes:
-        values: (n, …), finite everywhere.
-        known: bool, of the same shape: True is kept.
+        values: (n, …), finite; 0 where unknown.
+        known: bool (n, …), True where an entry is known.
         schedule: the noise schedule.
-        copies: chains of each observation, one after the other.
-        noise: "shared", one ε a chain for all levels, or "fresh", one a level.
-        passes: through each level.
-        seed, first_sample: of the first chain in the noise stream.
-        backend: the room that draws the noise.
+        chains_per_sample: number of chains of each sample; they are adjacent.
+        noise: "shared": one ε per chain for all levels, or "fresh": one per chain and level.
+        passes: number of passes through each level.
+        seed, first_sample: seed and index of the first chain in the noise stream.
+        backend: backend that draws the noise.
     """
 
     values: Tensor
     known: Tensor
     schedule: NoiseSchedule
-    copies: int
+    chains_per_sample: int
     noise: ObservationNoise
     passes: int
     seed: int
     first_sample: int
     backend: str
 
-    def of_chains(self, start: int, stop: int) -> KnownEntries:
-        """What holds chains start … stop - 1."""
+    def constraint(self, start: int, stop: int) -> KnownEntries:
+        """Return the constraint of chains start … stop - 1."""
         return KnownEntries(self, start, stop)
 
 
 class Inpainting(ABC):
-    """The part of `Sampler` that completes samples of which some entries are known."""
+    """The part of `Sampler` that completes partially known samples."""
 
     model: CDRL
     source: CDRL | Density
@@ -157,47 +159,51 @@ class Inpainting(ABC):
         correctors: int = 0,
         progress: bool = False,
     ) -> Tensor:
-        """Draws the unknown entries of images, or of points, given the known ones.
+        """Draw the unknown entries of images, or of points, given the known ones.
 
-        The chain of `sample`, with the known entries of every state x_t set to
-        √ᾱ_t o + √(1 - ᾱ_t) ε: in x_T, in each level's proposal and after each Langevin step. So
-        x_{t-1} is drawn given x_t and its own known entries, but not given those of the cleaner
-        levels to come: with one pass the samples follow p(unknown | known) only roughly. More
-        passes come closer, to that distribution itself in the limit of many passes and steps.
-        Candidates find the right one of far-apart modes, which passes hardly move between.
+        The chain is that of `sample`, but the known entries of each state x_t are set to
+        √ᾱ_t o + √(1 - ᾱ_t) ε, with o the observation: in x_T, in the proposal of each level and
+        after each Langevin step. The draw of x_{t-1} therefore knows x_t and its own known entries,
+        but not those of the less noisy levels that follow. So with one pass the samples follow
+        p(unknown | known) only roughly. More ``passes`` come closer; in the limit of many passes
+        and steps the distribution is exact. More ``candidates`` select the right one of distant
+        modes, between which passes hardly move a chain. CUDA graphs are not used.
 
         Args:
-            images: (n, C, H, W) in [-1, 1], or points (n, dim). Unknown entries are not used and
-                may be NaN.
-            known: bool, True where an entry is kept: broadcastable to ``images``, so (H, W),
-                (n, 1, H, W), one a channel, or for points (dim,) and (n, dim).
-            seed: 64-bit integer; the same seed gives the same samples. With nothing known and one
-                pass they are those of `sample`.
+            images: float (n, C, H, W) in [-1, 1], or points (n, dim). Unknown entries are ignored
+                and may be NaN.
+            known: bool, True where an entry is known. The shape broadcasts to that of ``images``:
+                (H, W), (n, 1, H, W), (C, 1, 1) for a mask per channel; (dim,) or (n, dim) for
+                points.
+            seed: 64-bit integer. The same seed gives the same samples. If nothing is known, one
+                pass gives the samples of `sample`.
             steps, guidance, batch_size, denoise_scale, correctors, progress: as in `sample`.
-            label: None, or a class number or name for all images, or ``n`` of them.
-            samples: k, completions of each image.
-            first_sample: index of the first completion in the seed's stream.
-            noise: "shared", one ε a completion for all levels, as training pairs have it; or
-                "fresh", one a level.
-            passes: how often each level is gone through. Before each further time x_{t-1} is noised
-                to x_t again. Costs as many times the steps.
-            candidates: completions drawn for each one returned, which is kept in proportion to
-                exp(-Σ_t ‖k_0 - k̂_0(x_t)‖² / (2 v_t)): how well the model tells the known entries
-                k_0 from noised ones. Without a label they are of a model's classes in turn, if
-                there are as many as classes; a multiple of them counts all classes alike.
+            label: class number or name, one for all images or a sequence of ``n``; None: no class.
+            samples: number of completions k of each image.
+            first_sample: index of the first completion in the stream of the seed.
+            noise: "shared": one ε per completion for all levels, as in training pairs; "fresh": one
+                per completion and level.
+            passes: number of passes through each level. Before each further pass x_{t-1} is noised
+                to x_t. The time grows in proportion.
+            candidates: number of completions that are drawn for each one returned. The returned one
+                is selected with probability proportional to exp(-Σ_t ‖k_0 - k̂_0(x_t)‖² / (2 v_t)),
+                that is, by how well the model predicts the known entries k_0 from noisy ones.
+                Without ``label``, if there are at least as many candidates as classes, candidates
+                take the classes cyclically; a multiple of the number of classes treats all classes
+                alike.
 
         Returns:
-            (n·k, …): rows i·k … i·k + k - 1 complete image i. In known entries they equal
-            ``images`` bit for bit, in float32 (float64 with precision="fp64"). CUDA graphs are
-            not used here.
+            Float32 (n·k, …), float64 with precision="fp64". Rows i·k … i·k + k - 1 complete image
+            i. Their known entries equal those of ``images`` to the bit.
 
         Raises:
-            ValueError, TypeError: an argument that does not fit.
-            ChainDiverged: a state left the finite numbers; its step counts through all passes.
+            ValueError, TypeError: an argument has a wrong value or type.
+            ChainDiverged: a state became non-finite (NaN or Inf); the step that the error names
+                counts through all passes of the level.
 
-        Source: the passes are those of Lugmayr et al., "RePaint", CVPR 2022; the candidates'
-        weights approximate those of Trippe et al., "Diffusion probabilistic modeling of protein
-        backbones in 3D for the motif-scaffolding problem", ICLR 2023.
+        Source: passes: Lugmayr et al., "RePaint", CVPR 2022. Candidates: the weights approximate
+        those of Trippe et al., "Diffusion probabilistic modeling of protein backbones in 3D for the
+        motif-scaffolding problem", ICLR 2023.
 
         Examples:
             >>> import torch
@@ -210,31 +216,31 @@ class Inpainting(ABC):
         values, mask = self._checked(images, known)
         where = "Sampler.inpaint"
         check_integer(where, "samples", samples, 1, 2**31)
-        check_integer(where, "passes", passes, 1, MOST_DRAWS)
+        check_integer(where, "passes", passes, 1, MAX_DRAWS)
         self._check_draws(self.model.plan(steps), passes, correctors)
         if noise not in ("shared", "fresh"):
             raise ValueError(f'noise: expected "shared" or "fresh", got {noise!r}')
         check_integer(where, "candidates", candidates, 1, 2**31)
         indices = self.model.label_indices(label, len(values))
-        copies = samples * candidates
+        chains_per_sample = samples * candidates
         if indices is not None:
-            indices = indices.expand(len(values)).repeat_interleave(copies)
+            indices = indices.expand(len(values)).repeat_interleave(chains_per_sample)
         elif isinstance(self.source, CDRL) and 0 < self.model.num_classes <= candidates != 1:
-            in_turn = cycled_classes(self.model, candidates)
-            indices = None if in_turn is None else in_turn.repeat(len(values) * samples)
-        held = Observation(
+            classes = cycled_classes(self.model, candidates)
+            indices = None if classes is None else classes.repeat(len(values) * samples)
+        observation = Observation(
             values,
             mask,
             self.model.schedule,
-            copies,
+            chains_per_sample,
             noise,
             passes,
             seed,
             first_sample * candidates,
             self.backend,
         )
-        found = self._run(
-            len(values) * copies,
+        completions = self._run(
+            len(values) * chains_per_sample,
             seed=seed,
             steps=steps,
             label=indices,
@@ -244,45 +250,49 @@ class Inpainting(ABC):
             denoise_scale=denoise_scale,
             correctors=correctors,
             progress=progress,
-            held=held,
+            observation=observation,
         )[0]
         if candidates == 1:
-            return found
+            return completions
         rng = (seed, first_sample * candidates)
-        terms = label_terms(self.source, rng, len(found), indices, guidance, self.device)
-        choice = Choice(
+        terms = label_terms(self.source, rng, len(completions), indices, guidance, self.device)
+        selector = CandidateSelector(
             self.model.schedule, self._frozen, candidates, seed, first_sample, self.backend
         )
-        known = mask.repeat_interleave(copies, 0)
-        return found[choice.kept(found, known, terms, 1024 if batch_size is None else batch_size)]
+        known = mask.repeat_interleave(chains_per_sample, 0)
+        size = 1024 if batch_size is None else batch_size
+        return completions[selector.select(completions, known, terms, size)]
 
     def _check_draws(self, plan: StepPlan, passes: int, correctors: int) -> None:
         draws = passes * max(max(plan.counts) + 1, correctors)
-        if draws > MOST_DRAWS:
+        if draws > MAX_DRAWS:
             raise ValueError(
-                f"passes: {passes} passes need {draws} draws of noise a level, and there are "
-                f"{MOST_DRAWS}; take fewer passes, steps or correctors"
+                f"passes: {passes} passes need {draws} draws of noise per level, at most "
+                f"{MAX_DRAWS} are available; use fewer passes, steps or correctors"
             )
 
     def _checked(self, images: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        """The observed values, 0 where unknown, and the mask, both (n, …) on the device."""
+        """Return the observed values, 0 where unknown, and the mask; both (n, …) on the device."""
         images = checked_samples("Sampler.inpaint", images, self.model.sample_shape)
         if not isinstance(known, Tensor) or known.dtype != torch.bool:
             kind = known.dtype if isinstance(known, Tensor) else type(known).__name__
             raise TypeError(
-                f"known: expected a bool tensor, True where an entry is kept, got {kind}; compare, "
-                "as in mask > 0"
+                f"known: expected a bool tensor, True where an entry is known, got {kind}; convert "
+                "it by a comparison such as mask > 0"
             )
         try:
             mask = known.to(self.device).expand(images.shape)
         except RuntimeError:
             raise ValueError(
-                f"known: expected a shape that broadcasts to images' {tuple(images.shape)}, got "
-                f"{tuple(known.shape)}"
+                f"known: expected a shape that broadcasts to {tuple(images.shape)}, the shape of "
+                f"images, got {tuple(known.shape)}"
             ) from None
         values = images.detach().to(self.device, self.dtype).masked_fill(~mask, 0.0)
         if not values.isfinite().all():
-            raise ValueError("images: NaN or infinity among the known entries")
+            raise ValueError(
+                "images: expected finite known entries, got NaN or infinity among the known "
+                "entries; mark these entries as unknown"
+            )
         if self.model.is_image and values.numel() and values.abs().max() > 1.0:
             raise ValueError(
                 f"images: expected known entries in [-1, 1], got {float(values.min()):.4g} to "

@@ -1,4 +1,4 @@
-"""From what a caller asks for to the engine's terms: labels, guidance and combinations."""
+"""Conversion of labels, guidance and combinations of densities to the engine's terms."""
 
 from __future__ import annotations
 
@@ -22,35 +22,39 @@ def label_terms(
     guidance: float,
     device: torch.device,
 ) -> tuple[Terms, ...]:
-    """One `Terms` for each network in ``source``, for n samples.
+    """Return the `Terms` of each network of ``source`` for n samples.
 
     Args:
-        rng: seed and index of the first sample, for mixtures' components.
-        label, guidance: as in `Sampler.sample`; of models alone.
+        source: a model, or a combination of models' densities.
+        rng: seed and index of the first sample; they determine the component of a mixture that
+            each sample is drawn from.
+        n: number of samples.
+        label, guidance: as in `Sampler.sample`; a combination takes neither.
+        device: device of labels and weights.
 
     Raises:
-        ValueError, TypeError: what does not fit.
+        ValueError, TypeError: a label or guidance that the source cannot take.
     """
     if not math.isfinite(guidance):
         raise ValueError(f"guidance: expected a finite number, got {guidance}")
     if isinstance(source, CDRL):
-        return (_of_model(source, n, label, guidance, device),)
+        return (_model_terms(source, n, label, guidance, device),)
     if label is not None or guidance != 0.0:
         raise ValueError(
-            "label, guidance: a combination has its own; write conditional(model, label) and "
-            "guided(conditional, unconditional, weight) into it"
+            "label, guidance: a combination has its own labels and guidance; put "
+            "conditional(model, label) and guided(conditional, unconditional, weight) into it"
         )
 
-    def choose(number: int, cumulated: Tensor) -> Tensor:
-        draw = Purpose.MIXTURE.draw(number)
+    def choose_components(index: int, cumulative: Tensor) -> Tensor:
+        draw = Purpose.MIXTURE.draw(index)
         u = uniform((n, 1), seed=rng[0], draw=draw, first_sample=rng[1])[:, 0].double()
-        return torch.searchsorted(cumulated, u).clamp_max(len(cumulated) - 1)
+        return torch.searchsorted(cumulative, u).clamp_max(len(cumulative) - 1)
 
-    slots = source.slots(choose)
-    return tuple(_terms([s for s in slots if s.model is m], device) for m in source.models)
+    slots = source.slots(choose_components)
+    return tuple(_slot_terms([s for s in slots if s.model is m], device) for m in source.models)
 
 
-def _of_model(model: CDRL, n: int, label: Label, guidance: float, device: torch.device) -> Terms:
+def _model_terms(model: CDRL, n: int, label: Label, guidance: float, device: torch.device) -> Terms:
     if guidance != 0.0 and model.num_classes == 0:
         raise ValueError("guidance: this model is unconditional, so there is nothing to guide by")
     if guidance != 0.0 and label is None:
@@ -59,12 +63,12 @@ def _of_model(model: CDRL, n: int, label: Label, guidance: float, device: torch.
     return Terms.guided(None if indices is None else indices.to(device), guidance)
 
 
-def _terms(slots: list[Slot], device: torch.device) -> Terms:
+def _slot_terms(slots: list[Slot], device: torch.device) -> Terms:
     if not slots:
-        # All of a network's terms cancel.
+        # All terms of this network cancel, but the engine needs one.
         return Terms((0.0,), (None,))
 
-    def placed(value: float | Tensor) -> float | Tensor:
+    def on_device(value: float | Tensor) -> float | Tensor:
         return value.to(device) if isinstance(value, Tensor) else value
 
     labels = [
@@ -72,27 +76,37 @@ def _terms(slots: list[Slot], device: torch.device) -> Terms:
         for slot in slots
     ]
     return Terms(
-        tuple(placed(slot.weight) for slot in slots),
+        tuple(on_device(slot.weight) for slot in slots),
         tuple(labels),
-        tuple(placed(slot.share) for slot in slots),
+        tuple(on_device(slot.share) for slot in slots),
     )
 
 
 def cycled_classes(model: CDRL, n: int) -> Tensor | None:
-    """Labels 1, 2, … repeated for ``n`` samples; None where the model has no classes."""
+    """Return the labels 1, 2, … repeated for ``n`` samples; None without classes."""
     return torch.arange(n) % model.num_classes + 1 if model.num_classes else None
 
 
 def cycled_labels(model: CDRL, label: Sequence[int | str] | None, n: int) -> Tensor | None:
-    """Classes by number or name, repeated for ``n`` samples: int64 (n,); None where there are none.
+    """Return the labels of classes, repeated for ``n`` samples.
+
+    Args:
+        model: the model that has the classes.
+        label: class numbers or names; None: no labels.
+        n: number of samples.
+
+    Returns:
+        int64 (n,), or None without labels.
 
     Raises:
-        ValueError: a single class, no class, or one that the model does not have.
+        ValueError: a single class, an empty list, or a class that the model does not have.
     """
     if label is None:
         return None
     if isinstance(label, (str, int)) or not len(label):
-        raise ValueError(f"label: expected a list of classes to take in turn, got {label!r}")
-    found = model.label_indices(list(label), len(label))  # type: ignore[arg-type]
-    assert found is not None
-    return found.repeat(-(-n // len(label)))[:n]
+        raise ValueError(
+            f"label: expected a list of classes, which samples take cyclically, got {label!r}"
+        )
+    classes = model.label_indices(list(label), len(label))  # type: ignore[arg-type]
+    assert classes is not None
+    return classes.repeat(-(-n // len(label)))[:n]

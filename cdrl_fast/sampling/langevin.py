@@ -1,4 +1,4 @@
-"""Langevin dynamics on any density."""
+"""`langevin`: Langevin dynamics on any differentiable log-density."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, automatic
-from cdrl_fast.ops.langevin_step import NEVER, bound_step, place_of
+from cdrl_fast.ops.langevin_step import NEVER, bound_step, decode_first_bad
 from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value
 from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.sampling.metropolis import adjusted_steps_
@@ -23,14 +23,15 @@ from cdrl_fast.sampling.metropolis import adjusted_steps_
 LogDensity = Callable[[Tensor], Tensor] | Program
 
 FIRST_DRAW = 2**31
-"""Draw of step 0: the lower half of the draws belongs to models with levels."""
-_WIDEST = 1024
-_ELSEWHERE = 2**62
+"""The draw of step 0; the lower half of the draws is for models with levels."""
+_MAX_TRITON_WIDTH = 1024
+_ACCEPTANCE_OFFSET = 2**62
+"""Offset of the sample index in the acceptance draws, so that these differ from the noise."""
 
 
 @overload
 def langevin(
-    energy: LogDensity,
+    log_density: LogDensity,
     x: Tensor,
     *,
     steps: int,
@@ -47,7 +48,7 @@ def langevin(
 
 @overload
 def langevin(
-    energy: LogDensity,
+    log_density: LogDensity,
     x: Tensor,
     *,
     steps: int,
@@ -63,7 +64,7 @@ def langevin(
 
 
 def langevin(
-    energy: LogDensity,
+    log_density: LogDensity,
     x: Tensor,
     *,
     steps: int,
@@ -76,44 +77,47 @@ def langevin(
     backend: str = "auto",
     compile: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Langevin dynamics: each step x ← x + (step_size/2) ∇ log p(x) + √step_size z.
+    """Run Langevin dynamics on a density: x ← x + (step_size/2) ∇ log p(x) + √step_size z.
 
-    Unadjusted (ULA) unless ``metropolis`` is set; its stationary distribution is then p itself.
+    Without ``metropolis`` the steps are unadjusted (ULA), and a finite step size biases the
+    distribution of the chains a little. With it the stationary distribution is p itself (MALA).
 
     Args:
-        energy: any differentiable callable (batch, …) → (batch,) whose value is log p up to a
-            constant: larger is more probable. Its parameters get no gradients; those of a
-            ``torch.nn.Module`` are frozen meanwhile (``requires_grad``), which is faster. A
+        log_density: differentiable callable (batch, …) → (batch,) that returns log p up to a
+            constant; larger is more probable. Parameters receive no gradients; those of a
+            ``torch.nn.Module`` have ``requires_grad=False`` during the call, which is faster. A
             ``torch.nn.Sequential`` of linear maps and activations that ends in ``Linear(n, 1)`` and
-            ``Flatten(0)``, or a `Program`, runs compiled, all steps at once, in float32 without
-            ``trace`` (on CUDA devices by triton, if no layer has more than 1024 features); any
-            other by autograd, with the same result to rounding.
-        x: where the chains begin, float32 or float64, (batch, …); left as it is.
-        steps: how many, 0 to 2³¹ together with ``first_step``.
-        step_size: positive; the square of a step's noise.
-        seed: 64-bit integer; the same seed gives the same noise.
-        first_sample: index of the first chain in the seed's stream: chains 32 to 63 are
-            ``langevin(energy, x[32:], first_sample=32, …)``.
-        first_step: steps taken before; with it a chain goes on without repeating noise.
-        metropolis: accept or refuse each step, so that p is sampled whatever the step size
-            (MALA); by autograd, with one value and gradient a step.
-        trace: return the states as well.
-        backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto": the first that
-            can.
-        compile: whether an energy that is followed by autograd goes through ``torch.compile``,
-            there and back in one graph with the batch as a variable. The energy must be one that
-            `torch.func.grad` takes; compiling takes seconds, and needs a C++ compiler on CPUs and
-            triton on GPUs.
+            ``Flatten(0)``, or a `Program`, takes all steps in one compiled call if ``x`` is
+            float32 (batch, dim) and neither ``trace`` nor ``metropolis`` is set; on CUDA devices by
+            triton, for layers of at most 1024 features. Autograd computes the gradients of
+            everything else. The two ways agree to rounding.
+        x: initial states, float32 or float64, (batch, …). They are not modified.
+        steps: number of steps, at least 0; ``first_step + steps`` is at most 2³¹.
+        step_size: variance of the noise of a step, positive.
+        seed: 64-bit integer. The same seed gives the same noise.
+        first_sample: index of the first chain in the stream of the seed. Chains 32 to 63 are
+            ``langevin(log_density, x[32:64], first_sample=32, …)``.
+        first_step: number of steps that these chains have already taken. A chain that continues
+            with it does not repeat noise.
+        metropolis: whether to accept or reject each step (MALA). Each step evaluates value and
+            gradient once, by autograd.
+        trace: whether to return the states after all steps as well.
+        backend: implementation of the steps: "native" (C++, on CPUs), "cuda", "triton",
+            "reference", or "auto": the first that is available.
+        compile: whether to compile a log-density that is left to autograd with ``torch.compile``,
+            value and gradient in one graph for any batch size. `torch.func.grad` must accept the
+            log-density. Compiling takes seconds; it needs a C++ compiler on CPUs and triton on
+            GPUs.
 
     Returns:
-        The last state, like ``x``. With ``trace`` a pair (last state, states), the states being
-        (steps + 1, batch, …) from the beginning on.
+        The final states, of the shape and dtype of ``x``. With ``trace`` a pair (final states,
+        all states), the latter (steps + 1, batch, …) beginning with ``x``.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, or an energy that does not give one
-            differentiable number a chain.
-        ChainDiverged: a state left the finite numbers; names step and chain.
-        BackendUnavailable: an explicit backend, or ``compile``, that cannot be had.
+        ValueError, TypeError: an argument has a wrong value or type, or ``log_density`` does not
+            return one differentiable number per chain.
+        ChainDiverged: a state became non-finite (NaN or Inf); the error names chain and step.
+        BackendUnavailable: an explicit ``backend``, or ``compile``, is not available here.
 
     Examples:
         >>> import torch
@@ -130,12 +134,15 @@ def langevin(
     check_integer("langevin", "first_step", first_step, 0, 2**31)
     check_integer("langevin", "steps", steps, 0, 2**31 - first_step + 1)
     if metropolis:
-        check_integer("langevin", "first_sample", first_sample, 0, _ELSEWHERE - len(x))
+        check_integer("langevin", "first_sample", first_sample, 0, _ACCEPTANCE_OFFSET - len(x))
     if metropolis and compile:
-        raise ValueError("langevin: metropolis runs by autograd; leave compile out")
+        raise ValueError(
+            "langevin: metropolis=True computes its gradients by autograd and cannot be combined "
+            "with compile=True; leave compile out"
+        )
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"langevin: step_size must be positive and finite, got {step_size}")
-    with torch.inference_mode(False), torch.enable_grad(), _frozen(energy):
+    with torch.inference_mode(False), torch.enable_grad(), _frozen_parameters(log_density):
         y = x.detach().clone(memory_format=torch.contiguous_format)
         states = y.new_empty((steps + 1, *y.shape)) if trace else None
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=x.device)
@@ -148,9 +155,9 @@ def langevin(
             first_bad=first_bad,
             backend=backend,
         )
-        alone = not (trace or metropolis) and steps
-        chosen = _chosen_backend(x, backend) if alone else "reference"
-        program = _compiled(energy, x, chosen)
+        one_call = not (trace or metropolis) and steps
+        program_backend = _program_backend(x, backend) if one_call else "reference"
+        program = _compiled_program(log_density, x, program_backend)
         if program is not None:
             mlp_chain_(
                 program,
@@ -163,34 +170,33 @@ def langevin(
                 draw=FIRST_DRAW + first_step,
                 first_sample=first_sample,
                 first_bad=first_bad,
-                backend=chosen,
+                backend=program_backend,
             )
         elif metropolis:
             if states is not None:
                 states[0] = y
 
-            def keep(step: int) -> None:
+            def record(step: int) -> None:
                 if states is not None:
                     states[step] = y
 
-            begun = FIRST_DRAW + first_step - 1
+            draw = FIRST_DRAW + first_step - 1
             adjusted_steps_(
-                _value_and_gradient(energy),
+                _value_and_gradient(log_density),
                 y,
                 None,
                 steps=steps,
                 drift=0.5 * step_size,
                 pull=0.0,
                 noise_std=math.sqrt(step_size),
-                noise=lambda k: (seed, begun + k, first_sample),
-                # The step's draw, of samples that no chain has.
-                acceptance=lambda k: (seed, begun + k, first_sample + _ELSEWHERE),
+                noise=lambda k: (seed, draw + k, first_sample),
+                acceptance=lambda k: (seed, draw + k, first_sample + _ACCEPTANCE_OFFSET),
                 first_bad=first_bad,
                 backend=backend,
-                each=keep,
+                after_step=record,
             )
         else:
-            gradient = _gradient_of(energy, y, compile=compile and steps > 0)
+            gradient = _gradient_function(log_density, y, compile=compile and steps > 0)
             for step in range(steps):
                 if states is not None:
                     states[step] = y
@@ -202,66 +208,70 @@ def langevin(
     return y, states
 
 
-def _chosen_backend(x: Tensor, backend: str) -> str:
-    """The room of the compiled chain; "reference" where there is none."""
+def _program_backend(x: Tensor, backend: str) -> str:
+    """Return the backend that runs all steps in one call; "reference" where none does."""
     if x.dtype != torch.float32:
         return "reference"
     chosen = automatic(x.device, NON_CUDA_BACKENDS) if backend == "auto" else backend
     return chosen if chosen in ("native", "triton") else "reference"
 
 
-def _compiled(energy: LogDensity, x: Tensor, chosen: str) -> Program | None:
-    """The energy for the compiled chain, where that may stand in for autograd's."""
-    if chosen == "reference" or type(x) not in (Tensor, nn.Parameter) or x.dim() != 2:
+def _compiled_program(log_density: LogDensity, x: Tensor, backend: str) -> Program | None:
+    """Return the log-density as a program, where the program can replace autograd; else None."""
+    if backend == "reference" or type(x) not in (Tensor, nn.Parameter) or x.dim() != 2:
         return None
-    # Both would make something else of the module than its float32 formula.
+    # Autocast and torch.compile change the module's arithmetic, which a program would ignore.
     if torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
         return None
-    program = energy if isinstance(energy, Program) else program_of(energy)
+    program = log_density if isinstance(log_density, Program) else program_of(log_density)
     if program is None or program.dim != x.shape[1] or program.rows:
         return None
-    # Wider maps fill a GPU by themselves, and would pass through each of its processors' caches.
-    if chosen == "triton" and max(program.widths) > _WIDEST:
+    # Wider layers fill a GPU without the kernel, whose blocks would each read all their weights.
+    if backend == "triton" and max(program.widths) > _MAX_TRITON_WIDTH:
         return None
     fits = (program.dtype, program.head.device) == (x.dtype, x.device)
     return program if fits else None
 
 
-def _gradient_of(energy: LogDensity, y: Tensor, *, compile: bool) -> Callable[[], Tensor]:
-    """A function that gives ∇ energy at what y holds when it is called."""
-    if isinstance(energy, Program) or not compile:
-        return _by_autograd(_function(energy), y)
-    # What autograd would say of a wrong energy, before a compiler sees it.
-    _by_autograd(energy, y)()
-    return partial(compiled_gradient(energy), y)
+def _gradient_function(
+    log_density: LogDensity, y: Tensor, *, compile: bool
+) -> Callable[[], Tensor]:
+    """Return a function that computes ∇ log p at the current contents of y."""
+    if isinstance(log_density, Program) or not compile:
+        return _autograd_function(_as_callable(log_density), y)
+    # One call by autograd raises readable errors for a wrong log-density before it is compiled.
+    _autograd_function(log_density, y)()
+    return partial(compiled_gradient(log_density), y)
 
 
-def _function(energy: LogDensity) -> Callable[[Tensor], Tensor]:
-    return partial(value, energy) if isinstance(energy, Program) else energy
+def _as_callable(log_density: LogDensity) -> Callable[[Tensor], Tensor]:
+    return partial(value, log_density) if isinstance(log_density, Program) else log_density
 
 
-def _value_and_gradient(energy: LogDensity) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    function = _function(energy)
+def _value_and_gradient(log_density: LogDensity) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a function that computes log p (batch,) and its gradient at a state."""
+    function = _as_callable(log_density)
 
-    def both(y: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = y.detach().requires_grad_(True)
-            found = function(leaf)
-            _check_value(found, len(y))
-            _check_differentiable(found)
-            return found.detach(), torch.autograd.grad(found.sum(), leaf)[0]
+            value = function(leaf)
+            _check_value(value, len(y))
+            _check_differentiable(value)
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
-    return both
+    return value_and_gradient
 
 
-def _by_autograd(energy: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[], Tensor]:
-    # One leaf on y's memory serves all steps: a step's graph is gone before y changes.
+def _autograd_function(log_density: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[], Tensor]:
+    """Return a function that computes ∇ log p by autograd at the current contents of y."""
+    # One leaf that shares y's memory serves all steps: a step's graph is freed before y changes.
     leaf = y.detach().requires_grad_(True)
     ones = None
 
     def gradient() -> Tensor:
         nonlocal ones
-        value = energy(leaf)
+        value = log_density(leaf)
         if ones is None or value.shape != ones.shape or value.dtype != ones.dtype:
             _check_value(value, y.shape[0])
             ones = torch.ones_like(value)
@@ -272,9 +282,9 @@ def _by_autograd(energy: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[], 
 
 
 @contextmanager
-def _frozen(energy: LogDensity) -> Iterator[None]:
-    """Freezes a module's parameters, so that no graph keeps what only they would need."""
-    parameters = energy.parameters() if isinstance(energy, nn.Module) else ()
+def _frozen_parameters(log_density: LogDensity) -> Iterator[None]:
+    """Freeze a module's parameters, so that graphs save no activations for their gradients."""
+    parameters = log_density.parameters() if isinstance(log_density, nn.Module) else ()
     frozen = [p for p in parameters if p.requires_grad and p.is_leaf]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -287,25 +297,29 @@ def _frozen(energy: LogDensity) -> Iterator[None]:
 
 def _check_value(value: object, chains: int) -> None:
     if not isinstance(value, Tensor) or value.shape != (chains,):
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        actual = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"langevin: energy must return one number a chain, shape ({chains},), got {got}"
+            "langevin: log_density must return one number per chain, a tensor of shape "
+            f"({chains},), got {actual}"
         )
 
 
 def _check_differentiable(value: Tensor) -> None:
     if not value.requires_grad:
-        raise ValueError("langevin: energy's value does not depend on x differentiably")
+        raise ValueError(
+            "langevin: the value of log_density does not depend on x differentiably; compute it "
+            "from x by differentiable torch operations"
+        )
 
 
 def _raise_if_diverged(code: int, first_sample: int) -> None:
     if code == NEVER:
         return
-    draw, position = place_of(code)
+    draw, position = decode_first_bad(code)
     step, sample = draw - FIRST_DRAW, first_sample + position
     raise ChainDiverged(
-        f"chain {sample} left the finite numbers at step {step}; use a smaller step_size, or check "
-        "the energy's gradient",
+        f"chain {sample} became non-finite (NaN or Inf) at step {step}; use a smaller step_size, "
+        "or check the gradient of log_density",
         level=None,
         step=step,
         sample=sample,

@@ -1,4 +1,4 @@
-"""Masks for inpainting by name, and from pictures."""
+"""Masks for inpainting, selected by name or read from pictures."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from torch import Tensor
 from cdrl_fast.ops import philox
 from cdrl_fast.ops.philox import Purpose
 
-# Of the noise stream's purpose: 0 and the levels' indices are the chains'.
-_INDEX = 1
+_MASK_INDEX = 1
+"""The draw index of random masks; 0 and the indices of levels belong to the chains."""
 
 
 def known_mask(spec: str, n: int, size: tuple[int, int], *, seed: int = 0) -> Tensor:
-    """Which pixels of ``n`` images are kept.
+    """Return a mask of the known pixels of ``n`` images.
 
     Args:
-        spec: what to fill:
+        spec: the pixels to fill, which are the unknown ones:
 
             - ``lower-half``: rows H // 2 … H - 1;
-            - ``random:P``: each pixel with probability P, drawn for each image;
-            - a picture's path: where it is white (128 and above of 255), the same for all images;
-              resized and cut to ``size`` as ``load_data`` does with images, without smoothing.
-        n: how many images.
+            - ``random:P``: each pixel of each image with probability P;
+            - the path of a picture: its white pixels (128 to 255), the same for all images. The
+              picture is resized and cropped to ``size`` as ``load_data`` does with images, but
+              without smoothing.
+        n: number of images.
         size: (H, W).
-        seed: of ``random:P``; pixels come from the noise stream, image i being sample i.
+        seed: seed of ``random:P``. Image i takes its pixels from sample i of the noise stream.
 
     Returns:
-        bool (n, 1, H, W), True where a pixel is kept.
+        bool (n, 1, H, W), True where a pixel is known.
 
     Raises:
-        ValueError: a name that is none of these, or P not between 0 and 1.
-        OSError: the picture cannot be read. ImportError: Pillow is not installed.
+        ValueError: ``spec`` is none of these, or P is not between 0 and 1.
+        OSError: the picture cannot be read.
+        ImportError: Pillow is not installed.
     """
     height, width = size
-    kind, _, share = spec.partition(":")
+    kind, _, probability = spec.partition(":")
     if spec == "lower-half":
-        keep = torch.arange(height)[:, None] < height // 2
-        return keep.expand(n, 1, height, width)
+        known = torch.arange(height)[:, None] < height // 2
+        return known.expand(n, 1, height, width)
     if kind == "random":
-        chance = _probability(share)
-        draw = Purpose.INPAINTING.draw(_INDEX)
-        return philox.uniform((n, 1, height, width), seed=seed, draw=draw) > chance
+        threshold = _probability(probability)
+        draw = Purpose.INPAINTING.draw(_MASK_INDEX)
+        return philox.uniform((n, 1, height, width), seed=seed, draw=draw) > threshold
     path = Path(spec).expanduser()
     if not path.is_file():
         raise ValueError(f"mask: {spec} is neither lower-half, random:P nor a picture's file")
-    return ~_white(path, size).expand(n, 1, height, width)
+    return ~_white_pixels(path, size).expand(n, 1, height, width)
 
 
 def _probability(text: str) -> float:
@@ -61,7 +63,7 @@ def _probability(text: str) -> float:
     return value
 
 
-def _white(path: Path, size: tuple[int, int]) -> Tensor:
+def _white_pixels(path: Path, size: tuple[int, int]) -> Tensor:
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:

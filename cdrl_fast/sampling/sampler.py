@@ -1,4 +1,4 @@
-"""`Sampler`: what is asked of a model, checked, and its batches."""
+"""`Sampler`: checks the arguments of a request and runs its batches."""
 
 from __future__ import annotations
 
@@ -20,43 +20,55 @@ from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.precision import EXACT, Precision
 from cdrl_fast.sampling.chain import CORRECTOR, Chain
-from cdrl_fast.sampling.chain_graph import ChainGraph, Graphs, form_of, unavailable
+from cdrl_fast.sampling.chain_graph import (
+    ChainGraph,
+    GraphCache,
+    terms_signature,
+    unavailable_reason,
+)
 from cdrl_fast.sampling.inpainting import UNCONSTRAINED, Inpainting, Observation
 from cdrl_fast.sampling.label_terms import label_terms
 from cdrl_fast.sampling.scoring import Scoring
-from cdrl_fast.sampling.trace import Recorder, Trace, TraceKind, joined
+from cdrl_fast.sampling.trace import Recorder, Trace, TraceKind, merge_traces
 
 _GRAPHS = ("auto", "chain", "step", "off")
 
 
 class Sampler(Inpainting, Scoring):
-    """Draws samples from a CDRL model by annealed Langevin dynamics.
+    """A sampler of a CDRL model: draws, completes and scores samples.
 
-    From x_T ~ N(0, I), each level t = T … 1 proposes y_0 = initializer(x_t) + noise and takes K
-    Langevin steps on log p(y | x_t); images end with one denoising step. The noise is a pure
-    function of seed and sample index, so a sample does not depend on the batch it is drawn in.
+    A chain starts from noise x_T ~ N(0, I). Each level t = T … 1 proposes
+    y_0 = initializer(x_t) + noise and then takes K Langevin steps on log p(y | x_t); images end
+    with one denoising step. The noise is a pure function of seed and sample index, so a sample
+    does not depend on the batch in which it is drawn.
+
+    The sampler works on a private copy of the networks. It never modifies the model, and it reads
+    the weights again before a call if they have changed.
 
     Args:
-        model: a model, or a combination of models' densities (`conditional`, `product`, `guided`,
-            `negated`, `mixture`, `tempered`). Weights are read anew when they have changed, and
-            never modified.
-        device: where to sample; by default where the (first) model's parameters are.
-        precision: of the networks: "bf16", "fp32", "fp64" (the state, too), on GPUs "tf32" and
-            "fp16", or "auto": bfloat16 for the library's own energies where the processor
-            multiplies it, else float32. The chain's state and all sums are float32 at least.
-        backend: which room of the operations to use: "native" (C++, on CPUs), "cuda", "triton",
-            "reference", or "auto": the first that can; a table picks cuDNN for 3×3 convolutions
-            where it is faster.
-        graph: on CUDA devices, for the library's own energies of images: "step", a Langevin step
-            is captured once as a CUDA graph and replayed; "chain", all of a chain is, which serves
-            small batches drawn again and again; "off"; or "auto": "step" where it can be had.
-            Each batch size and plan of steps is captured when first drawn.
-        compile: whether energies and initializers of your own go through ``torch.compile``, there
-            and back in one graph, when first called; it needs a C++ compiler on CPUs and triton on
-            GPUs. The library's networks have kernels and stay as they are.
+        model: a `CDRL` model, or a combination of models' densities (`conditional`, `product`,
+            `guided`, `negated`, `mixture`, `tempered`).
+        device: device to sample on; None: the device of the (first) model's parameters.
+        precision: precision of the networks: "bf16", "fp32", "fp64" (state and noise as well), on
+            GPUs also "tf32" and "fp16"; or "auto": bfloat16 for the library's own energies where
+            the processor has bfloat16 multiplication, else float32. The chain's state and all sums
+            are at least float32.
+        backend: implementation of the operations: "native" (C++, on CPUs), "cuda", "triton",
+            "reference", or "auto": the first that is available. With "auto" a table selects cuDNN
+            for the 3×3 convolutions where it is faster.
+        graph: CUDA graphs, on CUDA devices and for the library's own energies of images. "step":
+            one Langevin step is captured and replayed. "chain": the complete chain is captured,
+            which suits small batches that are drawn repeatedly. "off": none. "auto": "step" where
+            it is available, else "off". Each new batch size or step plan is captured when it is
+            first drawn.
+        compile: whether to compile your own energies and initializers with ``torch.compile``, value
+            and gradient in one graph, when they are first called. It needs a C++ compiler on CPUs
+            and triton on GPUs. The library's networks have their own kernels and are not compiled.
 
     Raises:
-        ValueError: an unknown choice. BackendUnavailable: a choice that cannot be had.
+        TypeError: ``model`` is neither a `CDRL` nor a combination.
+        ValueError: an unknown precision, backend or graph mode.
+        BackendUnavailable: a precision, backend or graph mode that is not available here.
 
     Examples:
         >>> from cdrl_fast import CDRL, Sampler
@@ -66,7 +78,16 @@ class Sampler(Inpainting, Scoring):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Sampler:
-        """The sampler of `CDRL.from_pretrained(name)`; ``options`` are those of the class.
+        """Return a sampler of the saved model ``CDRL.from_pretrained(name)``.
+
+        Args:
+            name: a model that ships with the library, a folder, or a Hugging Face Hub id; as in
+                `CDRL.from_pretrained`.
+            options: keyword arguments of `Sampler`.
+
+        Raises:
+            CheckpointError: an unknown name, or missing or corrupt files.
+            ValueError, TypeError, BackendUnavailable: as `Sampler`.
 
         Examples:
             >>> from cdrl_fast import Sampler
@@ -95,7 +116,7 @@ class Sampler(Inpainting, Scoring):
         parameter = next(models[0].parameters(), torch.empty(0))
         self.source, self.model = model, models[0]
         self.device = torch.device(device) if device is not None else parameter.device
-        self.precision = self._precision(precision, models, backend)
+        self.precision = self._common_precision(precision, models, backend)
         self.dtype = self.precision.state
         self.backend = choose("Sampler", backend, self.device, self.dtype)
         self._frozen = FrozenModel(
@@ -106,8 +127,8 @@ class Sampler(Inpainting, Scoring):
             compile=compile,
         )
         self._chain = Chain(self.model, self._frozen, self.backend, self.precision.name in EXACT)
-        self.graph = self._graph_of(graph)
-        self._graphs = Graphs()
+        self.graph = self._graph_mode(graph)
+        self._graphs = GraphCache()
 
     @overload
     def sample(
@@ -161,37 +182,45 @@ class Sampler(Inpainting, Scoring):
         progress: bool = False,
         trace: TraceKind | None = None,
     ) -> Tensor | tuple[Tensor, Trace]:
-        """Draws ``n`` samples.
+        """Draw ``n`` samples.
 
         Args:
-            n: how many; 0 is allowed.
-            seed: 64-bit integer; the same seed gives the same samples.
-            steps: Langevin steps a level: None (as trained), an int, one int for each of levels
-                1 … T, a StepPlan, or "tuned": the plan that is saved with the (first) model. With
-                K' of K steps, h² = K/K'.
-            label: a class number 1 … classes, a class name, or ``n`` of them.
-            guidance: classifier-free weight w: (1 + w) f(·|label) - w f(·|no label).
-            first_sample: index of the first sample in the seed's stream: samples 32 to 63 of a seed
-                are ``sample(32, first_sample=32)``.
-            batch_size: samples that go through the networks together; memory, not results, depends
-                on it. None: all at once, up to 1,024.
-            denoise_scale: factor of the last denoising step's score. 1 is Tweedie's formula; the
-                authors' released code takes a score twice as large, which is 2 here.
-            correctors: extra Langevin steps after each level's, without the recovery term, on the
-                density of x_{t-1} itself. They bring combinations closer, whose densities at
-                different levels are not each other's diffusions; without CUDA graphs.
-            metropolis: accept or refuse each Langevin step, so that it leaves its density as it is
-                (MALA); needs precision "fp32" or "fp64", and runs without CUDA graphs.
-            progress: show a progress bar.
-            trace: "levels" or "steps" to return the chain's states as well.
+            n: number of samples, 0 or more.
+            seed: 64-bit integer. The same seed gives the same samples.
+            steps: Langevin steps per level: None (as in training), an int for all levels, one int
+                for each level 1 … T, a `StepPlan`, or "tuned" (the step plan that is saved with the
+                (first) model). With K' steps in place of K, a step's noise variance is K/K' times
+                that of training.
+            label: class number 1 … num_classes or class name, one for all samples or a sequence of
+                ``n``. None, or 0, samples without a class.
+            guidance: weight w of classifier-free guidance. Chains follow
+                (1 + w) f(·|label) - w f(·|no label); 0 is no guidance.
+            first_sample: index of the first sample in the stream of the seed. Samples 32 to 63 of
+                a seed are ``sample(32, first_sample=32)``.
+            batch_size: number of samples that pass through the networks together. It changes the
+                memory, not the samples. None: at most 1,024.
+            denoise_scale: factor of the score in the final denoising step of images. 1 is Tweedie's
+                formula; 2 reproduces the authors' released code.
+            correctors: number of additional Langevin steps after the steps of each level. They
+                leave out the recovery term, so they sample the density of x_{t-1} itself. They
+                improve combinations, whose densities at two levels are not related by diffusion.
+                CUDA graphs are not used with them.
+            metropolis: whether to accept or reject each Langevin step (MALA), which removes the
+                error of finite step sizes. It needs precision "fp32" or "fp64"; CUDA graphs are not
+                used with it.
+            progress: whether to show a progress bar.
+            trace: "levels" or "steps" to return a `Trace` of the chains as well. CUDA graphs are
+                not used with it.
 
         Returns:
-            (n, C, H, W) float32 in [-1, 1]; of 2-D models (n, 2), neither clamped nor denoised.
-            With precision="fp64" float64. With ``trace``, a pair (samples, Trace).
+            Images float32 (n, C, H, W) in [-1, 1], or points float32 (n, dim), which are neither
+            denoised nor clamped; float64 with precision="fp64". With ``trace`` a pair
+            (samples, `Trace`).
 
         Raises:
-            ValueError, TypeError: an argument that does not fit.
-            ChainDiverged: a state left the finite numbers; names level and step.
+            ValueError, TypeError: an argument has a wrong value or type.
+            ChainDiverged: a state became non-finite (NaN or Inf); the error names sample, level and
+                step.
 
         Examples:
             >>> from cdrl_fast import CDRL, Sampler
@@ -214,7 +243,7 @@ class Sampler(Inpainting, Scoring):
             progress=progress,
             trace=trace,
         )
-        return samples if trace is None else (samples, joined(recorders))
+        return samples if trace is None else (samples, merge_traces(recorders))
 
     def _run(
         self,
@@ -231,20 +260,23 @@ class Sampler(Inpainting, Scoring):
         correctors: int = 0,
         metropolis: bool = False,
         trace: TraceKind | None = None,
-        held: Observation | None = None,
+        observation: Observation | None = None,
     ) -> tuple[Tensor, list[Recorder]]:
-        """All batches of `sample`; with known entries ``held`` those of `inpaint`."""
+        """Run all batches of `sample` or, with an ``observation``, of `inpaint`."""
         plan = self.model.plan(steps)
         check_integer("Sampler.sample", "n", n, 0, 2**31)
         check_integer("Sampler.sample", "seed", seed, -(2**63), 2**64)
         check_integer("Sampler.sample", "first_sample", first_sample, 0, 2**63 - n)
         check_integer("Sampler.sample", "correctors", correctors, 0, CORRECTOR)
         if correctors and max(plan.counts) >= CORRECTOR:
-            raise ValueError(f"correctors: expected fewer than {CORRECTOR} steps a level with them")
+            raise ValueError(
+                f"correctors: with them a level must take fewer than {CORRECTOR} steps, got "
+                f"{max(plan.counts)}; pass fewer steps or correctors=0"
+            )
         if metropolis and not self._chain.exact:
             raise ValueError(
                 f"metropolis: energies in {self.precision.name} cannot be compared between "
-                'neighbouring states; make the sampler with precision="fp32"'
+                'neighbouring states; create the Sampler with precision="fp32" or "fp64"'
             )
         terms = label_terms(self.source, (seed, first_sample), n, label, guidance, self.device)
         if not math.isfinite(denoise_scale):
@@ -254,76 +286,90 @@ class Sampler(Inpainting, Scoring):
         size = 1024 if batch_size is None else batch_size
         check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
         self._frozen.refresh()
-        plain = trace is None and held is None and not correctors and not metropolis
-        graphed = plain and n > 0
-        parts, recorders = [], []
-        turns = 1 if held is None else held.passes
-        total = turns * (sum(plan.counts) + correctors * len(plan.counts))
+        plain = trace is None and observation is None and not correctors and not metropolis
+        use_graph = plain and n > 0
+        batches, recorders = [], []
+        passes = 1 if observation is None else observation.passes
+        total = passes * (sum(plan.counts) + correctors * len(plan.counts))
         total *= -(-n // size)
         with progress_bar(progress, total=total, desc="sampling", unit="step") as bar:
             for start in range(0, max(n, 1), size):
                 stop = min(start + size, n)
                 recorder = Recorder(trace)
                 rng = (seed, first_sample + start)
-                part = tuple(of_network.slice(start, stop) for of_network in terms)
-                graph = self._captured(stop - start, plan, part, denoise_scale) if graphed else None
+                batch_terms = tuple(network_terms.slice(start, stop) for network_terms in terms)
+                graph = (
+                    self._captured_graph(stop - start, plan, batch_terms, denoise_scale)
+                    if use_graph
+                    else None
+                )
                 if graph is not None:
-                    parts.append(graph.run(part, *rng, bar.update).clone())
+                    batches.append(graph.run(batch_terms, *rng, bar.update).clone())
                     self._chain.raise_if_diverged(graph.first_bad, first_sample + start)
                     continue
-                hold = UNCONSTRAINED if held is None else held.of_chains(start, stop)
+                constraint = (
+                    UNCONSTRAINED if observation is None else observation.constraint(start, stop)
+                )
                 x, energy = self._chain.run(
                     stop - start,
                     rng,
                     plan,
-                    part,
+                    batch_terms,
                     correctors,
                     metropolis,
-                    hold,
+                    constraint,
                     recorder,
                     bar.update,
                 )
-                parts.append(hold.finish(self._chain.finish(x, energy, denoise_scale)))
+                samples = self._chain.denoise(x, energy, denoise_scale)
+                batches.append(constraint.insert_known(samples))
                 recorders.append(recorder)
-        return torch.cat(parts), recorders
+        return torch.cat(batches), recorders
 
     def working_memory(self, batch: int) -> int | None:
-        """Bytes that one energy gradient of a batch takes, besides weights, state and gradient.
+        """Return the bytes of workspace that the energy's gradient of a batch needs.
 
-        None where it is left to autograd.
+        Weights, the state and the gradient itself are not counted.
+
+        Args:
+            batch: number of samples.
+
+        Returns:
+            Bytes, or None where autograd computes the gradient.
         """
         return self._frozen.working_memory(batch, self.model.sample_shape)
 
-    def _precision(self, name: str, models: Sequence[CDRL], backend: str) -> Precision:
-        """The one that all models' energies can be had in."""
-        found = {chain_precision(name, m.energy, self.device, backend=backend) for m in models}
-        # "auto" differs between networks with kernels and others.
-        return found.pop() if len(found) == 1 else Precision("fp32")
+    def _common_precision(self, name: str, models: Sequence[CDRL], backend: str) -> Precision:
+        """Return the precision that the energies of all models support."""
+        precisions = {chain_precision(name, m.energy, self.device, backend=backend) for m in models}
+        # "auto" is bfloat16 only for networks with kernels, so models can disagree.
+        return precisions.pop() if len(precisions) == 1 else Precision("fp32")
 
-    def _graph_of(self, asked: str) -> str:
-        why = unavailable(self._frozen)
-        if asked == "off" or (asked == "auto" and why is not None):
+    def _graph_mode(self, graph: str) -> str:
+        """Return "step", "chain" or "off"; raise if the mode is not available."""
+        reason = unavailable_reason(self._frozen)
+        if graph == "off" or (graph == "auto" and reason is not None):
             return "off"
-        if why is not None:
-            raise BackendUnavailable(f"graph={asked!r} is not available: {why}")
-        return "step" if asked == "auto" else asked
+        if reason is not None:
+            raise BackendUnavailable(f"graph={graph!r} is not available: {reason}")
+        return "step" if graph == "auto" else graph
 
-    def _captured(
+    def _captured_graph(
         self, n: int, plan: StepPlan, terms: tuple[Terms, ...], denoise_scale: float
     ) -> ChainGraph | None:
-        """The batch's chain as CUDA graphs; None where they are off."""
+        """Return the CUDA graph for a batch of ``n`` samples; None where graphs are off."""
         if self.graph == "off":
             return None
         schedule = self.model.schedule
 
-        def made() -> ChainGraph:
+        def capture() -> ChainGraph:
             return ChainGraph(
                 self._frozen,
                 [schedule.level(t, plan) for t in range(schedule.levels, 0, -1)],
                 (n, *self.model.sample_shape),
                 terms,
-                whole=self.graph == "chain",
-                finish=lambda x, energy: self._chain.finish(x, energy, denoise_scale),
+                full_chain=self.graph == "chain",
+                denoise=lambda x, energy: self._chain.denoise(x, energy, denoise_scale),
             )
 
-        return self._graphs.get((n, plan, form_of(terms), denoise_scale), made)
+        return self._graphs.get((n, plan, terms_signature(terms), denoise_scale), capture)

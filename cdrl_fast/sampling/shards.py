@@ -1,4 +1,4 @@
-"""Many samples into a folder: by any number of workers, stopped and started at will."""
+"""`sample_to_folder`: many samples, drawn in shards by any number of workers, resumable."""
 
 from __future__ import annotations
 
@@ -54,34 +54,35 @@ def sample_to_folder(
     workers: int = 1,
     progress: bool = False,
 ) -> Path | None:
-    """Draws ``n`` samples into a folder, in shards that survive whatever stops the work.
+    """Draw ``n`` samples into a folder, in shards, so that an interrupted run can be resumed.
 
-    The samples are cut into batches of ``batch_size``, whoever draws them. Worker i draws every
-    ``workers``-th batch from the i-th on, each into ``shards/``: written apart, synced, renamed,
-    with its checksum. Whole shards are not drawn again, so a stopped run goes on where it was, with
-    another number of workers too. The worker that finds all shards there merges them. The merged
-    file's bytes do not depend on the workers (of one kind of device).
+    A shard contains ``batch_size`` samples. Worker i draws the shards i, i + workers, … and writes
+    each one to ``shards/`` atomically and with a checksum. A complete shard is not drawn again, so
+    the same call resumes an interrupted run, also with another number of workers. The worker that
+    completes the last shard merges all of them. On one kind of device the merged file does not
+    depend on the number of workers, to the byte.
 
     Args:
-        sampler: of one model.
-        n: how many; at least 1.
-        folder: made if it is not there; all workers must see it.
+        sampler: a sampler of one model, not of a combination.
+        n: number of samples, at least 1.
+        folder: folder to write to; it is created if it does not exist. All workers need access.
         seed, steps, guidance, denoise_scale, correctors, metropolis: as in `Sampler.sample`.
-        label: class numbers or names, taken in turn; None: no label.
-        batch_size: samples a shard.
-        worker, workers: which one this is, of how many.
-        progress: show a progress bar.
+        label: class numbers or names, which the samples take cyclically; None: no labels.
+        batch_size: number of samples per shard.
+        worker, workers: index of this worker and number of workers.
+        progress: whether to show a progress bar.
 
     Returns:
-        ``samples.npy``: images uint8 (n, H, W, C), round(127.5 (x + 1)), as tools for FID take
-        them; points float32 (n, dim). Beside it ``labels.npy``, int64 (n,), if there are labels;
-        ``request.json``; and ``SHA256SUMS`` of all three. None where other workers have shards left
-        to draw. ``shards/`` stays and may be deleted after that.
+        The path of ``samples.npy``, or None while shards of other workers are missing. Images are
+        uint8 (n, H, W, C), round(127.5 (x + 1)), the format of tools that compute the FID; points
+        are float32 (n, dim). The folder also contains ``labels.npy``, int64 (n,), if there are
+        labels; ``request.json``, which describes the request; and ``SHA256SUMS`` of these files.
+        ``shards/`` can be deleted afterwards.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit.
-        CheckpointError: the folder holds samples of another request, or cannot be written to.
-        ChainDiverged: a state left the finite numbers.
+        ValueError, TypeError: an argument has a wrong value or type.
+        CheckpointError: the folder contains samples of another request, or cannot be written to.
+        ChainDiverged: a state became non-finite (NaN or Inf).
 
     Examples:
         >>> from cdrl_fast import Sampler, sample_to_folder
@@ -104,55 +105,56 @@ def sample_to_folder(
     try:
         return request.run(worker, workers, progress)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot hold samples: {error}") from error
+        raise CheckpointError(f"{folder}: cannot write samples: {error}") from error
 
 
 class _Request:
-    """What is asked for, and the folder that it is to be in."""
+    """A request for n samples in a folder."""
 
     def __init__(
         self,
         sampler: Sampler,
         n: int,
         folder: Path,
-        size: int,
+        batch_size: int,
         labels: Tensor | None,
         options: dict[str, Any],
     ) -> None:
-        self.sampler, self.n, self.folder, self.size = sampler, n, folder, size
+        self.sampler, self.n, self.folder, self.batch_size = sampler, n, folder, batch_size
         self.labels, self.options = labels, options
-        self.shards = -(-n // size)
+        self.shards = -(-n // batch_size)
 
     def run(self, worker: int, workers: int, progress: bool) -> Path | None:
-        """This worker's shards, and the merged file if all others' are there."""
+        """Draw this worker's shards; merge all shards if none is missing then."""
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
         self._register()
-        if self._merged():
+        if self._is_merged():
             return self.folder / SAMPLES
-        mine = range(worker, self.shards, workers)
-        with progress_bar(progress, total=len(mine), desc="sampling", unit="shard") as bar:
-            for i in mine:
+        indices = range(worker, self.shards, workers)
+        with progress_bar(progress, total=len(indices), desc="sampling", unit="shard") as bar:
+            for i in indices:
                 self._shard(i)
                 bar.update()
-        if all(self._place(i).is_dir() for i in range(self.shards)):
+        if all(self._shard_folder(i).is_dir() for i in range(self.shards)):
             return self._merge()
         return None
 
     def _register(self) -> None:
-        """Writes the request down, or finds it there."""
-        path, mine = self.folder / REQUEST, self._described()
+        """Write the request's description, or compare it with the one in the folder."""
+        path, requested = self.folder / REQUEST, self._description()
         if not path.exists():
-            write_atomic(path, json_to_bytes(mine))
-        there = json.loads(path.read_bytes())
-        other = sorted(k for k in mine if there.get(k) != mine[k])
-        if other:
-            name = other[0]
+            write_atomic(path, json_to_bytes(requested))
+        stored = json.loads(path.read_bytes())
+        differing = sorted(k for k in requested if stored.get(k) != requested[k])
+        if differing:
+            name = differing[0]
             raise CheckpointError(
-                f"{self.folder}: holds samples of another request; its {name} is "
-                f"{there.get(name)}, asked for is {mine[name]}. Take another folder"
+                f"{self.folder}: contains samples of another request; its {name} is "
+                f"{stored.get(name)}, requested is {requested[name]}. Use another folder"
             )
 
-    def _described(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, Any]:
+        """Return the contents of ``request.json``: all that determines the samples."""
         sampler, digest = self.sampler, hashlib.sha256()
         digest.update(tensors_to_bytes(sampler.model.state_dict()))
         labels = None if self.labels is None else hashlib.sha256(self.labels.numpy().tobytes())
@@ -163,79 +165,79 @@ class _Request:
             "n": self.n,
             "steps": str(plan),
             "labels": None if labels is None else labels.hexdigest(),
-            "batch_size": self.size,
+            "batch_size": self.batch_size,
             "precision": sampler.precision.name,
         }
 
-    def _place(self, i: int) -> Path:
+    def _shard_folder(self, i: int) -> Path:
         return self.folder / "shards" / f"{i:08d}"
 
     def _shard(self, i: int) -> Array:
-        """A shard's samples: those that are there, else fresh ones, which are kept."""
-        place = self._place(i)
-        if place.is_dir():
+        """Return the samples of a shard; draw and write them if it is missing or corrupt."""
+        folder = self._shard_folder(i)
+        if folder.is_dir():
             try:
-                return _array(read_folder(place)[SAMPLES])
-            except CheckpointError:  # broken by whatever stopped the work
+                return _bytes_to_array(read_folder(folder)[SAMPLES])
+            except CheckpointError:  # corrupt: the shard is drawn again
                 pass
-        start, stop = i * self.size, min((i + 1) * self.size, self.n)
+        start, stop = i * self.batch_size, min((i + 1) * self.batch_size, self.n)
         samples = self.sampler.sample(
             stop - start,
             label=None if self.labels is None else self.labels[start:stop],
             first_sample=start,
-            batch_size=self.size,
+            batch_size=self.batch_size,
             **self.options,
         )
-        array = _stored(samples.cpu())
+        array = _samples_to_array(samples.cpu())
         try:
-            write_folder(place, {SAMPLES: _bytes(array)})
+            write_folder(folder, {SAMPLES: _array_to_bytes(array)})
         except OSError:
-            if not place.is_dir():  # else another worker was faster
+            if not folder.is_dir():  # otherwise another worker has written the same shard
                 raise
         return array
 
-    def _merged(self) -> bool:
+    def _is_merged(self) -> bool:
         try:
-            return (self.folder / SUMS).read_bytes() == self._sums()
+            return (self.folder / SUMS).read_bytes() == self._checksums()
         except FileNotFoundError:
             return False
 
-    def _sums(self) -> bytes:
+    def _checksums(self) -> bytes:
         names = [REQUEST, SAMPLES] if self.labels is None else [REQUEST, SAMPLES, LABELS]
         return sums_of(self.folder, names)
 
     def _merge(self) -> Path:
-        """All shards in one file; whoever does it writes the same bytes."""
+        """Write all shards to one file; every worker that does so writes the same bytes."""
         first = self._shard(0)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".merge.") as temporary:
             path = Path(temporary) / SAMPLES
             shape = (self.n, *first.shape[1:])
-            whole = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=shape)
+            samples = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=shape)
             for i in range(self.shards):
-                whole[i * self.size : (i + 1) * self.size] = self._shard(i)
-            whole.flush()
+                samples[i * self.batch_size : (i + 1) * self.batch_size] = self._shard(i)
+            samples.flush()
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             os.chmod(path, 0o644)
             os.replace(path, self.folder / SAMPLES)
         if self.labels is not None:
-            write_atomic(self.folder / LABELS, _bytes(self.labels.numpy()))
-        write_atomic(self.folder / SUMS, self._sums())
+            write_atomic(self.folder / LABELS, _array_to_bytes(self.labels.numpy()))
+        write_atomic(self.folder / SUMS, self._checksums())
         return self.folder / SAMPLES
 
 
-def _stored(samples: Tensor) -> Array:
+def _samples_to_array(samples: Tensor) -> Array:
     if samples.dim() != 4:
         return samples.float().numpy()
     return as_bytes(samples).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _bytes(array: Array) -> bytes:
+def _array_to_bytes(array: Array) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
 
 
-def _array(data: bytes) -> Array:
-    found: Array = np.load(io.BytesIO(data), allow_pickle=False)
-    return found
+def _bytes_to_array(data: bytes) -> Array:
+    array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+    return array

@@ -1,4 +1,4 @@
-"""The data of each training iteration, as a function of the seed and the iteration."""
+"""Training batches: each one is a function of the seed and the iteration."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.training.config import TrainConfig
 
 LABEL_DROP, FLIP = 3, 4
+"""Indices of the training draws, beside those of `training.step`."""
 Rows = tuple[Tensor, Tensor | None]
+"""Samples and labels, as the data set stores them."""
 
 
-class Ahead:
-    """A function of the iteration, called one iteration ahead in a thread of its own.
+class Prefetch:
+    """A function of the iteration that is called one iteration ahead, in a thread of its own.
 
-    Iterations in a row are served from there; after a jump the asked one is made at once. An error
-    is raised when its iteration is asked for.
+    Consecutive iterations are served from the thread; after a jump the caller waits for the new
+    iteration. An error is raised by the call for its own iteration.
     """
 
     def __init__(self, function: Callable[[int], Rows]) -> None:
@@ -43,20 +45,20 @@ class Ahead:
 
 
 class Batches:
-    """Epoch after epoch, each in an order of its own, with flips and dropped labels.
+    """Batches of a data set that is shuffled anew for each epoch, with flips and dropped labels.
 
-    Samples travel as they are stored and are scaled on the device. For a GPU they are gathered into
-    pinned memory one iteration ahead, so that neither it nor the host waits for them.
+    Samples move to the device as they are stored and are scaled there. For a GPU they are copied to
+    pinned memory one iteration ahead, so that neither the GPU nor the host waits for them.
 
     Args:
         data: the data set.
-        config: batch size, seed, flip and label_drop are read.
+        config: batch_size, seed, flip and label_drop are read.
         labelled: whether the model takes labels.
-        device, dtype: of the batches.
-        part: which of how many equal parts of each batch to give.
+        device, dtype: device and dtype of the batches.
+        part: index and number of the equal parts into which the processes divide each batch.
 
     Attributes:
-        start: where in a batch the part begins.
+        start: position in the batch at which this part begins.
     """
 
     def __init__(
@@ -75,10 +77,13 @@ class Batches:
         self.start = part[0] * self._size
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
         self._to_gpu = device.type == "cuda"
-        self._rows: Callable[[int], Rows] = Ahead(self._pinned) if self._to_gpu else self._stored
+        self._rows: Callable[[int], Rows] = Prefetch(self._pinned) if self._to_gpu else self._stored
 
     def at(self, iteration: int) -> tuple[Tensor, Tensor | None]:
-        """Data (batch, …) and labels int64 (batch,) or None; some labels are 0, "no label"."""
+        """Return the data (batch, …) and labels of one iteration.
+
+        Labels are int64 (batch,), some of them dropped to 0, "no label"; or None.
+        """
         n, config = self._size, self.config
         rng: dict[str, Any] = {
             "seed": config.seed,
@@ -105,14 +110,14 @@ class Batches:
         return x0.pin_memory(), None if label is None else label.pin_memory()
 
     def indices(self, iteration: int) -> NDArray[np.int64]:
-        """Rows of the data set for one iteration, int64 (batch,)."""
+        """Return the data set's indices of one iteration, int64 (batch,)."""
         size = len(self.data)
         positions = np.arange(self._size) + iteration * self.config.batch_size + self.start
         epochs, rows = positions // size, positions % size
         return np.concatenate([self._epoch(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        order = self._order  # which the thread that goes ahead may replace
+        order = self._order  # read once: the prefetching thread may replace it
         if order[0] != epoch:
             key = np.array([self.config.seed % 2**64, epoch], dtype=np.uint64)
             generator = np.random.Generator(np.random.Philox(key=key))
@@ -120,24 +125,32 @@ class Batches:
         return order[1]
 
 
-def check_fit(model: CDRL, data: Dataset, config: TrainConfig, processes: int) -> None:
-    """Raises ValueError where a model cannot be trained so on this data, by so many processes."""
+def check_compatible(model: CDRL, data: Dataset, config: TrainConfig, processes: int) -> None:
+    """Check that ``processes`` processes can train a model on a data set with this configuration.
+
+    Raises:
+        ValueError: sample shapes, classes, flip or batch_size that do not fit.
+    """
     if data.sample_shape != model.sample_shape:
         raise ValueError(
-            f"Trainer: the model's samples have shape {model.sample_shape}, those of "
-            f"{data.name!r} {data.sample_shape}"
+            f"Trainer: expected samples of the model's shape {model.sample_shape}, got "
+            f"{data.sample_shape} from {data.name!r}"
         )
     if model.num_classes and (data.labels is None or len(data.classes) > model.num_classes):
         have = "no labels" if data.labels is None else f"{len(data.classes)} classes"
         raise ValueError(
-            f"Trainer: the model has {model.num_classes} classes, {data.name!r} has {have}"
+            f"Trainer: expected labels of at most {model.num_classes} classes, the model's, "
+            f"got {have} from {data.name!r}"
         )
     model.check_class_names(data.classes, data.name)
     if config.flip and not model.is_image:
-        raise ValueError("TrainConfig: flip is for images")
+        raise ValueError(
+            f"TrainConfig: flip needs images, got samples of shape {model.sample_shape}; set "
+            "flip=False"
+        )
     parts = processes * config.accumulate
     if config.batch_size % parts:
         raise ValueError(
-            f"Trainer: a batch of {config.batch_size} cannot be shared by {processes} processes "
-            f"in {config.accumulate} parts each; take a multiple of {parts}"
+            f"TrainConfig: expected batch_size to be a multiple of {parts} ({processes} processes "
+            f"× accumulate={config.accumulate}), got {config.batch_size}"
         )

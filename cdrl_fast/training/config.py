@@ -1,4 +1,4 @@
-"""`TrainConfig`: how a model is trained."""
+"""`TrainConfig`: the settings of a training run."""
 
 from __future__ import annotations
 
@@ -12,44 +12,54 @@ from cdrl_fast.precision import PrecisionName
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. The defaults are those of the paper's CIFAR-10 run; on the command
-    line, the recipe's.
+    """Settings of a training run.
+
+    The defaults are those of the paper's CIFAR-10 run; on the command line, those of the recipe.
 
     Attributes:
-        batch_size: samples an iteration, of all processes together.
-        accumulate: parts of a process's share that are computed one after the other, for less
-            memory; the result is the whole batch's.
-        shard: with several processes, each keeps only its part of the weights, gradients and
-            optimiser state (FSDP2) instead of all of them (DDP).
-        energy_lr, initializer_lr: learning rates of Adam (energy) and AdamW without decay.
-        warmup: iterations of linear warm-up; 0 for none.
-        initializer_warmup_offset: how far ahead the initializer's warm-up is.
-        clip: gradient norm to which each network's gradient is clipped.
-        ema_decay: decay of the averaged weights, ramped as (1 + n)/(10 + n).
-        variance_reduction: draw x_{t-1} with the noise of x_t; otherwise from the posterior.
+        batch_size: samples per iteration, over all processes together.
+        accumulate: micro-batches per process and iteration, computed one after the other to save
+            memory; the gradients are those of the full batch.
+        shard: with several processes, each process keeps only its part of the weights, gradients
+            and optimizer state (FSDP2) instead of all of them (DDP).
+        energy_lr: learning rate of the energy's Adam.
+        initializer_lr: learning rate of the initializer's AdamW, which has no weight decay.
+        warmup: iterations over which the learning rates rise linearly; 0 for none.
+        initializer_warmup_offset: iterations by which the initializer's warm-up is ahead of the
+            energy's.
+        clip: largest gradient norm of each network; a larger gradient is scaled down to it.
+        ema_decay: decay of the averaged weights (EMA); at update n the decay is the smaller of this
+            and (1 + n)/(10 + n).
+        variance_reduction: draw x_{t-1} with the noise of x_t; otherwise from the posterior
+            q(x_{t-1} | x_t, x_0).
         label_drop: probability that a label is replaced by "no label".
-        flip: mirror images at random.
-        seed: of all noise and of the data's order.
-        precision: of the Langevin chain, as in `Sampler`, and by autocast of the losses, where no
-            kernels compute those in float32 (on CPUs, the library's networks for images); the
-            weights keep the model's dtype. "auto" is "fp64" for a float64 model, else "bf16" where
-            the processor multiplies it and the energy has kernels, else "fp32"; a resumed run
-            keeps its own.
-        recompute: what the library's networks compute again for their gradients instead of
-            keeping it: "nothing"; the initializer's "activations", which cost little; or whole
-            "blocks", for a quarter of the memory and a third more arithmetic.
-        graph: "auto": on one GPU, for the library's own energies of images, all of an iteration up
-            to its gradients is captured once as a CUDA graph and replayed; "off": it is not.
-        patience: iterations in a row that may leave the finite numbers, or explode, and are
-            skipped; one more, and training goes back to the last good checkpoint.
-        rollbacks: how often it does; each time the learning rates are halved.
-        log_every: iterations between lines of the log.
-        preview_every, metrics_every, checkpoint_every: iterations between previews, metrics and
-            checkpoints; 0 for none.
-        checkpoint_minutes: minutes between checkpoints, besides; 0 for none.
-        keep: checkpoints kept, the newest ones.
-        watch: who is shown the run besides its log: "none", "tensorboard" (in the run's folder) or
-            "wandb"; extras of the same names.
+        flip: mirror each image with probability 1/2.
+        seed: seed of all noise and of the data's order.
+        precision: precision of the Langevin chain, as in `Sampler`, and of the losses by autocast.
+            The losses stay in float32 where the library has kernels for them: for its own image
+            networks on CPUs. The weights keep the model's dtype. "auto" is "fp64" for a float64
+            model, else "bf16" where the processor multiplies bfloat16 and the energy has kernels,
+            else "fp32"; a resumed run keeps its precision.
+        recompute: what the library's networks recompute in the backward pass to save memory:
+            with "nothing", all is kept; "activations" are the initializer's, at a low cost;
+            complete "blocks" take a quarter of the memory and a third more arithmetic.
+        graph: "auto" captures an iteration, up to its gradients, as one CUDA graph and replays it
+            where that is possible: on one GPU, for the library's own image networks. "off" does
+            not.
+        patience: bad iterations in a row that are skipped; after one more, training goes back to
+            the last good checkpoint. An iteration is bad if a value becomes non-finite (NaN or Inf)
+            or a gradient explodes.
+        rollbacks: how often training may go back to a checkpoint; each time halves the learning
+            rates.
+        log_every: iterations between two lines of the log.
+        preview_every: iterations between two previews; 0 for none.
+        metrics_every: iterations between two evaluations of the metrics; 0 for none.
+        checkpoint_every: iterations between two checkpoints; 0 for none.
+        checkpoint_minutes: minutes between two checkpoints, in addition to checkpoint_every; 0 for
+            none.
+        keep: number of checkpoints to keep; older ones are deleted.
+        watch: where the run is shown besides its log: "none", "tensorboard" (event files in the
+            run's folder) or "wandb" (Weights & Biases); each needs the extra of the same name.
 
     Raises:
         ValueError: a value of another type, or out of range.
@@ -108,41 +118,46 @@ class TrainConfig:
 
 
 def check_field_types(config: Any) -> None:
-    """Raises ValueError unless every field of a dataclass holds what its annotation says.
+    """Check that every field of a dataclass has a value of its annotated type.
 
-    An integer serves as a number; NaN and infinities do not.
+    An integer is accepted where a float is expected; NaN and infinities are not.
+
+    Raises:
+        ValueError: a value of another type; the message names the field.
     """
-    kinds = get_type_hints(type(config))
+    annotations = get_type_hints(type(config))
     for field in fields(config):
-        value, kind = getattr(config, field.name), kinds[field.name]
-        if not _fits(value, kind):
+        value, annotation = getattr(config, field.name), annotations[field.name]
+        if not _matches(value, annotation):
             raise ValueError(
-                f"{type(config).__name__}: expected {field.name} {_words(kind)}, got {value!r}"
+                f"{type(config).__name__}: expected {field.name} to be {_describe(annotation)}, "
+                f"got {value!r}"
             )
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind)
+def _matches(value: Any, annotation: Any) -> bool:
+    origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return value in get_args(kind)
+        return value in parts
     if origin is UnionType:
-        return any(_fits(value, part) for part in get_args(kind))
+        return any(_matches(value, part) for part in parts)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(part, get_args(kind)[0]) for part in value)
+        return isinstance(value, tuple) and all(_matches(item, parts[0]) for item in value)
     if isinstance(value, bool):
-        return kind is bool
-    if kind is float:
+        return annotation is bool
+    if annotation is float:
         return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind)
+    return isinstance(value, annotation)
 
 
-def _words(kind: Any) -> str:
-    origin, parts = get_origin(kind), get_args(kind)
+def _describe(annotation: Any) -> str:
+    """Return an annotation as words for a message."""
+    origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         quoted = [f'"{part}"' for part in parts]
         return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
     if origin is UnionType:
-        return " or ".join(_words(part) for part in parts)
+        return " or ".join(_describe(part) for part in parts)
     if origin is tuple:
-        return f"a list of {_words(parts[0])}"
-    return {float: "a number", type(None): "null"}.get(kind, kind.__name__)
+        return f"a list of {_describe(parts[0])}"
+    return {float: "a number", type(None): "null"}.get(annotation, annotation.__name__)

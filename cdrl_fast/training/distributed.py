@@ -1,4 +1,4 @@
-"""Several processes that train one model by `torch.distributed`, each on a part of a batch."""
+"""Data-parallel training by `torch.distributed`: each process computes a part of every batch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ class Group:
     """The processes of `torch.distributed`'s default group, or this one alone.
 
     Args:
-        device: where this process trains.
+        device: device on which this process trains.
 
     Attributes:
-        rank, size: which of how many this one is.
+        rank: index of this process.
+        size: number of processes.
     """
 
     def __init__(self, device: torch.device) -> None:
-        together = dist.is_available() and dist.is_initialized()
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        initialized = dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if initialized else (0, 1)
         self._device = device
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over processes, element by element; NaN where one has NaN."""
+        """Return the elementwise mean over processes; NaN where any process has NaN."""
         if self.size == 1:
             return values
         total = values.clone()
@@ -37,42 +38,42 @@ class Group:
         return total / self.size
 
     def all_reduce_min(self, value: Tensor) -> Tensor:
-        """The smallest of all processes' values."""
+        """Return the minimum over processes."""
         if self.size == 1:
             return value
-        least = value.clone()
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-        return least
+        minimum = value.clone()
+        dist.all_reduce(minimum, dist.ReduceOp.MIN)
+        return minimum
 
-    def any(self, *wishes: bool) -> list[bool]:
-        """For each wish, whether a process has it."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether any process has set it."""
         if self.size == 1:
-            return list(wishes)
-        flags = torch.tensor(wishes, dtype=torch.int32, device=self._device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in flags.tolist()]
+            return list(flags)
+        maximum = torch.tensor(flags, dtype=torch.int32, device=self._device)
+        dist.all_reduce(maximum, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in maximum.tolist()]
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's value, which can be pickled."""
+        """Return the first process's value, which must be picklable."""
         if self.size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, device=self._device)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, device=self._device)
+        return values[0]
 
 
-class SharedNetwork:
-    """A network whose gradients are the means over all processes.
+class DataParallelNetwork:
+    """A network whose gradients are averaged over all processes.
 
     Args:
-        network: of the same weights on each; unchanged but for ``shard``, which makes its
-            parameters DTensors.
+        network: has the same weights in each process. It is not changed, except that ``shard``
+            makes its parameters DTensors.
         group: the processes.
-        shard: each keeps only its part of the weights, gradients and optimiser state (FSDP2)
-            instead of all of them (DDP).
+        shard: each process keeps only its part of the weights, gradients and optimizer state
+            (FSDP2) instead of all of them (DDP).
 
     Attributes:
-        network: the one that was given.
+        network: the network itself.
     """
 
     def __init__(self, network: nn.Module, group: Group, *, shard: bool) -> None:
@@ -84,39 +85,46 @@ class SharedNetwork:
 
             device = next(network.parameters()).device.type
             mesh = init_device_mesh(device, (group.size,))
-            # The chain and the power iterations need whole weights in any case.
+            # The chain and the power iterations need the full weights during the iteration.
             fully_shard(network, mesh=mesh, reshard_after_forward=False)
         elif group.size > 1:
-            self._forward = _replicated(network)
+            self._forward = _replicate(network)
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """The network's value."""
-        value: Tensor = self._forward(*inputs)
-        return value
+        """Return the network's output."""
+        output: Tensor = self._forward(*inputs)
+        return output
 
     @contextmanager
-    def summing(self, *, last: bool) -> Iterator[None]:
-        """Gradients of what is called here add up in this process, the last ones' sum in all."""
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        """Accumulate the block's gradients in this process; average them over all after the last.
+
+        Args:
+            last: whether this is the iteration's last block for the network.
+        """
         network: Any = self.network
         if self._sharded:
             network.set_requires_gradient_sync(last)
             network.set_reshard_after_backward(last)
-        alone = isinstance(self._forward, nn.parallel.DistributedDataParallel) and not last
-        with self._forward.no_sync() if alone else nullcontext():  # type: ignore[operator]
+        local = isinstance(self._forward, nn.parallel.DistributedDataParallel) and not last
+        with self._forward.no_sync() if local else nullcontext():  # type: ignore[operator]
             yield
 
 
-def _replicated(network: nn.Module) -> nn.Module:
-    replicated = nn.parallel.DistributedDataParallel
-    # Buffers are functions of the weights, so the same everywhere. The option's name is changing.
-    new = "forward_sync_buffers" in inspect.signature(replicated).parameters
-    options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-    return replicated(network, **options)
+def _replicate(network: nn.Module) -> nn.Module:
+    ddp = nn.parallel.DistributedDataParallel
+    # Buffers depend on the weights alone, so they agree already. Newer torch renames the option.
+    renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return ddp(network, **options)
 
 
 @contextmanager
 def unsharded(*networks: nn.Module | None) -> Iterator[None]:
-    """Sharded networks have all their weights here; others always have. All processes enter it."""
+    """Gather the weights of sharded networks for the block; all processes must enter it.
+
+    Networks that are not sharded, and None, are left as they are.
+    """
     sharded: list[Any] = [n for n in networks if hasattr(n, "unshard")]
     for network in sharded:
         network.unshard()
@@ -127,29 +135,32 @@ def unsharded(*networks: nn.Module | None) -> Iterator[None]:
             network.reshard()
 
 
-def all_gather(value: Tensor) -> Tensor:
-    """A sharded tensor with all its elements, for which all processes ask; others as they are."""
-    full = getattr(value, "full_tensor", None)
-    return value if full is None else full()
+def all_gather(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor with all its elements, and any other tensor as it is.
+
+    All processes must call it.
+    """
+    full_tensor = getattr(tensor, "full_tensor", None)
+    return tensor if full_tensor is None else full_tensor()
 
 
-def distribute(target: Any, value: Tensor) -> Tensor:
-    """A whole tensor, sharded as ``target`` is."""
+def distribute(tensor: Tensor, target: Any) -> Tensor:
+    """Return a full tensor, sharded as ``target`` is; as it is where ``target`` is not sharded."""
     if not hasattr(target, "full_tensor"):
-        return value
+        return tensor
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = target.device_mesh, target.placements
-    return distribute_tensor(value.to(target.device), mesh, placements, src_data_rank=None)
+    return distribute_tensor(tensor.to(target.device), mesh, placements, src_data_rank=None)
 
 
 def worker() -> tuple[int, int]:
-    """Which of how many processes of torchrun this is; (0, 1) without it."""
+    """Return this process's rank and the number of processes of torchrun; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def worker_device(device: torch.device) -> torch.device:
-    """The device itself, or of several GPUs that of torchrun's local rank."""
+    """Return the device, or, for CUDA under torchrun, the GPU of this process's local rank."""
     if worker()[1] == 1 or device.type != "cuda":
         return device
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -158,13 +169,13 @@ def worker_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that torchrun has started, if it has; gives `worker_device`."""
-    place = worker_device(device)
+    """Join the other processes of torchrun, if there are any, and yield the `worker_device`."""
+    device = worker_device(device)
     if worker()[1] == 1:
-        yield place
+        yield device
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield place
+        yield device
     finally:
         dist.destroy_process_group()

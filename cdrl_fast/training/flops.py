@@ -1,4 +1,4 @@
-"""The least time that training could take: its products, at the rate measured on this machine."""
+"""The roofline of training: its FLOP divided by the matmul rate measured on this machine."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.precision import Precision
 
 
-def sample_seconds(model: CDRL, precision: Precision) -> float:
-    """The floor of an iteration's time on the model's device, divided by its batch: FLOP / rate.
+def roofline_seconds(model: CDRL, precision: Precision) -> float:
+    """Return the roofline of training on the model's device, in seconds per sample: FLOP / rate.
 
     Args:
-        model: whole, in eval mode; its networks are called once.
-        precision: of the products.
+        model: in eval mode, not sharded; each network is called once.
+        precision: precision of the convolutions and matmuls.
     """
     device = next(model.parameters()).device
-    return sample_flop(model) / product_rate(device, precision.network, precision.fp32_precision)
+    return training_flop(model) / matmul_rate(device, precision.network, precision.fp32_precision)
 
 
 @torch.no_grad()
-def sample_flop(model: CDRL) -> int:
-    """FLOP of the products of a training iteration, for each sample of its batch.
+def training_flop(model: CDRL) -> int:
+    """Return the FLOP of a training iteration per sample, those of convolutions and matmuls.
 
-    With a call of the energy E and of the initializer I: K Langevin steps take 2 E each (value and
-    gradient to the input), the energy's two phases 3 E each (with gradients to the weights, too),
-    the initializer's 3 I. What is computed again to save memory does not count, nor do convolutions
-    that need fewer products than their definition has.
+    With E for one call of the energy and I for one of the initializer: each of K Langevin steps
+    takes 2 E (value and input gradient), each of the energy's two phases 3 E (the gradient of the
+    weights, too), the initializer's loss 3 I. Recomputation to save memory does not count, and a
+    convolution counts as its definition, even if an algorithm needs fewer multiplications.
     """
-    like = next(model.parameters())
-    x = torch.zeros(1, *model.sample_shape, device=like.device, dtype=like.dtype)
-    logsnr = torch.zeros(1, device=like.device, dtype=like.dtype)
-    label = torch.zeros(1, device=like.device, dtype=torch.int64) if model.num_classes else None
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    x = torch.zeros(1, *model.sample_shape, device=device, dtype=dtype)
+    logsnr = torch.zeros(1, device=device, dtype=dtype)
+    label = torch.zeros(1, device=device, dtype=torch.int64) if model.num_classes else None
     energy = flop_of(partial(model.energy, x, logsnr, label))
     flop = (2 * model.schedule.steps + 6) * energy
     if model.initializer is not None:
@@ -45,7 +46,7 @@ def sample_flop(model: CDRL) -> int:
 
 
 def flop_of(call: Callable[[], object]) -> int:
-    """FLOP of the convolutions and matrix products that a call of modules takes."""
+    """Return the FLOP of the convolutions and matmuls in a call of modules."""
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, where it is installed
 
     with FlopCounterMode(display=False) as counter:
@@ -54,16 +55,17 @@ def flop_of(call: Callable[[], object]) -> int:
 
 
 @lru_cache
-def product_rate(device: torch.device, dtype: torch.dtype, name: str) -> float:
-    """FLOP a second of a large square matrix product, the best of a few; measured once.
+def matmul_rate(device: torch.device, dtype: torch.dtype, fp32: str) -> float:
+    """Measure the FLOP per second of a large square matmul: the best of six, cached.
 
     Args:
-        name: how float32 is taken, see `products`.
+        device, dtype: device and dtype of the matrices.
+        fp32: float32 matmul precision, "tf32" or "ieee", see `fp32_precision`.
     """
     size = 8192 if device.type == "cuda" else 768
     a = torch.ones(size, size, device=device, dtype=dtype)
     times = []
-    with fp32_precision(name, matrices=True):
+    with fp32_precision(fp32, matmul=True):
         for _ in range(6):
             start = time.perf_counter()
             (a @ a)[0, 0].item()

@@ -1,4 +1,4 @@
-"""Watching a training run: TensorBoard, or Weights & Biases."""
+"""Loggers of a training run: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,53 +16,58 @@ from cdrl_fast._lazy import optional_module
 logger = logging.getLogger("cdrl_fast")
 
 
-class Watch:
-    """Shows nothing; what a watch has to offer.
+class RunLogger:
+    """A logger that shows nothing, and the interface of those that do.
 
-    What fails while a run goes on, a full disk or a lost network, is warned of once and ends the
-    watching, not the run.
+    The first error during a run, such as a full disk or a lost network, is logged as a warning; it
+    stops this logger, but not the run.
     """
 
     def __init__(self) -> None:
-        self._broken = False
+        self._stopped = False
 
-    def numbers(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Curves' next points."""
-        self._attempt(lambda: self._numbers(iteration, values))
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Add one point to the curve of each name."""
+        self._attempt(lambda: self._scalars(iteration, values))
 
     def text(self, iteration: int, name: str, text: str) -> None:
-        """Something that has happened."""
+        """Show the text of an event, such as a skipped iteration."""
         self._attempt(lambda: self._text(iteration, name, text))
 
-    def picture(self, iteration: int, path: Path) -> None:
-        """A preview, if there is one at ``path``."""
+    def image(self, iteration: int, path: Path) -> None:
+        """Show the preview at ``path``, if there is one."""
         if path.exists():
-            self._attempt(lambda: self._picture(iteration, path))
+            self._attempt(lambda: self._image(iteration, path))
 
     def close(self) -> None:
-        """After the last of these; what was shown is kept."""
+        """Finish writing; nothing is logged after this."""
         self._attempt(self._close)
 
-    def _attempt(self, show: Callable[[], None]) -> None:
-        if self._broken:
+    def _attempt(self, write: Callable[[], None]) -> None:
+        if self._stopped:
             return
         try:
-            show()
-        except Exception as error:  # of somebody else's code, which training does not depend on
-            self._broken = True
-            logger.warning("the run is not watched any more: %s: %s", type(error).__name__, error)
+            write()
+        except Exception as error:  # other libraries raise errors of any class
+            self._stopped = True
+            logger.warning(
+                "%s stopped, training goes on: %s: %s",
+                type(self).__name__,
+                type(error).__name__,
+                error,
+            )
 
-    def _numbers(self, iteration: int, values: Mapping[str, float]) -> None: ...
+    def _scalars(self, iteration: int, values: Mapping[str, float]) -> None: ...
 
     def _text(self, iteration: int, name: str, text: str) -> None: ...
 
-    def _picture(self, iteration: int, path: Path) -> None: ...
+    def _image(self, iteration: int, path: Path) -> None: ...
 
     def _close(self) -> None: ...
 
 
-class TensorBoard(Watch):
-    """Event files in ``tensorboard/`` of the run's folder.
+class TensorBoardLogger(RunLogger):
+    """A writer of event files in the folder ``tensorboard`` of the run.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -72,10 +77,10 @@ class TensorBoard(Watch):
         super().__init__()
         optional_module("tensorboard", "tensorboard", "tensorboard")
         module = optional_module("torch.utils.tensorboard", "tensorboard", "tensorboard")
-        # What a stopped run showed after its last checkpoint is hidden.
+        # Hides what an interrupted run logged after its last checkpoint.
         self._writer: Any = module.SummaryWriter(folder / "tensorboard", purge_step=iteration + 1)
 
-    def _numbers(self, iteration: int, values: Mapping[str, float]) -> None:
+    def _scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, iteration)
         self._writer.flush()
@@ -83,7 +88,7 @@ class TensorBoard(Watch):
     def _text(self, iteration: int, name: str, text: str) -> None:
         self._writer.add_text(name, text, iteration)
 
-    def _picture(self, iteration: int, path: Path) -> None:
+    def _image(self, iteration: int, path: Path) -> None:
         import numpy as np
         from PIL import Image
 
@@ -94,8 +99,10 @@ class TensorBoard(Watch):
         self._writer.close()
 
 
-class WeightsAndBiases(Watch):
-    """A run of the project "cdrl-fast", taken up again with its folder.
+class WandbLogger(RunLogger):
+    """A run of the project "cdrl-fast" at Weights & Biases.
+
+    The run's id is stored in its folder, so that a resumed run continues the same curves.
 
     Raises:
         ImportError: wandb is not installed.
@@ -104,40 +111,49 @@ class WeightsAndBiases(Watch):
     def __init__(self, folder: Path, iteration: int) -> None:
         super().__init__()
         self._wandb = optional_module("wandb", "wandb", "wandb")
-        known = folder / "wandb-run"
-        name = known.read_text() if known.exists() else secrets.token_hex(4)
-        known.write_text(name)
+        file = folder / "wandb-run"
+        run_id = file.read_text() if file.exists() else secrets.token_hex(4)
+        file.write_text(run_id)
         self._run: Any = self._wandb.init(
-            project="cdrl-fast", name=folder.name, dir=str(folder), id=name, resume="allow"
+            project="cdrl-fast", name=folder.name, dir=str(folder), id=run_id, resume="allow"
         )
 
-    def _numbers(self, iteration: int, values: Mapping[str, float]) -> None:
+    def _scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=iteration)
 
     def _text(self, iteration: int, name: str, text: str) -> None:
         self._run.alert(title=name, text=f"iteration {iteration}: {text}")
 
-    def _picture(self, iteration: int, path: Path) -> None:
+    def _image(self, iteration: int, path: Path) -> None:
         self._run.log({"samples": self._wandb.Image(str(path))}, step=iteration)
 
     def _close(self) -> None:
         self._run.finish()
 
 
-def watch(kind: str, folder: Path, iteration: int) -> Watch:
-    """What shows a run in ``folder`` that begins or goes on at ``iteration``; see `TrainConfig`."""
-    kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
-    return kinds[kind](folder, iteration) if kind in kinds else Watch()
+def open_logger(watch: str, folder: Path, iteration: int) -> RunLogger:
+    """Return the logger of a run that starts or resumes in ``folder`` at ``iteration``.
+
+    Args:
+        watch: as in `TrainConfig`.
+        folder: the run's folder.
+        iteration: updates done so far.
+
+    Raises:
+        ImportError: the logger's package is not installed.
+    """
+    loggers = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger}
+    return loggers[watch](folder, iteration) if watch in loggers else RunLogger()
 
 
-def device_numbers() -> dict[str, float]:
-    """The current GPU's peak of allocated memory (GB) and its power (W); nothing without one.
+def gpu_stats() -> dict[str, float]:
+    """Return the current GPU's peak of allocated memory (GB) and its power (W).
 
-    Power needs nvidia-ml-py.
+    The power needs nvidia-ml-py; without a GPU in use the dict is empty.
     """
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
-    found = {"gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
-    with suppress(Exception):  # a GPU that does not tell; NVML has errors of its own
-        found["gpu_power_w"] = torch.cuda.power_draw() / 1e3
-    return found
+    stats = {"gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+    with suppress(Exception):  # some GPUs do not report it; NVML has its own error classes
+        stats["gpu_power_w"] = torch.cuda.power_draw() / 1e3
+    return stats

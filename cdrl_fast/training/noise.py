@@ -1,4 +1,4 @@
-"""The noise of a training batch: its place in the noise stream."""
+"""The random numbers of a training batch, from the noise stream."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from cdrl_fast.ops.philox import Purpose
 
 @dataclass(frozen=True)
 class TrainingDraws:
-    """Draws of a batch, by their index among the training's.
+    """The training draws of a batch, by index.
 
     Attributes:
-        seed: of the run.
-        first: index of the batch's first sample: a number; or int64 of no dimensions on the
-            device, which is read where the draws are made, so that a captured graph can be given
-            another one.
-        device, dtype: of the noise.
+        seed: seed of the run.
+        first_sample: index in the noise stream of the batch's first sample: a number; or an int64
+            tensor of no dimensions on the device, which the kernels read, so that a captured graph
+            can be replayed with another index.
+        device, dtype: device and dtype of the noise.
     """
 
     seed: int
-    first: int | Tensor
+    first_sample: int | Tensor
     device: torch.device
     dtype: torch.dtype
 
-    def after(self, samples: int) -> TrainingDraws:
-        """Those of a part of the batch that begins after so many samples."""
-        return replace(self, first=self.first + samples)
+    def skip(self, samples: int) -> TrainingDraws:
+        """Return the draws of the part of the batch that begins after so many samples."""
+        return replace(self, first_sample=self.first_sample + samples)
 
-    def state(self, index: int) -> tuple[int, int, int] | Tensor:
-        """The draw as kernels take it: (seed, draw, first sample), or an `rng_state`."""
+    def rng(self, index: int) -> tuple[int, int, int] | Tensor:
+        """Return (seed, draw, first sample) for kernels, or an `rng_state` on the device."""
         draw = Purpose.TRAINING.draw(index)
-        if not isinstance(self.first, Tensor):
-            return self.seed, draw, self.first
-        # Filled on the device: a graph cannot wait for numbers of the host.
+        if not isinstance(self.first_sample, Tensor):
+            return self.seed, draw, self.first_sample
+        # Filled on the device, because a captured graph cannot copy from the host.
         state = torch.zeros(4, dtype=torch.int64, device=self.device)
         state[0].fill_(philox.signed(self.seed))
         state[1].fill_(draw)
-        state[2].copy_(self.first)
+        state[2].copy_(self.first_sample)
         return state
 
-    def normal(self, like: Tensor, index: int) -> Tensor:
-        """Standard normal noise of a tensor's shape."""
-        if not isinstance(self.first, Tensor):
-            return normal(like.shape, dtype=self.dtype, **self._place(index))
-        zero = torch.zeros(like.shape, dtype=self.dtype, device=self.device)
-        rng = self.state(index)
+    def normal(self, shape: Sequence[int], index: int) -> Tensor:
+        """Return standard normal noise, in the draws' dtype."""
+        if not isinstance(self.first_sample, Tensor):
+            return normal(shape, dtype=self.dtype, **self._arguments(index))
+        zero = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        rng = self.rng(index)
         return langevin_step_(zero, zero, None, drift=0.0, pull=0.0, noise_std=1.0, rng=rng)
 
     def uniform(self, shape: Sequence[int], index: int) -> Tensor:
-        """Uniform numbers in (0, 1], float32."""
-        return philox.uniform(shape, **self._place(index))
+        """Return uniform numbers in (0, 1], float32."""
+        return philox.uniform(shape, **self._arguments(index))
 
     def randint(self, samples: int, high: int, index: int) -> Tensor:
-        """An integer in [0, high) a sample, int64."""
-        return philox.randint(samples, high, **self._place(index))
+        """Return one integer in [0, high) per sample, int64."""
+        return philox.randint(samples, high, **self._arguments(index))
 
-    def _place(self, index: int) -> dict[str, Any]:
+    def _arguments(self, index: int) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "draw": Purpose.TRAINING.draw(index),
-            "first_sample": self.first,
+            "first_sample": self.first_sample,
             "device": self.device,
         }

@@ -1,4 +1,4 @@
-"""Optimizers, learning rates, averaged weights, and the watch on gradient norms."""
+"""Optimizers, learning rates, averaged weights, and the monitor of gradient norms."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.training.config import TrainConfig
 from cdrl_fast.training.distributed import unsharded
 
-WATCHED = ("energy_grad_norm", "initializer_grad_norm")
-FACTOR = 1000.0
-"""A norm that many times the usual one is an explosion; spikes of tenfold are usual."""
-SETTLED = 100
-"""Iterations before the usual is known."""
-_MEMORY = 0.99
+GRAD_NORMS = ("energy_grad_norm", "initializer_grad_norm")
+EXPLOSION = 1000.0
+"""A gradient explodes if its norm is this many times the usual one; ten times is normal."""
+MIN_HISTORY = 100
+"""Good iterations after which the usual norm counts as known."""
+_DECAY = 0.99
 
 
 def optimizers(model: CDRL) -> tuple[torch.optim.Adam, torch.optim.AdamW | None]:
-    """The energy's Adam and the initializer's AdamW without decay, at rate 0 until told."""
+    """Return the energy's Adam and the initializer's AdamW without decay, with learning rate 0.
+
+    `learning_rates` gives their learning rates for each iteration.
+    """
     energy = torch.optim.Adam(model.energy.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True)
     if model.initializer is None:
         return energy, None
@@ -30,59 +33,70 @@ def optimizers(model: CDRL) -> tuple[torch.optim.Adam, torch.optim.AdamW | None]
 
 
 def learning_rates(config: TrainConfig, iteration: int, rollbacks: int) -> dict[str, float]:
-    """Of "energy" and "initializer": warmed up, and halved by each roll-back."""
+    """Return the learning rates of "energy" and "initializer" after warm-up and roll-backs."""
 
-    def warmed(rate: float, ahead: int) -> float:
+    def warmed(rate: float, offset: int) -> float:
         warmup = config.warmup
-        return rate * (1.0 if warmup == 0 else min(1.0, (iteration + ahead) / warmup))
+        return rate * (1.0 if warmup == 0 else min(1.0, (iteration + offset) / warmup))
 
-    found = {
+    rates = {
         "energy": warmed(config.energy_lr, 0),
         "initializer": warmed(config.initializer_lr, config.initializer_warmup_offset),
     }
-    return {name: rate * 0.5**rollbacks for name, rate in found.items()}
+    return {name: rate * 0.5**rollbacks for name, rate in rates.items()}
 
 
 @torch.no_grad()
-def average_(average: CDRL, model: CDRL, iteration: int, decay: float) -> None:
-    """θ' ← d θ' + (1 - d) θ with d = min(decay, (1 + n)/(10 + n)); buffers are copied."""
+def update_ema(ema: CDRL, model: CDRL, iteration: int, decay: float) -> None:
+    """Update the averaged model in place.
+
+    Parameters: θ' ← d θ' + (1 - d) θ with d = min(decay, (1 + n)/(10 + n)); buffers are copied.
+
+    Args:
+        ema: the averaged model, with parameters θ'.
+        model: the trained model, with parameters θ.
+        iteration: updates done, n.
+        decay: limit of d.
+    """
     ramped = min(decay, (1 + iteration) / (10 + iteration))
-    moved = get_ema_multi_avg_fn(ramped)  # type: ignore[no-untyped-call]
+    update = get_ema_multi_avg_fn(ramped)  # type: ignore[no-untyped-call]
     with unsharded(model.energy, model.initializer):
-        moved(list(average.parameters()), list(model.parameters()), iteration)
-    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
-        mine.copy_(theirs)
+        update(list(ema.parameters()), list(model.parameters()), iteration)
+    for averaged, trained in zip(ema.buffers(), model.buffers(), strict=True):
+        averaged.copy_(trained)
 
 
 class Monitor:
-    """Knows what gradient norms are usual: an average of their logarithms.
+    """A detector of non-finite values and exploding gradients.
+
+    The usual gradient norm is the exponential of an average of logarithms.
 
     Attributes:
-        state: per name the average of ln(norm), and how many iterations it has seen; JSON-ready.
+        state: for each norm the average of ln(norm) and the number of iterations in it; JSON-ready.
     """
 
     def __init__(self, state: Mapping[str, tuple[float, int]] | None = None) -> None:
         self.state = {name: (float(m), int(n)) for name, (m, n) in (state or {}).items()}
 
-    def complaint(self, log: Mapping[str, float]) -> str | None:
-        """Why an iteration's figures are not to be trusted; None where they are."""
+    def anomaly(self, log: Mapping[str, float]) -> str | None:
+        """Return what is wrong with an iteration's losses and norms, or None if nothing is."""
         for name, value in log.items():
             if not math.isfinite(value):
                 return f"{name} is {value}"
-        for name in WATCHED:
-            mean, seen = self.state.get(name, (0.0, 0))
-            if name in log and seen >= SETTLED and _ln(log[name]) > mean + math.log(FACTOR):
+        for name in GRAD_NORMS:
+            mean, count = self.state.get(name, (0.0, 0))
+            if name in log and count >= MIN_HISTORY and _ln(log[name]) > mean + math.log(EXPLOSION):
                 return f"{name} is {log[name]:.3g}, usually about {math.exp(mean):.3g}"
         return None
 
-    def note(self, log: Mapping[str, float]) -> None:
-        """Takes the figures of an iteration that was good."""
-        for name in WATCHED:
+    def update(self, log: Mapping[str, float]) -> None:
+        """Add the gradient norms of a good iteration to the averages."""
+        for name in GRAD_NORMS:
             if name in log:
-                mean, seen = self.state.get(name, (0.0, 0))
-                # A plain average first, so that the beginning does not count for long.
-                weight = max(1.0 / (seen + 1), 1.0 - _MEMORY)
-                self.state[name] = (mean + weight * (_ln(log[name]) - mean), seen + 1)
+                mean, count = self.state.get(name, (0.0, 0))
+                # A plain mean first, so that the first iterations are soon outweighed.
+                weight = max(1.0 / (count + 1), 1.0 - _DECAY)
+                self.state[name] = (mean + weight * (_ln(log[name]) - mean), count + 1)
 
 
 def _ln(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a training run, as one JSON file that anyone can rerun."""
+"""Recipes: all settings of a training run, as one JSON file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cdrl_fast.training.config import TrainConfig, check_field_types
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 RECIPE = "recipe.json"
-"""The recipe's name in a run's folder."""
+"""File name of the recipe in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,22 @@ class ModelOptions:
     """Sizes of the networks; channels, image size and classes come from the data.
 
     Attributes:
-        energy_width, energy_multipliers, energy_blocks: of `ResNetEnergy` (blocks not of
-            `MLPEnergy`).
+        energy_width: width of the energy, in channels or features.
+        energy_multipliers: channels of each resolution (features of each block for points), as
+            multiples of energy_width.
+        energy_blocks: residual blocks per resolution of `ResNetEnergy`; not read for points.
         initializer: False trains DRL, CDRL's predecessor, whose levels start from x_t.
-        initializer_width, initializer_multipliers, initializer_blocks, attention, dropout: of
-            `UNetInitializer` (the width alone of `MLPInitializer`).
-        conditional: whether the networks take labels, where the data has them.
-        levels, steps: of the noise schedule.
+        initializer_width: width of the initializer, in channels or features.
+        initializer_multipliers: channels of each resolution of `UNetInitializer`, as multiples of
+            initializer_width; not read for points.
+        initializer_blocks: residual blocks per resolution of `UNetInitializer`; not read for
+            points.
+        attention: sizes of the feature maps with self-attention in `UNetInitializer`; not read for
+            points.
+        dropout: dropout rate of `UNetInitializer`; not read for points.
+        conditional: whether the networks take labels, if the data has them.
+        levels: levels of the noise schedule.
+        steps: Langevin steps per level.
     """
 
     energy_width: int = 128
@@ -51,16 +60,25 @@ class ModelOptions:
         check_field_types(self)
 
     def build(self, data: Dataset, seed: int = 0) -> CDRL:
-        """A fresh model for ``data``; the same seed gives the same weights."""
+        """Return a new model for ``data``; the same seed gives the same weights.
+
+        Raises:
+            ValueError: images that are not square.
+        """
         classes: Any = data.classes if self.conditional and data.labels is not None else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self._images(data, classes) if data.is_images else self._points(data, classes)
+            if data.is_images:
+                return self._image_model(data, classes)
+            return self._point_model(data, classes)
 
-    def _images(self, data: Dataset, classes: Any) -> CDRL:
+    def _image_model(self, data: Dataset, classes: Any) -> CDRL:
         channels, size, width = data.sample_shape
         if size != width:
-            raise ValueError(f"model: expected square images, {data.name!r} has {size} by {width}")
+            raise ValueError(
+                f"model: expected square images, got {size}×{width} from {data.name!r}; set "
+                "image_size or crop them"
+            )
         energy = ResNetEnergy(
             channels, self.energy_width, self.energy_multipliers, self.energy_blocks, classes
         )
@@ -79,7 +97,7 @@ class ModelOptions:
         schedule = NoiseSchedule(self.levels, self.steps)
         return CDRL(energy, initializer, schedule, sample_shape=data.sample_shape)
 
-    def _points(self, data: Dataset, classes: Any) -> CDRL:
+    def _point_model(self, data: Dataset, classes: Any) -> CDRL:
         (dim,) = data.sample_shape
         energy = MLPEnergy(dim, self.energy_width, self.energy_multipliers, classes)
         initializer = None
@@ -91,16 +109,25 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run.
+    """All settings of a training run.
 
     Attributes:
-        data: what `load_data` takes.
+        data: the data set, as `load_data` takes it.
         image_size: images are resized to it; None keeps their size.
-        held_out: share of the data that training does not see; 0 keeps everything.
-        iterations: the run's total.
-        start: a model whose weights training starts from where layers agree, as
-            `CDRL.from_pretrained` takes it; None: fresh weights.
-        model, training: see `ModelOptions` and `TrainConfig`.
+        held_out: fraction of the data that is kept from training; 0 trains on all of it.
+        iterations: total of the run.
+        start: model whose weights training starts from where the layers agree, as
+            `CDRL.from_pretrained` takes it; None for new weights.
+        model: sizes of the networks, see `ModelOptions`.
+        training: see `TrainConfig`.
+
+    Raises:
+        ValueError: a value of another type.
+
+    Examples:
+        >>> from cdrl_fast.training.recipe import Recipe
+        >>> Recipe(data="checkerboard", iterations=500).training.batch_size
+        256
     """
 
     data: str = "digits"
@@ -115,16 +142,26 @@ class Recipe:
         check_field_types(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON-ready values."""
+        """Return the recipe as JSON-ready values."""
         return asdict(self)
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """Reads a recipe: a shipped name ("digits"), or a JSON file.
+    """Read a recipe.
+
+    Args:
+        name: a shipped recipe's name, such as "digits", or the path of a JSON file.
+
+    Returns:
+        The recipe; fields that the file does not have keep their defaults.
 
     Raises:
-        ValueError: no such recipe, broken JSON, a field that recipes do not have, or one of another
-            type.
+        ValueError: no such recipe, broken JSON, an unknown field, or a value of another type.
+
+    Examples:
+        >>> from cdrl_fast.training.recipe import load_recipe
+        >>> load_recipe("digits").data
+        'digits'
     """
     shipped = sorted(f.stem for f in SHIPPED.glob("*.json"))
     path = SHIPPED / f"{name}.json" if str(name) in shipped else Path(name)
@@ -138,28 +175,28 @@ def load_recipe(name: str | Path) -> Recipe:
         raise ValueError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    model = _made(ModelOptions, values.pop("model", {}), f"{path}: model")
-    training = _made(TrainConfig, values.pop("training", {}), f"{path}: training")
-    return _made(Recipe, {**values, "model": model, "training": training}, str(path))
+    model = _from_json(ModelOptions, values.pop("model", {}), f"{path}: model")
+    training = _from_json(TrainConfig, values.pop("training", {}), f"{path}: training")
+    return _from_json(Recipe, {**values, "model": model, "training": training}, str(path))
 
 
 def recipe_of_run(folder: Path) -> dict[str, Any] | None:
-    """A run's recipe as JSON-ready values; None where the folder has none."""
+    """Return a run's recipe as JSON-ready values, or None if the folder has none."""
     path = folder / RECIPE
     return load_recipe(path).to_dict() if path.is_file() else None
 
 
-def _made(kind: type[Any], values: Any, where: str) -> Any:
+def _from_json(kind: type[Any], values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected a JSON object, got {values!r}")
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(
-            f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            f"{where}: unknown {', '.join(unknown)}; expected {', '.join(sorted(known))}"
         )
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return kind(**lists)
+        return kind(**arguments)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

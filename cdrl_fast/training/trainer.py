@@ -1,4 +1,4 @@
-"""`Trainer`: cooperative training of the energy and the initializer, the loop, stop and resume."""
+"""`Trainer`: cooperative training of the energy and the initializer; checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from cdrl_fast.data import Dataset
 from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
 from cdrl_fast.model.cdrl import CDRL, Networks
-from cdrl_fast.ops.langevin_step import NEVER, place_of
+from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
 from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.storage.folder import json_to_bytes, read_tensors, tensors_to_bytes, write_folder
 from cdrl_fast.storage.locate import CONFIG, WEIGHTS, newest_readable
-from cdrl_fast.training.batches import Batches, check_fit
+from cdrl_fast.training.batches import Batches, check_compatible
 from cdrl_fast.training.config import TrainConfig
 from cdrl_fast.training.distributed import Group, all_gather
-from cdrl_fast.training.flops import sample_seconds
-from cdrl_fast.training.optim import Monitor, average_, learning_rates, optimizers
+from cdrl_fast.training.flops import roofline_seconds
+from cdrl_fast.training.optim import Monitor, learning_rates, optimizers, update_ema
 from cdrl_fast.training.run_folder import Interrupt, RunFolder
 from cdrl_fast.training.state import (
     checkpoint_size,
@@ -34,45 +34,48 @@ from cdrl_fast.training.state import (
     load_optimizer,
     load_scaler,
     optimizer_tensors,
-    part,
+    read_config,
     scaler_tensors,
-    training_config,
+    subtree,
 )
-from cdrl_fast.training.step import INITIALIZER, Iteration, moved
-from cdrl_fast.training.step_graph import captured
+from cdrl_fast.training.step import INITIALIZER, Iteration, shift_first_bad
+from cdrl_fast.training.step_graph import capture_if_possible
 
 STATE = "training.safetensors"
 
 
 class Trainer:
-    """Trains a CDRL model cooperatively: the initializer proposes, Langevin dynamics revises, the
-    energy learns from the revision and the initializer learns to propose it.
+    """Cooperative training of a CDRL model.
+
+    The initializer proposes samples, Langevin dynamics revises them; the energy learns from the
+    revised samples, and the initializer learns to propose them.
 
     One iteration, with t uniform per sample: f⁺ at m_t x_{t-1} from the data; y_0 from the
-    initializer; K Langevin steps to y_K; then the energy's loss is the mean of w_t (f(y_K) - f⁺)
-    and the initializer's the mean of ‖y_K - y_0‖². All noise, dropout and the data's order are pure
-    functions of the seed and the iteration, so a resumed run is the run that was not stopped.
+    initializer; K Langevin steps to y_K. The energy's loss is the mean of w_t (f(y_K) - f⁺), the
+    initializer's the mean of ‖y_K - y_0‖². All noise, dropout masks and the order of the data are
+    pure functions of the seed and the iteration, so a resumed run equals an uninterrupted one.
 
     Where `torch.distributed` is initialized, its processes train one model together, each on its
-    part of every batch: the run is that of one process, but for roundings. The first one writes the
-    run's folder, which all must see. A folder's previews and metrics are made there while the
-    others wait.
+    part of every batch; up to rounding, the run equals that of one process. The first process
+    writes the run's folder, which all processes must see. Previews and metrics of a run with a
+    folder are computed by the first process while the others wait.
 
     Args:
         model: trained in place, in its dtype, on its device.
-        data: what to train on.
-        config: see `TrainConfig`.
+        data: training data.
+        config: settings; None for the defaults, see `TrainConfig`.
 
     Attributes:
-        iteration: updates done so far.
+        iteration: updates done so far, skipped iterations included.
+        seconds: training time so far.
         ema: the averaged model, for samples and metrics.
         batches: the data of each iteration.
-        precision: of the chain and the losses, see `TrainConfig`.
-        rollbacks: how often training went back to a checkpoint; each halves the learning rates
-            and moves on in the noise stream.
+        precision: precision of the chain and the losses, see `TrainConfig`.
+        rollbacks: how often training went back to a checkpoint. Each time halves the learning rates
+            and moves on to new noise.
 
     Raises:
-        ValueError: data, or a precision, that does not fit the model.
+        ValueError: data or a precision that does not fit the model.
 
     Source: Zhu, Xie, Wu, Gao, ICLR 2024, algorithm 1.
 
@@ -93,7 +96,7 @@ class Trainer:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._group = Group(self.device)
-        check_fit(model, data, self.config, self._group.size)
+        check_compatible(model, data, self.config, self._group.size)
         self.iteration = 0
         self.seconds = 0.0
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
@@ -101,11 +104,11 @@ class Trainer:
             self.config.precision, model.energy, self.device, state=self.dtype
         )
         self._gradients = Iteration(model, self.config, self.precision, self._group)
-        self._compute = captured(self._gradients)
+        self._compute = capture_if_possible(self._gradients)
         self.energy_optimizer, self.initializer_optimizer = optimizers(model)
         self._scaler = self._gradients.scaler
         self._monitor = Monitor()
-        self.rollbacks = self._refused = 0
+        self.rollbacks = self._skipped = 0
         self.batches = Batches(
             data,
             self.config,
@@ -116,62 +119,64 @@ class Trainer:
         )
 
     def step(self) -> dict[str, float]:
-        """One training iteration.
+        """Run one training iteration.
 
         Returns:
-            "energy_loss", "energy_gap", "energy_grad_norm", and with an initializer
-            "initializer_loss" and "initializer_grad_norm"; nothing where float16 overflowed, which
-            halves the losses' scale and updates nothing.
+            "energy_loss", "energy_gap" (the mean of f⁺ - f⁻) and "energy_grad_norm", and with an
+            initializer "initializer_loss" and "initializer_grad_norm". An empty dict if float16
+            gradients overflowed: then nothing is updated, and the losses' scale is halved.
 
         Raises:
-            ChainDiverged: a chain, a loss or a gradient left the finite numbers, or a gradient is a
-                thousand times the usual one; the weights are as before.
+            ChainDiverged: a chain, a loss or a gradient became non-finite (NaN or Inf), or a
+                gradient norm is a thousand times the usual one. The weights are unchanged.
         """
         x0, label = self.batches.at(self.iteration)
-        found = self._compute(x0, label, self._first_sample + self.batches.start)
-        first_bad = found.pop("first_bad")
+        values = self._compute(x0, label, self._first_sample + self.batches.start)
+        first_bad = values.pop("first_bad")
         for name, network, optimizer in self._networks():
             self._scaler.unscale_(optimizer)
-            found[f"{name}_grad_norm"] = all_gather(
+            values[f"{name}_grad_norm"] = all_gather(
                 nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
             )
-        # One wait for the device; nothing is updated before every gradient is known to be good.
-        figures = torch.stack([first_bad != NEVER, *found.values()])
-        bad, *values = self._group.mean(figures).tolist()
-        log = dict(zip(found, values, strict=True))
-        overflown = self._scaler.is_enabled() and self._scaler.get_scale() > 1.0
+        # One wait for the device; nothing is updated before every gradient has been checked.
+        stacked = torch.stack([first_bad != NEVER, *values.values()])
+        bad, *means = self._group.mean(stacked).tolist()
+        log = dict(zip(values, means, strict=True))
+        scaled = self._scaler.is_enabled() and self._scaler.get_scale() > 1.0
         self._scaler.update()
         if bad:
-            self._raise_chain(int(self._group.all_reduce_min(moved(first_bad, self.batches.start))))
-        complaint = self._monitor.complaint(log)
+            first_bad = shift_first_bad(first_bad, self.batches.start)
+            self._raise_chain_diverged(int(self._group.all_reduce_min(first_bad)))
+        anomaly = self._monitor.anomaly(log)
         norms = {k: v for k, v in log.items() if k.endswith("grad_norm")}
-        if overflown and complaint is not None and not all(map(math.isfinite, norms.values())):
+        if scaled and anomaly is not None and not all(map(math.isfinite, norms.values())):
             self.iteration += 1
             return {}
-        if complaint is not None:
-            raise self._diverged(complaint)
-        self._monitor.note(log)
+        if anomaly is not None:
+            raise self._diverged(anomaly)
+        self._monitor.update(log)
         self._update()
         self.iteration += 1
-        average_(self.ema, self.model, self.iteration, self.config.ema_decay)
+        update_ema(self.ema, self.model, self.iteration, self.config.ema_decay)
         return log
 
     @property
     def _first_sample(self) -> int:
-        """Of the iteration in the noise stream; after a roll-back elsewhere than before it."""
+        """Index in the noise stream of the batch's first sample; roll-backs move it far ahead."""
         return self.iteration * self.config.batch_size + (self.rollbacks << 48)
 
-    def _raise_chain(self, code: int) -> None:
-        draw, sample = place_of(code)
+    def _raise_chain_diverged(self, first_bad: int) -> None:
+        draw, sample = decode_first_bad(first_bad)
         step = draw - Purpose.TRAINING.draw(INITIALIZER)
-        what = (
-            f"step {step}: a training chain left the finite numbers (sample {sample} of the batch)"
+        event = (
+            f"step {step}: the training chain became non-finite (NaN or Inf) at sample {sample} of "
+            "the batch"
         )
-        raise self._diverged(what, step, sample)
+        raise self._diverged(event, step, sample)
 
-    def _diverged(self, what: str, step: int = 0, sample: int = 0) -> ChainDiverged:
+    def _diverged(self, event: str, step: int = 0, sample: int = 0) -> ChainDiverged:
         return ChainDiverged(
-            f"iteration {self.iteration}, {what}; the weights are those of the last good "
+            f"iteration {self.iteration}, {event}; the weights are those of the last good "
             "iteration. Lower the learning rate or check the data",
             level=None,
             step=step,
@@ -199,85 +204,89 @@ class Trainer:
         preview: Callable[[Trainer, Path], None] | None = None,
         evaluate: Callable[[Trainer], dict[str, float]] | None = None,
     ) -> dict[str, float]:
-        """Trains until ``iterations`` updates are done, those of resumed runs included.
+        """Train until ``iterations`` updates are done, including those before a resume.
 
         Ctrl-C or SIGTERM finishes the iteration, writes a checkpoint and raises KeyboardInterrupt
-        (SystemExit); a second one stops at once. An iteration that leaves the finite numbers, or
-        whose gradient explodes, is skipped and logged; after ``config.patience`` of them in a row
-        training goes back to the last good checkpoint. A checkpoint or a line of the log that
-        cannot be written is tried again later; only in the end is that an error.
+        or SystemExit; a second signal stops at once. An iteration in which a value becomes
+        non-finite (NaN or Inf) or a gradient explodes is skipped and logged; if more than
+        ``config.patience`` in a row are bad, training goes back to the last good checkpoint. A
+        checkpoint that cannot be written is retried; only the last one raises. Other writes that
+        fail are logged as warnings.
 
         Args:
-            iterations: the run's total, skipped ones included.
-            folder: of the run: log, previews and checkpoints go there. None: nothing is written.
-            progress: show a progress bar.
-            preview: called with the trainer and a path (without suffix) every ``preview_every``.
-            evaluate: returns metrics of ``trainer.ema``, every ``metrics_every``; they are logged.
+            iterations: total of the run, skipped iterations included.
+            folder: the run's folder, for its log, previews and checkpoints; None writes nothing.
+            progress: whether to show a progress bar.
+            preview: called every ``config.preview_every`` iterations with the trainer and a path
+                without suffix.
+            evaluate: called every ``config.metrics_every`` iterations with the trainer; the metrics
+                that it returns, of ``trainer.ema``, are logged.
 
         Returns:
-            The last good iteration's losses.
+            The last good iteration's losses and norms, see `step`.
 
         Raises:
-            TrainingDiverged: bad iterations that going back does not cure.
-            CheckpointError: a folder that cannot be written to, or has no room for a checkpoint.
+            TrainingDiverged: bad iterations that going back to a checkpoint does not cure.
+            CheckpointError: a folder that cannot be written to or has another run, or not enough
+                free space for a checkpoint.
         """
         run, first = None, self._group.rank == 0
         if folder is not None and first:
-            floor = sample_seconds(self.ema, self.precision) / self._group.size
-            run = RunFolder(Path(folder), self.config, self.iteration, floor)
+            roofline = roofline_seconds(self.ema, self.precision) / self._group.size
+            run = RunFolder(Path(folder), self.config, self.iteration, roofline)
             run.check_free_space(checkpoint_size(self.ema))
         log: dict[str, float] = {}
-        good = log
+        last_good = log
         options = {"total": iterations, "initial": self.iteration, "unit": "it"}
-        shown = progress_bar(progress and first, desc="training", **options)
-        closed = nullcontext() if run is None else closing(run)
-        with closed, Interrupt() as interrupt, shown as bar:
+        bar_context = progress_bar(progress and first, desc="training", **options)
+        run_context = nullcontext() if run is None else closing(run)
+        with run_context, Interrupt() as interrupt, bar_context as bar:
             while self.iteration < iterations:
                 start = time.perf_counter()
                 try:
-                    log, self._refused = self.step(), 0
-                    good = log or good
+                    log, self._skipped = self.step(), 0
+                    last_good = log or last_good
                 except ChainDiverged as error:
                     log = {}
-                    self._refuse(error, run)
+                    self._skip_or_roll_back(error, run)
                 self.seconds += time.perf_counter() - start
                 if "energy_gap" in log:
                     bar.set_postfix_str(f"gap={log['energy_gap']:.2e}", refresh=False)
                 bar.update(self.iteration - bar.n)
-                wanted, due = self._group.any(
-                    interrupt.wanted, run is not None and self._checkpoint_due(run)
+                stop, due = self._group.any(
+                    interrupt.requested, run is not None and self._checkpoint_due(run)
                 )
-                done = wanted or self.iteration >= iterations
+                done = stop or self.iteration >= iterations
                 if run is not None:
                     self._write(run, log, preview, evaluate, done)
                 if folder is not None and (done or due):
                     self._checkpoint(run, last=done)
-                if wanted:
-                    interrupt.raise_anyway()
-        return good
+                if stop:
+                    interrupt.reraise()
+        return last_good
 
-    def _refuse(self, error: ChainDiverged, run: RunFolder | None) -> None:
-        """After a bad iteration: on to the next one, or back to the last good checkpoint."""
-        self._refused += 1
+    def _skip_or_roll_back(self, error: ChainDiverged, run: RunFolder | None) -> None:
+        """Skip a bad iteration, or go back to the last good checkpoint."""
+        self._skipped += 1
         if run is not None:
             run.log(self.iteration, self.seconds, {"skipped": str(error)})
-        if self._refused <= self.config.patience:
+        if self._skipped <= self.config.patience:
             self.iteration += 1
             return
-        back = self._group.broadcast(None if run is None else run.newest())
-        if back is None or self.rollbacks >= self.config.rollbacks:
-            often = f"went back {self.rollbacks} times before"
-            why = "there is no checkpoint to go back to" if back is None else often
+        checkpoint = self._group.broadcast(None if run is None else run.newest_checkpoint())
+        if checkpoint is None or self.rollbacks >= self.config.rollbacks:
+            reason = "there is no checkpoint to go back to"
+            if checkpoint is not None:
+                reason = f"training went back to a checkpoint {self.rollbacks} times before"
             raise TrainingDiverged(
-                f"{self._refused} iterations in a row were not to be trusted, and {why}; the last: "
-                f"{error}"
+                f"{self._skipped} iterations in a row were bad, and {reason}; the last: {error}"
             ) from error
         rollbacks = self.rollbacks + 1
-        self._restore(*back)
-        self.rollbacks, self._refused = rollbacks, 0
+        self._restore(*checkpoint)
+        self.rollbacks, self._skipped = rollbacks, 0
         if run is not None:
-            told = {"rolled_back": rollbacks, "learning_rates": 0.5**rollbacks}
-            run.log(self.iteration, self.seconds, told)
+            entry = {"rolled_back": rollbacks, "learning_rates": 0.5**rollbacks}
+            run.log(self.iteration, self.seconds, entry)
 
     def _write(
         self,
@@ -289,7 +298,7 @@ class Trainer:
     ) -> None:
         n, config = self.iteration, self.config
         if (self._due(config.log_every) or done) and log:
-            run.losses(n, self.seconds, log)
+            run.log_losses(n, self.seconds, log)
         if preview is not None and self._due(config.preview_every):
             run.preview(n, lambda path: preview(self, path))
         if evaluate is not None and self._due(config.metrics_every):
@@ -303,18 +312,24 @@ class Trainer:
         return self._due(self.config.checkpoint_every) or run.checkpoint_due(retry=retry)
 
     def _checkpoint(self, run: RunFolder | None, *, last: bool) -> None:
-        if run is None or run.has(self.iteration):
-            self._state()  # the parts of a sharded run come from all processes
+        if run is None or run.has_checkpoint(self.iteration):
+            self._state()  # gathers sharded tensors, in which all processes must take part
         else:
             run.checkpoint(self.iteration, self.save, last=last)
 
     def save(self, path: str | Path) -> Path:
-        """Writes a checkpoint folder, which `CDRL.from_pretrained` reads as the averaged model.
+        """Write a checkpoint folder, which `CDRL.from_pretrained` reads as the averaged model.
 
-        With ``shard`` all processes call it, each with a path of its own.
+        With ``shard``, all processes must call it, each with its own path.
+
+        Args:
+            path: the folder; files in it that have the same names are replaced.
+
+        Returns:
+            The folder.
 
         Raises:
-            CheckpointError: a file in its place. OSError: no room, or a folder that is read-only.
+            CheckpointError: ``path`` is a file. OSError: the disk is full or the folder read-only.
         """
         config = {
             **self.ema.to_config(),
@@ -323,7 +338,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "seconds": self.seconds,
                 "rollbacks": self.rollbacks,
-                "refused": self._refused,
+                "refused": self._skipped,
                 "usual": self._monitor.state,
                 "data": {"name": self.data.name, "size": len(self.data)},
             },
@@ -340,7 +355,7 @@ class Trainer:
         for name, _, optimizer in self._networks():
             state |= optimizer_tensors(f"{name}_optimizer", optimizer)
         state |= scaler_tensors(self._scaler)
-        # In one order in all processes, which a file's tensors do not have.
+        # Sorted, so that all processes gather the tensors in the same order.
         return {k: all_gather(state[k]) for k in sorted(state)}
 
     @classmethod
@@ -353,46 +368,50 @@ class Trainer:
         device: torch.device | str | None = None,
         networks: Networks | None = None,
     ) -> Trainer:
-        """The trainer of a checkpoint, ready to go on.
+        """Return a trainer that continues from a checkpoint.
 
         Args:
-            path: a checkpoint folder, or a run's folder: then its newest checkpoint that is whole;
-                a warning names those that are not.
+            path: a checkpoint folder, or a run's folder, of which the newest complete checkpoint is
+                taken; a warning names newer ones that are corrupt.
             data: the data set of the run; its size must be the same.
-            config: replaces the stored one, but "auto" keeps the stored precision; for intervals.
-            device: where to train; by default the CPU.
+            config: replaces the stored configuration, for example to change intervals; precision
+                "auto" keeps the stored one. None keeps all.
+            device: device to train on; None for the CPU.
             networks: as in `CDRL.from_pretrained`.
 
+        Returns:
+            The trainer, in the state of the checkpoint.
+
         Raises:
-            CheckpointError: no whole checkpoint there, or other data.
+            CheckpointError: no complete checkpoint there, or a data set of another size.
         """
         folder, files = newest_readable(Path(path))
-        stored = training_config(folder, files, data)
+        stored = read_config(folder, files, data)
         training = stored["training"]
         state = read_tensors(folder, files, STATE)
         model = CDRL.from_config(stored, networks)
         dtype = next(v.dtype for k, v in state.items() if k.startswith("model.energy."))
-        # Runs from before there was a choice were in full precision.
+        # The first runs have no "precision"; they were trained in full precision.
         full = "fp64" if dtype == torch.float64 else "fp32"
-        before = TrainConfig(**{"precision": full, **training["config"]})
-        config = config or before
+        stored_config = TrainConfig(**{"precision": full, **training["config"]})
+        config = config or stored_config
         if config.precision == "auto":
-            config = replace(config, precision=before.precision)
+            config = replace(config, precision=stored_config.precision)
         trainer = cls(model.to(device, dtype), data, config)
         trainer._restore(folder, files)
         trainer.seconds = training["seconds"]
         return trainer
 
     def _restore(self, folder: Path, files: Mapping[str, bytes]) -> None:
-        """Everything as the checkpoint has it, but for the seconds; ``files`` are verified."""
-        training = training_config(folder, files, self.data)["training"]
+        """Load the state of a checkpoint, except ``seconds``; ``files`` are verified."""
+        training = read_config(folder, files, self.data)["training"]
         state = read_tensors(folder, files, STATE)
-        load_model(self.model, part(state, "model"))
+        load_model(self.model, subtree(state, "model"))
         self.ema.load_state_dict(read_tensors(folder, files, WEIGHTS))
         for name, _, optimizer in self._networks():
-            load_optimizer(optimizer, part(state, f"{name}_optimizer"))
-        load_scaler(self._scaler, part(state, "scaler"))
+            load_optimizer(optimizer, subtree(state, f"{name}_optimizer"))
+        load_scaler(self._scaler, subtree(state, "scaler"))
         self.iteration = training["iteration"]
         self.rollbacks = training.get("rollbacks", 0)
-        self._refused = training.get("refused", 0)
+        self._skipped = training.get("refused", 0)
         self._monitor = Monitor(training.get("usual"))

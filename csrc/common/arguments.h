@@ -1,14 +1,20 @@
-// What the kernels are asked to do, as plain addresses and sizes: no tensor library is linked.
+// Arguments of the kernels that CPU and CUDA share, as plain addresses and sizes, so that the
+// module links to no tensor library.
 #pragma once
 
 #include <cstdint>
 
 namespace cdrl {
 
+// Element type of a gradient that the update reads. Python passes the numbers.
 enum class GradType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// Where in the noise stream to draw. `state`, if given, holds (seed, draw, first sample, arrivals) in
-// the memory of the device that runs the kernel; it is read instead, and its draw advanced by one.
+// Activation of a multilayer perceptron. Python passes the numbers.
+enum class Activation : int { kIdentity, kLeaky, kSilu, kTanh, kSoftplus, kSigmoid };
+
+// A position in the noise stream. A non-null `state` points to (seed, draw, first sample, arrivals)
+// in the memory of the device that runs the kernel: the kernel reads these instead and advances the
+// draw by one, so that a replayed CUDA graph draws new noise.
 struct Stream {
   uint64_t seed;
   uint64_t first_sample;
@@ -16,17 +22,17 @@ struct Stream {
   uint32_t draw;
 };
 
-// out = rescale (x + drift grad - pull (x - anchor) + noise_std z), arrays (batch, elements).
+// out = rescale (x + drift grad - pull (x - anchor) + noise_std z) on arrays of (batch, elements).
 struct StepArguments {
   float* out;
   const float* x;
   const void* grad;
-  const float* anchor;  // may be null: no recovery term
-  const float* table;   // may be null; else (4, batch): drift, pull, noise_std, rescale
-  int64_t* first_bad;   // may be null
+  const float* anchor;  // null without a recovery term
+  const float* table;   // null, or (4, batch): drift, pull, noise_std, rescale per sample
+  int64_t* first_bad;   // null, or lowered to draw · 2^31 + sample where one becomes non-finite
   int64_t batch, elements;
   Stream stream;
-  float drift, pull, noise_std, rescale;  // used where there is no table
+  float drift, pull, noise_std, rescale;  // read where `table` is null
   GradType grad_type;
 };
 
@@ -36,8 +42,8 @@ struct NormalArguments {
   Stream stream;
 };
 
-// Blocks of four elements, which the noise stream gives at once. Units compiled for different
-// processors share this text and must not share its code.
+// Number of blocks of four elements, the unit of the noise stream. `static`, because files compiled
+// for different instruction sets must not share one copy of its code.
 static inline int64_t fours_of(int64_t elements) { return (elements + 3) / 4; }
 
 }  // namespace cdrl

@@ -1,8 +1,8 @@
 // The noise stream for one block of four elements: Philox4x32-10, uniforms, Box-Muller.
 //
-// Runs on host and device. The vectors of cpu/normals.h compute the same, many blocks at a time; the
-// coefficients here serve both. Source of the generator: Salmon, Moraes, Dror, Shaw, "Parallel random
-// numbers: as easy as 1, 2, 3", SC 2011.
+// Runs on host and device. cpu/noise/normals.h computes the same numbers for many blocks at a time
+// and takes its coefficients from here. Source of the generator: Salmon, Moraes, Dror, Shaw,
+// "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 #define CDRL_UNROLL _Pragma("unroll")
 #else
 #include <cmath>
-// Internal, since units compiled for different processors must not share code.
+// Internal linkage, because files compiled for different instruction sets must not share code.
 #define CDRL_INLINE static inline
 #define CDRL_UNROLL
 #endif
@@ -26,12 +26,12 @@ constexpr int kRounds = 10;
 
 // -2 ln(1 + f) = f (-2 + f (1 + f P(f))) for f in [-1/4, 1/2); relative error 2.5e-7.
 CDRL_INLINE constexpr float log_term(int i) {
-  constexpr float terms[6] = {-0.66662151f, 0.49971236f, -0.40189617f,
+  constexpr float terms[6] = {-0.66662151f, 0.49971236f,  -0.40189617f,
                               0.34549650f,  -0.28128944f, 0.13416791f};
   return terms[i];
 }
 constexpr float kMinusTwoLog2 = -1.38629436f;
-// Bits of 3/4, from where the mantissa is counted.
+// Bits of 3/4. Subtracting them splits u into an exponent and f in [-1/4, 1/2).
 constexpr uint32_t kThreeQuarters = 0x3F400000u;
 // sin(2 pi r) = r S(r r) and cos(2 pi r) = 1 + r r C(r r) for |r| <= 1/4; errors 4e-9, 6e-8.
 CDRL_INLINE constexpr float sin_term(int i) {
@@ -42,7 +42,7 @@ CDRL_INLINE constexpr float cos_term(int i) {
   constexpr float terms[4] = {-19.739182f, 64.935221f, -85.254008f, 56.340653f};
   return terms[i];
 }
-// Adding it rounds a float below 2^22 to an integer, which stands in the low bits.
+// Adding it rounds a float below 2^22 to an integer, which is then in the sum's low bits.
 constexpr float kRound = 12582912.0f;
 
 struct Four {
@@ -69,10 +69,10 @@ CDRL_INLINE uint32_t to_bits(float value) {
 #endif
 }
 
-// The four words of a counter (block, draw, low and high half of the sample index).
+// Replaces the counter (block, draw, low and high half of the sample index) by four random uint32.
 CDRL_INLINE void philox(uint32_t c[4], uint64_t seed) {
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-CDRL_UNROLL
+  CDRL_UNROLL
   for (int round = 0; round < kRounds; ++round) {
     const uint64_t p0 = uint64_t(c[0]) * kMultiplier0, p1 = uint64_t(c[2]) * kMultiplier1;
     c[0] = uint32_t(p1 >> 32) ^ c[1] ^ k0;
@@ -84,10 +84,11 @@ CDRL_UNROLL
   }
 }
 
-// A word to (0, 1]: the product is exact, so every way to compute it has the same bits.
-CDRL_INLINE float uniform(uint32_t word) { return float(word) * 0x1p-32f + 0x1p-33f; }
+// Maps a uint32 to (0, 1]. The product is exact, so fused and unfused multiply-add give the same
+// bits.
+CDRL_INLINE float uniform(uint32_t bits) { return float(bits) * 0x1p-32f + 0x1p-33f; }
 
-// -2 ln u for u in (0, 1], accurate relative to its value also near u = 1.
+// -2 ln u for u in (0, 1]; the relative error stays small near u = 1, where the value goes to 0.
 CDRL_INLINE float minus_two_log(float u) {
   const uint32_t shifted = to_bits(u) - kThreeQuarters;
   const float exponent = float(int32_t(shifted) >> 23);
@@ -99,8 +100,9 @@ CDRL_INLINE float minus_two_log(float u) {
   return p * f + exponent * kMinusTwoLog2;
 }
 
-// Two normals from two words: sqrt(-2 ln u) (cos, sin)(2 pi v). Half turns of v are taken off, which
-// leaves a sign; it is given to the radius.
+// Two normals from two uint32: sqrt(-2 ln u) (cos, sin)(2 pi v). Subtracting the nearest multiple
+// of 1/2 from v reduces the angle to [-pi/2, pi/2] and may flip both signs; the radius takes that
+// sign.
 CDRL_INLINE void box_muller(uint32_t first, uint32_t second, float& n0, float& n1) {
   const float v = uniform(second);
   const float shifted = v * 2.0f + kRound;
@@ -121,7 +123,7 @@ CDRL_INLINE void box_muller(uint32_t first, uint32_t second, float& n0, float& n
   n1 = radius * (s * r);
 }
 
-// Elements 4 block … 4 block + 3 of one sample's draw.
+// Elements 4 block to 4 block + 3 of one draw of one sample.
 CDRL_INLINE Four normals(uint64_t seed, uint32_t draw, uint64_t sample, uint32_t block) {
   uint32_t c[4] = {block, draw, uint32_t(sample), uint32_t(sample >> 32)};
   philox(c, seed);

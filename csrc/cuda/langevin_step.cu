@@ -1,7 +1,7 @@
-// The Langevin update in one pass: 16 bytes an element, the noise made in registers.
+// The Langevin update in one pass, 16 bytes per element: the noise is computed in registers.
 //
-// Version 1: a thread for each block of four elements; three 16-byte loads are in flight before the
-// noise is computed, which hides their latency.
+// One thread per block of four elements. Its three 16-byte loads are issued before the noise is
+// computed, which hides their latency.
 #include <cuda_fp16.h>
 
 #include "common/philox.h"
@@ -60,10 +60,10 @@ __device__ __forceinline__ float update(float x, float g, float anchor, float z,
   return fmaf(c.noise_std, z, y) * c.rescale;
 }
 
-// `whole`: elements is a multiple of 4 and all addresses allow 16-byte access.
-template <GradType type, bool has_anchor, bool whole>
+// `vectorized`: `elements` is a multiple of 4 and all addresses allow 16-byte access.
+template <GradType type, bool has_anchor, bool vectorized>
 __global__ void __launch_bounds__(kThreads)
-cdrl_langevin_step(const StepArguments a, unsigned chunks) {
+    cdrl_langevin_step(const StepArguments a, unsigned chunks) {
   using G = Grad<type>;
   const auto* grad = static_cast<const typename G::Element*>(a.grad);
   const Stream stream = resolved(a.stream);
@@ -73,8 +73,8 @@ cdrl_langevin_step(const StepArguments a, unsigned chunks) {
   if (p.sample < a.batch && 4 * p.block < a.elements) {
     const Coefficients c = coefficients(a, p.sample);
     const uint64_t index = stream.first_sample + uint64_t(p.sample);
-    if constexpr (whole) {
-      // Through the plain cache: in place, x and out are one array.
+    if constexpr (vectorized) {
+      // Not through the read-only cache, because in place x and out are one array.
       const float4 x = *reinterpret_cast<const float4*>(a.x + at);
       const typename G::Vector packed = *reinterpret_cast<const typename G::Vector*>(grad + at);
       float4 near = {};
@@ -87,7 +87,7 @@ cdrl_langevin_step(const StepArguments a, unsigned chunks) {
                         update<has_anchor>(x.z, g[2], near.z, z.n[2], c),
                         update<has_anchor>(x.w, g[3], near.w, z.n[3], c)};
       *reinterpret_cast<float4*>(a.out + at) = y;
-      // A sum is finite only if all its terms are; y - y is 0 only for finite y.
+      // y - y is 0 for a finite y and NaN otherwise, so the sum is 0 only if all four are finite.
       fine = (y.x - y.x) + (y.y - y.y) + (y.z - y.z) + (y.w - y.w) == 0.0f;
     } else {
       const Four z = normals(stream.seed, stream.draw, index, uint32_t(p.block));
@@ -114,12 +114,11 @@ bool aligned(const void* address, uintptr_t bytes) {
 
 template <GradType type, bool has_anchor>
 void launch(const StepArguments& a, const Grid& grid, cudaStream_t stream) {
-  const bool whole = a.elements % 4 == 0 && aligned(a.x, 16) && aligned(a.out, 16) &&
-                     aligned(a.anchor, 16) &&
-                     aligned(a.grad, 4 * sizeof(typename Grad<type>::Element));
-  if (whole) {
-    cdrl_langevin_step<type, has_anchor, true>
-        <<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
+  const bool vectorized = a.elements % 4 == 0 && aligned(a.x, 16) && aligned(a.out, 16) &&
+                          aligned(a.anchor, 16) &&
+                          aligned(a.grad, 4 * sizeof(typename Grad<type>::Element));
+  if (vectorized) {
+    cdrl_langevin_step<type, has_anchor, true><<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
   } else {
     cdrl_langevin_step<type, has_anchor, false>
         <<<grid.count, kThreads, 0, stream>>>(a, grid.chunks);
@@ -128,8 +127,10 @@ void launch(const StepArguments& a, const Grid& grid, cudaStream_t stream) {
 
 template <GradType type>
 void launch(const StepArguments& a, const Grid& grid, cudaStream_t stream) {
-  if (a.anchor != nullptr) launch<type, true>(a, grid, stream);
-  else launch<type, false>(a, grid, stream);
+  if (a.anchor != nullptr)
+    launch<type, true>(a, grid, stream);
+  else
+    launch<type, false>(a, grid, stream);
 }
 
 }  // namespace

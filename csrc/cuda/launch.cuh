@@ -1,4 +1,4 @@
-// How the kernels lay out work, and what a launch needs around it.
+// Grid and thread layout of the kernels, error checks and the device guard of a launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,13 +19,15 @@ inline void check(cudaError_t status, const char* what) {
   }
 }
 
-// Makes a device current for the length of a launch.
+// Makes a device current until destroyed.
 class Device {
  public:
   explicit Device(int device) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
-    else before_ = -1;
+    if (device != before_)
+      check(cudaSetDevice(device), "cudaSetDevice");
+    else
+      before_ = -1;
   }
   ~Device() {
     if (before_ >= 0) cudaSetDevice(before_);
@@ -37,19 +39,21 @@ class Device {
   int before_;
 };
 
-// One thread takes one block of four elements. Samples of many blocks are cut into chunks of
-// kThreads, so that a thread block stays within a sample; small ones share thread blocks.
+// The grid of a launch: one thread per block of four elements. Large samples are cut into chunks of
+// kThreads blocks, so that a thread block stays within a sample; small samples share thread blocks.
 struct Grid {
   unsigned count;
-  unsigned chunks;  // thread blocks a sample, or 0 for small samples
+  unsigned chunks;  // thread blocks per sample, or 0 for small samples
 
   Grid(int64_t batch, int64_t elements) {
     const int64_t blocks = fours_of(elements);
     const bool small = blocks < kThreads / 2;
     const int64_t per_sample = (blocks + kThreads - 1) / kThreads;
-    const int64_t total =
-        small ? (batch * blocks + kThreads - 1) / kThreads : batch * per_sample;
-    if (total > INT32_MAX) throw std::runtime_error("array too large for one launch");
+    const int64_t total = small ? (batch * blocks + kThreads - 1) / kThreads : batch * per_sample;
+    if (total > INT32_MAX) {
+      throw std::runtime_error("the array needs " + std::to_string(total) +
+                               " thread blocks, one launch allows 2147483647: split the batch");
+    }
     count = unsigned(total);
     chunks = small ? 0 : unsigned(per_sample);
   }
@@ -59,7 +63,7 @@ struct Place {
   int64_t sample, block;
 };
 
-// Which block of four elements this thread takes; it may lie beyond the end.
+// Returns the block of four elements that this thread computes; it may be beyond the end.
 __device__ __forceinline__ Place place(int64_t elements, unsigned chunks) {
   if (chunks != 0) {
     const unsigned sample = blockIdx.x / chunks;
@@ -72,14 +76,15 @@ __device__ __forceinline__ Place place(int64_t elements, unsigned chunks) {
   return {sample, index - sample * blocks};
 }
 
-// The stream's position, from device memory where it is kept there.
+// Reads a stream's position from its state in device memory, where it has one.
 __device__ __forceinline__ Stream resolved(const Stream& stream) {
   if (stream.state == nullptr) return stream;
   return {uint64_t(stream.state[0]), uint64_t(stream.state[2]), stream.state,
           uint32_t(stream.state[1])};
 }
 
-// The last thread block to arrive moves the draw on: by then all have read it. Every thread calls it.
+// Advances the draw in `state`. The last thread block to arrive does it, because by then all blocks
+// have read it. Every thread must call this.
 __device__ __forceinline__ void advance(int64_t* state) {
   if (state == nullptr) return;
   __syncthreads();

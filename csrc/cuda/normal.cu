@@ -1,4 +1,4 @@
-// The noise stream written to memory: a thread for each block of four elements.
+// Writes the noise stream to memory, one thread per block of four elements.
 #include "common/philox.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -6,15 +6,15 @@
 namespace cdrl::cuda {
 namespace {
 
-// `whole`: elements is a multiple of 4 and the address allows 16-byte access.
-template <bool whole>
+// `vectorized`: `elements` is a multiple of 4 and the address allows 16-byte access.
+template <bool vectorized>
 __global__ void __launch_bounds__(kThreads) cdrl_normal(const NormalArguments a, unsigned chunks) {
   const Place p = place(a.elements, chunks);
   if (p.sample >= a.batch || 4 * p.block >= a.elements) return;
   const uint64_t index = a.stream.first_sample + uint64_t(p.sample);
   const Four z = normals(a.stream.seed, a.stream.draw, index, uint32_t(p.block));
   float* out = a.out + p.sample * a.elements + 4 * p.block;
-  if constexpr (whole) {
+  if constexpr (vectorized) {
     *reinterpret_cast<float4*>(out) = {z.n[0], z.n[1], z.n[2], z.n[3]};
   } else {
 #pragma unroll

@@ -1,4 +1,4 @@
-// What the tests share: a check that counts and prints what fails, and numbers without a pattern.
+// Helpers of all tests: CHECK, which counts and prints failures, and pseudo-random numbers.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +9,17 @@
 
 static int failures = 0;
 
-#define CHECK(condition, ...)                                       \
-  do {                                                              \
-    if (!(condition)) {                                             \
-      ++failures;                                                   \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition);   \
-      std::printf(__VA_ARGS__);                                     \
-      std::printf("\n");                                            \
-    }                                                               \
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      ++failures;                                                 \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
   } while (0)
 
-// Numbers in (-1, 1) times `scale`.
+// Pseudo-random numbers in (-1, 1) times `scale`.
 static inline std::vector<float> numbers(size_t count, double scale, uint32_t seed) {
   std::vector<float> result(count);
   uint64_t state = seed * 2654435761u + 1;
@@ -30,12 +30,12 @@ static inline std::vector<float> numbers(size_t count, double scale, uint32_t se
   return result;
 }
 
-// That body() throws an error which says `part`.
+// Checks that body() throws an error whose message contains `part`.
 template <class Body>
 static void expect_error(const char* part, const Body& body) {
   try {
     body();
-    CHECK(false, "no error that says '%s'", part);
+    CHECK(false, "no error that contains '%s'", part);
   } catch (const std::exception& error) {
     CHECK(std::strstr(error.what(), part) != nullptr, "%s", error.what());
   }

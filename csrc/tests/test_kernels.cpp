@@ -1,5 +1,5 @@
-// The CPU kernels without Python: known answers, agreement of every variant with the scalar noise
-// stream and the formula, odd sizes, misaligned views, and arrays beyond 2^31 elements.
+// Tests the noise stream and the Langevin update: known answers, every variant against the scalar
+// noise stream and the formula, odd sizes, misaligned views, and arrays of more than 2^31 elements.
 #include <sys/mman.h>
 
 #include <cmath>
@@ -10,13 +10,14 @@
 #include <vector>
 
 #include "common/philox.h"
-#include "cpu/kernels.h"
+#include "cpu/noise/noise.h"
+#include "cpu/runtime/dispatch.h"
 #include "tests/check.h"
 
 namespace {
 
 void test_philox() {
-  // The vectors published with the generator.
+  // Known-answer vectors published with the generator.
   uint32_t zero[4] = {0, 0, 0, 0};
   cdrl::philox(zero, 0);
   CHECK(zero[0] == 0x6627E8D5u && zero[3] == 0x9B00DBD8u, "got %08x %08x", zero[0], zero[3]);
@@ -26,14 +27,14 @@ void test_philox() {
 }
 
 void test_box_muller() {
-  // Both ends, and steps through the whole range, against double precision.
+  // Compares with double precision at both ends and in steps through the range.
   double worst = 0;
-  for (uint64_t word = 0; word <= 0xFFFFFFFFull; word += 99991) {
-    for (const uint32_t w : {uint32_t(word), uint32_t(0xFFFFFFFFull - word)}) {
-      const uint32_t other = w * 2654435761u + 12345u;
+  for (uint64_t i = 0; i <= 0xFFFFFFFFull; i += 99991) {
+    for (const uint32_t first : {uint32_t(i), uint32_t(0xFFFFFFFFull - i)}) {
+      const uint32_t second = first * 2654435761u + 12345u;
       float n0, n1;
-      cdrl::box_muller(w, other, n0, n1);
-      const double u = cdrl::uniform(w), v = cdrl::uniform(other);
+      cdrl::box_muller(first, second, n0, n1);
+      const double u = cdrl::uniform(first), v = cdrl::uniform(second);
       const double radius = std::sqrt(-2 * std::log(u)), angle = 2 * M_PI * v;
       worst = std::fmax(worst, std::fabs(n0 - radius * std::cos(angle)));
       worst = std::fmax(worst, std::fabs(n1 - radius * std::sin(angle)));
@@ -63,7 +64,7 @@ void test_normal(int64_t batch, int64_t elements) {
 
 uint16_t to_bfloat16(float value) { return uint16_t(cdrl::to_bits(value) >> 16); }
 
-// x, grad and anchor one element off their alignment, in place and not.
+// Tests misaligned x, grad and anchor (by one element), in place and out of place.
 void test_step(int64_t batch, int64_t elements, bool table, bool anchor, bool half) {
   const size_t count = size_t(batch * elements);
   std::vector<float> x(count + 2), near(count + 2), out(count + 2, kPoison), grad(count + 2);
@@ -75,10 +76,19 @@ void test_step(int64_t batch, int64_t elements, bool table, bool anchor, bool ha
   }
   for (size_t i = 0; i < coefficients.size(); ++i) coefficients[i] = 0.1f + float(i % 7) * 0.05f;
   int64_t first_bad = INT64_MAX;
-  cdrl::StepArguments a{out.data() + 1, x.data() + 1, grad.data() + 1,
+  cdrl::StepArguments a{out.data() + 1,
+                        x.data() + 1,
+                        grad.data() + 1,
                         anchor ? near.data() + 1 : nullptr,
-                        table ? coefficients.data() : nullptr, &first_bad, batch, elements,
-                        {kSeed, kFirst, nullptr, 78}, 0.5f, 0.25f, 0.125f, 1.5f,
+                        table ? coefficients.data() : nullptr,
+                        &first_bad,
+                        batch,
+                        elements,
+                        {kSeed, kFirst, nullptr, 78},
+                        0.5f,
+                        0.25f,
+                        0.125f,
+                        1.5f,
                         cdrl::GradType::kFloat32};
   if (half) a.grad = grad_half.data() + 1, a.grad_type = cdrl::GradType::kBFloat16;
   cdrl::cpu::langevin_step(a, 2);
@@ -107,7 +117,7 @@ void test_step(int64_t batch, int64_t elements, bool table, bool anchor, bool ha
   }
 }
 
-// A part far beyond 2^31 elements of an array whose other pages are never touched.
+// Tests a part beyond 2^31 elements, of an array whose other pages are never touched.
 void test_far_part() {
   const int64_t elements = int64_t(1) << 20, batch = 4096;  // 2^32 elements
   const size_t bytes = size_t(batch * elements) * sizeof(float);
@@ -118,8 +128,19 @@ void test_far_part() {
     return;
   }
   float* x = static_cast<float*>(memory);
-  const cdrl::StepArguments a{x, x, x, nullptr, nullptr, nullptr, batch, elements,
-                              {kSeed, 0, nullptr, 5}, 1.0f, 0.0f, 1.0f, 1.0f,
+  const cdrl::StepArguments a{x,
+                              x,
+                              x,
+                              nullptr,
+                              nullptr,
+                              nullptr,
+                              batch,
+                              elements,
+                              {kSeed, 0, nullptr, 5},
+                              1.0f,
+                              0.0f,
+                              1.0f,
+                              1.0f,
                               cdrl::GradType::kFloat32};
   const int64_t sample = batch - 2, block = elements / 4 - 64;
   cdrl::cpu::kernels().langevin_step(a, {sample, sample + 1, block, elements / 4});
@@ -134,11 +155,12 @@ void test_far_part() {
 }
 
 void test_state() {
-  // A stream kept in memory is read and moved on by one draw.
+  // A stream's state in memory is read and its draw advanced by one.
   std::vector<float> x(64, 0.0f), zero(64, 0.0f), direct(64, 0.0f);
   int64_t state[4] = {int64_t(kSeed), 9, 5, 0};
-  cdrl::StepArguments a{x.data(), x.data(), zero.data(), nullptr, nullptr, nullptr, 4, 16,
-                        {0, 0, state, 0}, 1.0f, 0.0f, 1.0f, 1.0f, cdrl::GradType::kFloat32};
+  cdrl::StepArguments a{
+      x.data(), x.data(),         zero.data(), nullptr, nullptr, nullptr, 4,
+      16,       {0, 0, state, 0}, 1.0f,        0.0f,    1.0f,    1.0f,    cdrl::GradType::kFloat32};
   cdrl::cpu::langevin_step(a, 1);
   a.out = direct.data(), a.x = zero.data(), a.stream = {kSeed, 5, nullptr, 9};
   cdrl::cpu::langevin_step(a, 1);
@@ -162,7 +184,7 @@ int main() {
         }
       }
     }
-    test_normal(2, 100003);  // cut within samples, over threads
+    test_normal(2, 100003);  // large enough to be cut within samples and shared among threads
     test_step(2, 100003, true, true, false);
     test_normal(3, 0);
     test_far_part();

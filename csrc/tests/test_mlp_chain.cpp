@@ -1,6 +1,5 @@
-// Chains on programs without Python: agreement of every variant with the formula in double
-// precision, odd sizes, misaligned views, batches cut anywhere, threads, what is not finite, and
-// memory that cannot be had.
+// Tests mlp_chain: every variant against the formula in double precision, odd sizes, misaligned
+// views, batches cut anywhere, threads, non-finite states, and failing allocations.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,17 +8,18 @@
 #include <vector>
 
 #include "common/philox.h"
-#include "cpu/kernels.h"
-#include "cpu/mlp_plan.h"
+#include "cpu/mlp/energy.h"
+#include "cpu/noise/noise.h"
+#include "cpu/runtime/dispatch.h"
 #include "tests/check.h"
 
 static bool no_memory = false;
 
 void* operator new(size_t size, std::align_val_t alignment) {
   const auto step = size_t(alignment);
-  void* found = no_memory ? nullptr : std::aligned_alloc(step, (size + step - 1) / step * step);
-  if (found == nullptr) throw std::bad_alloc();
-  return found;
+  void* memory = no_memory ? nullptr : std::aligned_alloc(step, (size + step - 1) / step * step);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
 }
 void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
 
@@ -27,7 +27,7 @@ namespace {
 
 using cdrl::Activation;
 using cdrl::cpu::MlpCall;
-using cdrl::cpu::MlpPlan;
+using cdrl::cpu::MlpEnergy;
 using cdrl::cpu::MlpShape;
 
 constexpr float kPoison = 12345.0f;
@@ -55,7 +55,7 @@ double apply(Activation kind, double leak, double x, bool slope) {
   }
 }
 
-// A program with its weights, in single precision for the plan and read in double by the formula.
+// A network and its weights, in single precision for MlpEnergy and in double for the formula.
 struct Network {
   std::vector<int> widths;
   std::vector<MlpShape> shapes;
@@ -65,7 +65,7 @@ struct Network {
   std::vector<float> head;
   int64_t rows;
 
-  // A stem, a block around an identity and one around a shortcut.
+  // A stem, a residual block with an identity and one with a shortcut.
   Network(int dim, int width, int outs, Activation kind)
       : widths{dim, width, width, width, outs, outs},
         activation(kind),
@@ -91,7 +91,7 @@ struct Network {
     biases.push_back(numbers(linear && row < 0 ? outs : 0, 50 + salt));
   }
 
-  cdrl::cpu::MlpWeights given() const {
+  cdrl::cpu::MlpWeights tensors() const {
     std::vector<const float*> w, b;
     for (const auto& weight : weights) w.push_back(weight.empty() ? nullptr : weight.data());
     for (const auto& bias : biases) b.push_back(bias.empty() ? nullptr : bias.data());
@@ -137,7 +137,7 @@ struct Network {
   }
 };
 
-// y one element off its alignment between two poisoned ones.
+// A misaligned y (by one element) between two poisoned elements.
 struct State {
   std::vector<float> memory;
   State(int64_t batch, int dim) : memory(numbers(batch * dim + 2, 123)) {
@@ -158,8 +158,8 @@ MlpCall call_of(State& y, int64_t batch, const std::vector<float>& rows, int64_t
 void test_against_the_formula(const Network& network, int64_t batch, bool half, bool per_sample) {
   const int dim = network.widths[0];
   const double tolerance = half ? 0.06 : 3e-5;
-  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half,
-               network.given());
+  MlpEnergy energy(network.widths, network.shapes, network.activation, network.leak, half,
+                   network.tensors());
   const int64_t stride = per_sample ? network.rows : 0;
   const auto rows = numbers(per_sample ? batch * stride : network.rows, 31);
   const auto table = numbers(4 * batch, 77);
@@ -169,11 +169,11 @@ void test_against_the_formula(const Network& network, int64_t batch, bool half, 
   const std::vector<float> start(y.memory);
   MlpCall call = call_of(y, batch, rows, stride);
   call.value = value.data(), call.gradient = gradient.data();
-  cdrl::cpu::mlp_chain(plan.program(), call, 2);
+  cdrl::cpu::mlp_chain(energy.program(), call, 2);
   CHECK(y.memory == start, "a gradient changed the state");
   call.value = call.gradient = nullptr, call.anchor = anchor.data();
   if (per_sample) call.table = table.data();
-  const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call, 2);
+  const int64_t bad = cdrl::cpu::mlp_chain(energy.program(), call, 2);
   CHECK(bad == cdrl::cpu::kNone, "first bad %lld", (long long)bad);
   CHECK(y.intact(), "wrote outside its array");
   std::vector<double> state(static_cast<size_t>(dim)), slope;
@@ -192,8 +192,8 @@ void test_against_the_formula(const Network& network, int64_t batch, bool half, 
     for (int64_t k = 0; k < call.steps; ++k) {
       network.gradient(state.data(), row, slope);
       for (size_t d = 0; d < state.size(); ++d) {
-        const auto four = cdrl::normals(kSeed, call.draw + uint32_t(k), kFirst + uint64_t(s),
-                                        uint32_t(d / 4));
+        const auto four =
+            cdrl::normals(kSeed, call.draw + uint32_t(k), kFirst + uint64_t(s), uint32_t(d / 4));
         state[d] += c[0] * slope[d] - c[1] * (state[d] - anchor[n * state.size() + d]) +
                     c[2] * four.n[d % 4];
         if (k + 1 == call.steps) state[d] *= c[3];
@@ -206,66 +206,68 @@ void test_against_the_formula(const Network& network, int64_t batch, bool half, 
   }
 }
 
-// A batch cut anywhere, on any number of threads, gives the same bits.
+// Checks that a batch cut anywhere, on any number of threads, gives the same bits.
 void test_cuts(const Network& network, bool half) {
   const int dim = network.widths[0];
   const int64_t batch = 203;
-  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half,
-               network.given());
+  MlpEnergy energy(network.widths, network.shapes, network.activation, network.leak, half,
+                   network.tensors());
   const auto rows = numbers(network.rows, 31);
   State whole(batch, dim), parts(batch, dim);
-  cdrl::cpu::mlp_chain(plan.program(), call_of(whole, batch, rows, 0), 1);
+  cdrl::cpu::mlp_chain(energy.program(), call_of(whole, batch, rows, 0), 1);
   const int64_t cuts[] = {0, 1, 14, 29, 130, batch};
   for (int i = 0; i + 1 < 6; ++i) {
     MlpCall call = call_of(parts, cuts[i + 1] - cuts[i], rows, 0);
     call.y += cuts[i] * dim, call.first_sample += uint64_t(cuts[i]);
-    cdrl::cpu::mlp_chain(plan.program(), call, 3);
+    cdrl::cpu::mlp_chain(energy.program(), call, 3);
   }
   CHECK(whole.memory == parts.memory, "half %d: a cut batch differs", half);
 }
 
-// The error reaches the caller, from wherever the work is done.
+// Checks that a failed allocation throws std::bad_alloc in the caller, on one thread and on
+// several.
 void test_no_memory(const Network& network) {
-  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, false,
-               network.given());
+  MlpEnergy energy(network.widths, network.shapes, network.activation, network.leak, false,
+                   network.tensors());
   const auto rows = numbers(network.rows, 31);
   State y(203, network.widths[0]);
   for (const int threads : {1, 3}) {
     bool thrown = false;
     no_memory = true;
     try {
-      cdrl::cpu::mlp_chain(plan.program(), call_of(y, 203, rows, 0), threads);
+      cdrl::cpu::mlp_chain(energy.program(), call_of(y, 203, rows, 0), threads);
     } catch (const std::bad_alloc&) {
       thrown = true;
     }
     no_memory = false;
     CHECK(thrown, "no error on %d threads", threads);
   }
-  const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call_of(y, 203, rows, 0), 3);
+  const int64_t bad = cdrl::cpu::mlp_chain(energy.program(), call_of(y, 203, rows, 0), 3);
   CHECK(bad == cdrl::cpu::kNone, "first bad %lld", (long long)bad);
 }
 
 void test_weights_are_needed(const Network& network) {
-  const auto made = [&](const cdrl::cpu::MlpWeights& weights) {
-    MlpPlan(network.widths, network.shapes, network.activation, network.leak, false, weights);
+  const auto construct = [&](const cdrl::cpu::MlpWeights& weights) {
+    MlpEnergy(network.widths, network.shapes, network.activation, network.leak, false, weights);
   };
-  cdrl::cpu::MlpWeights weights = network.given();
+  cdrl::cpu::MlpWeights weights = network.tensors();
   weights.head = nullptr;
-  expect_error("there must be a head", [&] { made(weights); });
-  weights = network.given();
+  expect_error("there must be a head", [&] { construct(weights); });
+  weights = network.tensors();
   weights.weights[1] = nullptr;
-  expect_error("every map must have a weight", [&] { made(weights); });
-  weights = network.given();
+  expect_error("every map must have a weight", [&] { construct(weights); });
+  weights = network.tensors();
   weights.biases.pop_back();
-  expect_error("every map must have a weight", [&] { made(weights); });
+  expect_error("every map must have a weight", [&] { construct(weights); });
 }
 
-// Values and gradients of any NaN, rounded or not, are NaN, and those of other samples are not.
+// Checks that the value of a NaN state is NaN for every NaN pattern, and the other samples' are
+// not.
 void test_nan(const Network& network, bool half) {
   const int dim = network.widths[0];
   const int64_t batch = 9;
-  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half,
-               network.given());
+  MlpEnergy energy(network.widths, network.shapes, network.activation, network.leak, half,
+                   network.tensors());
   const auto rows = numbers(network.rows, 31);
   for (const uint32_t bits : {0x7FFFFFFFu, 0xFFFFFFFFu, 0x7FC00000u, 0x7F800001u, 0x7FFF8000u}) {
     State y(batch, dim);
@@ -273,7 +275,7 @@ void test_nan(const Network& network, bool half) {
     std::vector<float> value(batch), gradient(size_t(batch * dim));
     MlpCall call = call_of(y, batch, rows, 0);
     call.value = value.data(), call.gradient = gradient.data();
-    cdrl::cpu::mlp_chain(plan.program(), call, 1);
+    cdrl::cpu::mlp_chain(energy.program(), call, 1);
     for (int64_t s = 0; s < batch; ++s) {
       CHECK(std::isnan(value[size_t(s)]) == (s == 4), "half %d, bits %x: %g", half, bits,
             value[size_t(s)]);
@@ -284,13 +286,13 @@ void test_nan(const Network& network, bool half) {
 void test_not_finite(const Network& network, bool half) {
   const int dim = network.widths[0];
   const int64_t batch = 150;
-  MlpPlan plan(network.widths, network.shapes, network.activation, network.leak, half,
-               network.given());
+  MlpEnergy energy(network.widths, network.shapes, network.activation, network.leak, half,
+                   network.tensors());
   const auto rows = numbers(network.rows, 31);
   State y(batch, dim);
   y.data()[149 * dim] = std::numeric_limits<float>::infinity();
   y.data()[77 * dim] = std::numeric_limits<float>::quiet_NaN();
-  const int64_t bad = cdrl::cpu::mlp_chain(plan.program(), call_of(y, batch, rows, 0), 2);
+  const int64_t bad = cdrl::cpu::mlp_chain(energy.program(), call_of(y, batch, rows, 0), 2);
   CHECK(bad == (int64_t(0xFFFFFFFDu) << 31) + 77, "first bad %lld", (long long)bad);
 }
 
@@ -300,7 +302,7 @@ int main() {
   const Activation kinds[] = {Activation::kIdentity, Activation::kSilu, Activation::kTanh,
                               Activation::kSoftplus, Activation::kSigmoid};
   const Network first(2, 20, 48, Activation::kLeaky);
-  test_no_memory(first);  // before any call has taken memory
+  test_no_memory(first);  // before any other call has allocated a workspace
   test_weights_are_needed(first);
   for (const auto& variant : cdrl::cpu::variants()) {
     std::printf("variant %s\n", variant.name);

@@ -1,5 +1,5 @@
-// The gradient of residual networks without Python: against plain loops in double precision, for
-// every variant and both types, and the same bits however samples are split over calls and threads.
+// Tests ResNetGradient: every variant and both types against plain loops in double precision, and
+// the same bits however samples are split over calls and threads.
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
-#include "cpu/resnet_gradient.h"
+#include "cpu/resnet/gradient.h"
+#include "cpu/runtime/dispatch.h"
 #include "tests/check.h"
 
 namespace {
@@ -24,10 +24,11 @@ struct Shape {
   int blocks, height, width_pixels;
 };
 
-// The network in plain loops. Signs come from the kernel: next to zero, rounding may turn them.
-class Naive {
+// The network in plain loops. It takes signs from the kernel, because rounding may flip those near
+// zero.
+class Reference {
  public:
-  Naive(const Shape& shape, uint32_t seed) : shape_(shape) {
+  Reference(const Shape& shape, uint32_t seed) : shape_(shape) {
     const auto add = [&](int outs, int ins) {
       tensors_.push_back(numbers(size_t(outs) * ins * 9, 1.5 / std::sqrt(9.0 * ins), ++seed));
     };
@@ -53,8 +54,8 @@ class Naive {
     return result;
   }
 
-  // One sample's energy. Its gradient goes to `gradient`, the largest number that its sign bit
-  // contradicts to `wrong`.
+  // Returns one sample's energy. Writes its gradient to `gradient`, and to `wrong` the largest
+  // absolute value whose sign disagrees with the kernel's.
   double run(const float* y, const float* row, const float* head, const uint8_t* signs,
              Doubles& gradient, double& wrong) {
     signs_ = signs, tensor_ = 0, wrong_ = &wrong;
@@ -68,17 +69,17 @@ class Naive {
     return energy;
   }
 
-  int rows = 0, last = 0;  // numbers of a sample's row and head
+  int rows = 0, last = 0;  // floats of a sample's row and head
 
  private:
-  // Replaces h by the energy's gradient in it.
+  // Returns the energy and replaces h by the energy's gradient with respect to it.
   double stages(Doubles& h, const float* row, const float* head, size_t stage, int in) {
     if (stage == shape_.multipliers.size()) return dot(h, head);
     if (stage == 0) return blocks(h, row, head, stage, 0, in);
     const Doubles fine = h;
     const int height = height_ / 2, width = width_ / 2;
     h.assign(fine.size() / 4, 0.0);
-    const auto at = [=](size_t i) {  // of the coarse pixel that holds pixel i
+    const auto at = [=](size_t i) {  // index of the coarse pixel that contains pixel i
       const size_t x = i % size_t(2 * width), y = i / size_t(2 * width);
       return y / 2 * size_t(width) + x / 2;
     };
@@ -186,38 +187,38 @@ class Naive {
   int height_ = 0, width_ = 0;
 };
 
-// Inputs and outputs of a call, with numbers around the outputs that must stay.
+// Inputs and outputs of a call. Poisoned elements around the outputs must not change.
 struct Call {
   static constexpr float kPoison = 12345.0f;
-  size_t batch, image, row, last, signs_a_sample;
-  bool row_each, head_each;
+  size_t batch, image, row, last, signs_per_sample;
+  bool row_per_sample, head_per_sample;
   Floats y, rows, heads, energies, gradient;
   std::vector<uint8_t> signs;
 
-  Call(const Shape& shape, const Naive& naive, const ResNetGradient& network, size_t batch,
-       bool row_each, bool head_each)
+  Call(const Shape& shape, const Reference& reference, const ResNetGradient& network, size_t batch,
+       bool row_per_sample, bool head_per_sample)
       : batch(batch),
         image(size_t(shape.image_channels) * shape.height * shape.width_pixels),
-        row(size_t(naive.rows)),
-        last(size_t(naive.last)),
-        signs_a_sample(size_t(network.signs())),
-        row_each(row_each),
-        head_each(head_each),
+        row(size_t(reference.rows)),
+        last(size_t(reference.last)),
+        signs_per_sample(size_t(network.signs())),
+        row_per_sample(row_per_sample),
+        head_per_sample(head_per_sample),
         y(numbers(batch * image, 1.5, 100)),
-        rows(numbers((row_each ? batch : 1) * row, 0.5, 101)),
-        heads(numbers((head_each ? batch : 1) * last, 1.0, 102)),
+        rows(numbers((row_per_sample ? batch : 1) * row, 0.5, 101)),
+        heads(numbers((head_per_sample ? batch : 1) * last, 1.0, 102)),
         energies(batch + 2, kPoison),
         gradient(batch * image + 2, kPoison),
-        signs(batch * signs_a_sample + 2, 77) {}
+        signs(batch * signs_per_sample + 2, 77) {}
 
   void run(ResNetGradient& network, size_t first, size_t count, int threads,
            bool with_gradient = true, bool with_signs = true) {
-    network.run({y.data() + first * image, rows.data() + (row_each ? first * row : 0), row_each,
-                 heads.data() + (head_each ? first * last : 0), head_each,
-                 energies.data() + 1 + first,
-                 with_gradient ? gradient.data() + 1 + first * image : nullptr,
-                 with_signs ? signs.data() + 1 + first * signs_a_sample : nullptr, int64_t(count)},
-                threads);
+    network.run(
+        {y.data() + first * image, rows.data() + (row_per_sample ? first * row : 0), row_per_sample,
+         heads.data() + (head_per_sample ? first * last : 0), head_per_sample,
+         energies.data() + 1 + first, with_gradient ? gradient.data() + 1 + first * image : nullptr,
+         with_signs ? signs.data() + 1 + first * signs_per_sample : nullptr, int64_t(count)},
+        threads);
   }
 
   bool inside() const {
@@ -235,15 +236,14 @@ struct Call {
 
 double largest[2] = {};  // error of float32 and of bfloat16
 
-void compare(Naive& naive, const Call& call, bool half, const char* name) {
+void compare(Reference& reference, const Call& call, bool half, const char* name) {
   double worst_energy = 0, worst_gradient = 0, wrong = 0;
   for (size_t s = 0; s < call.batch; ++s) {
     Doubles expected;
-    const float* head = call.heads.data() + (call.head_each ? s * call.last : 0);
-    const double energy = naive.run(call.y.data() + s * call.image,
-                                    call.rows.data() + (call.row_each ? s * call.row : 0), head,
-                                    call.signs.data() + 1 + s * call.signs_a_sample, expected,
-                                    wrong);
+    const float* head = call.heads.data() + (call.head_per_sample ? s * call.last : 0);
+    const double energy = reference.run(
+        call.y.data() + s * call.image, call.rows.data() + (call.row_per_sample ? s * call.row : 0),
+        head, call.signs.data() + 1 + s * call.signs_per_sample, expected, wrong);
     double error = 0, norm = 0;
     for (size_t i = 0; i < call.image; ++i) {
       error += std::pow(call.gradient[1 + s * call.image + i] - expected[i], 2);
@@ -261,33 +261,33 @@ void compare(Naive& naive, const Call& call, bool half, const char* name) {
 }
 
 void test_network(const Shape& shape, bool half, const std::vector<size_t>& batches) {
-  Naive naive(shape, 7);
+  Reference reference(shape, 7);
   ResNetGradient network(shape.image_channels, shape.width, shape.multipliers, shape.blocks,
                          shape.height, shape.width_pixels, half);
-  network.load(naive.tensors());
+  network.load(reference.tensors());
   int options = 0;
   for (const size_t batch : batches) {
-    const bool row_each = options & 1, head_each = options & 2;
+    const bool row_per_sample = options & 1, head_per_sample = options & 2;
     options += 3;
     const std::string name = "width " + std::to_string(shape.width) + ", height " +
                              std::to_string(shape.height) + (half ? ", half" : "") + ", batch " +
                              std::to_string(batch);
-    Call whole(shape, naive, network, batch, row_each, head_each);
+    Call whole(shape, reference, network, batch, row_per_sample, head_per_sample);
     whole.run(network, 0, batch, 1);
     CHECK(whole.inside(), "%s: wrote outside its arrays", name.c_str());
-    compare(naive, whole, half, name.c_str());
-    // Again on threads, sample by sample, in two uneven parts, and the value alone.
-    Call again(shape, naive, network, batch, row_each, head_each);
+    compare(reference, whole, half, name.c_str());
+    // Repeats the call on threads, sample by sample, in two unequal parts, and for the value alone.
+    Call again(shape, reference, network, batch, row_per_sample, head_per_sample);
     again.run(network, 0, batch, 3);
     CHECK(whole.same(again), "%s: threads change the result", name.c_str());
-    Call singly(shape, naive, network, batch, row_each, head_each);
+    Call singly(shape, reference, network, batch, row_per_sample, head_per_sample);
     for (size_t s = 0; s < batch; ++s) singly.run(network, s, 1, 2);
     CHECK(whole.same(singly), "%s: differs sample by sample", name.c_str());
-    Call parts(shape, naive, network, batch, row_each, head_each);
+    Call parts(shape, reference, network, batch, row_per_sample, head_per_sample);
     parts.run(network, 0, batch / 3, 2);
     parts.run(network, batch / 3, batch - batch / 3, 1);
     CHECK(whole.same(parts), "%s: differs in two parts", name.c_str());
-    Call value(shape, naive, network, batch, row_each, head_each);
+    Call value(shape, reference, network, batch, row_per_sample, head_per_sample);
     value.run(network, 0, batch, 2, false, false);
     CHECK(value.energies == whole.energies, "%s: the value alone differs", name.c_str());
     for (float g : value.gradient) CHECK(g == Call::kPoison, "%s: a gradient", name.c_str());
@@ -295,13 +295,13 @@ void test_network(const Shape& shape, bool half, const std::vector<size_t>& batc
   }
 }
 
-// A sample that has left the finite numbers keeps to itself and leaves nothing behind.
+// Checks that a non-finite sample affects neither other samples nor later calls.
 void test_not_finite(bool half) {
   const Shape shape{1, 8, {1, 2}, 1, 4, 4};
-  Naive naive(shape, 3);
+  Reference reference(shape, 3);
   ResNetGradient network(1, 8, {1, 2}, 1, 4, 4, half);
-  network.load(naive.tensors());
-  Call fine(shape, naive, network, 5, false, false), broken = fine, after = fine;
+  network.load(reference.tensors());
+  Call fine(shape, reference, network, 5, false, false), broken = fine, after = fine;
   fine.run(network, 0, 5, 1);
   broken.y[2 * broken.image + 5] = std::numeric_limits<float>::quiet_NaN();
   broken.y[4 * broken.image + 5] = std::numeric_limits<float>::infinity();
@@ -316,12 +316,12 @@ void test_not_finite(bool half) {
           "sample %zu: its gradient changed", s);
   }
   after.run(network, 0, 5, 1);
-  CHECK(after.same(fine), "a sample left something behind");
+  CHECK(after.same(fine), "a non-finite sample changed a later call");
 }
 
 void test_load() {
   const Shape shape{2, 8, {1, 2}, 1, 4, 6};
-  Naive one(shape, 1), two(shape, 50);
+  Reference one(shape, 1), two(shape, 50);
   ResNetGradient network(2, 8, {1, 2}, 1, 4, 6, true);
   network.load(one.tensors());
   Call first(shape, one, network, 3, true, true), second = first, third = first;
@@ -333,7 +333,8 @@ void test_load() {
   network.load(one.tensors());
   third.run(network, 0, 3, 1);
   CHECK(first.same(third), "the first weights again give another result");
-  CHECK(network.workspace_bytes(64, 2) > network.workspace_bytes(1, 1), "more takes no more");
+  CHECK(network.workspace_bytes(64, 2) > network.workspace_bytes(1, 1),
+        "a larger batch on more threads needs no larger workspace");
 }
 
 void test_errors() {
@@ -345,10 +346,10 @@ void test_errors() {
   expect_error("no weights", [&] { network.run({}, 1); });
   expect_error("expected 7 tensors, got 3",
                [&] { network.load(std::vector<const float*>(3, nullptr)); });
-  network.load(Naive({1, 8, {2}, 1, 4, 4}, 1).tensors());
+  network.load(Reference({1, 8, {2}, 1, 4, 4}, 1).tensors());
   ResNetArguments missing{};
   missing.batch = 1;
-  expect_error("may be left out", [&] { network.run(missing, 1); });
+  expect_error("must not be null", [&] { network.run(missing, 1); });
   missing.batch = -1;
   expect_error("negative", [&] { network.run(missing, 1); });
 }
@@ -356,16 +357,16 @@ void test_errors() {
 }  // namespace
 
 int main() {
-  const std::vector<Shape> shapes = {
-      {1, 8, {1, 2}, 1, 6, 10}, {3, 24, {1, 2}, 2, 6, 10}, {2, 32, {2, 1}, 1, 4, 8},
-      {3, 40, {1}, 1, 5, 7},    {2, 8, {1, 1, 3}, 1, 8, 4}, {1, 16, {1}, 2, 1, 1},
-      {1, 8, {2}, 1, 2, 45},    {3, 8, {1, 1}, 1, 32, 4}};
+  const std::vector<Shape> shapes = {{1, 8, {1, 2}, 1, 6, 10},   {3, 24, {1, 2}, 2, 6, 10},
+                                     {2, 32, {2, 1}, 1, 4, 8},   {3, 40, {1}, 1, 5, 7},
+                                     {2, 8, {1, 1, 3}, 1, 8, 4}, {1, 16, {1}, 2, 1, 1},
+                                     {1, 8, {2}, 1, 2, 45},      {3, 8, {1, 1}, 1, 32, 4}};
   for (const auto& variant : cdrl::cpu::variants()) {
     std::printf("variant %s\n", variant.name);
     cdrl::cpu::use_variant(variant.name);
     for (const bool half : {false, true}) {
       for (const Shape& shape : shapes) test_network(shape, half, {0, 1, 3, 5});
-      // More samples than a group holds.
+      // More samples than fit into one group.
       test_network({1, 8, {1, 1, 1}, 1, 8, 8}, half, {37});
       test_not_finite(half);
     }

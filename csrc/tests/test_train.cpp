@@ -1,11 +1,13 @@
-// Convolutions and norms that are being learned, without Python: results and gradients against plain
-// loops in double precision, for every variant.
+// Tests convolutions and norms for training: results and gradients of every variant against plain
+// loops in double precision.
 #include <cmath>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/runtime/dispatch.h"
+#include "cpu/train/conv3x3.h"
+#include "cpu/train/norm_silu.h"
 #include "tests/check.h"
 
 namespace {
@@ -17,7 +19,7 @@ using Doubles = std::vector<double>;
 
 constexpr float kPoison = 12345.0f;
 
-// An array to be written, between numbers that must stay.
+// An output array between two poisoned elements that must not change.
 struct Guarded {
   Floats values;
   explicit Guarded(size_t count) : values(count + 2, kPoison) {}
@@ -25,11 +27,11 @@ struct Guarded {
   bool inside() const { return values.front() == kPoison && values.back() == kPoison; }
 };
 
-void compare(Guarded& got, const Doubles& wanted, double tolerance, const std::string& name) {
+void compare(Guarded& got, const Doubles& expected, double tolerance, const std::string& name) {
   double error = 0, largest = 0;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    error = std::fmax(error, std::fabs(got.data()[i] - wanted[i]));
-    largest = std::fmax(largest, std::fabs(wanted[i]));
+  for (size_t i = 0; i < expected.size(); ++i) {
+    error = std::fmax(error, std::fabs(got.data()[i] - expected[i]));
+    largest = std::fmax(largest, std::fabs(expected[i]));
   }
   CHECK(error <= tolerance * largest, "%s: off by %g of %g", name.c_str(), error, largest);
   CHECK(got.inside(), "%s: wrote outside its array", name.c_str());
@@ -74,17 +76,17 @@ void test_convolution(const ConvShape& s, int threads) {
   Guarded result(outs), of_x(ins), of_weight(products), of_bias(size_t(s.out));
   cdrl::cpu::train_conv3x3(s, x.data(), weight.data(), bias.data(), result.data(), threads);
   compare(result, y, 2e-6, name);
-  cdrl::cpu::train_conv3x3_gradients(
-      s, x.data(), weight.data(), {grad.data(), of_x.data(), of_weight.data(), of_bias.data()},
-      threads);
+  cdrl::cpu::train_conv3x3_gradients(s, x.data(), weight.data(),
+                                     {grad.data(), of_x.data(), of_weight.data(), of_bias.data()},
+                                     threads);
   compare(of_x, x_grad, 2e-6, name + ", x");
   compare(of_weight, weight_grad, 2e-6, name + ", weight");
   compare(of_bias, bias_grad, 2e-6, name + ", bias");
-  // Without x's gradient, the same.
+  // The other gradients must not depend on whether x's is computed.
   Guarded weight_alone(products), bias_alone(size_t(s.out));
-  cdrl::cpu::train_conv3x3_gradients(
-      s, x.data(), weight.data(), {grad.data(), nullptr, weight_alone.data(), bias_alone.data()},
-      threads);
+  cdrl::cpu::train_conv3x3_gradients(s, x.data(), weight.data(),
+                                     {grad.data(), nullptr, weight_alone.data(), bias_alone.data()},
+                                     threads);
   CHECK(weight_alone.values == of_weight.values && bias_alone.values == of_bias.values, "%s: %s",
         name.c_str(), "without x's gradient the others differ");
 }
@@ -95,11 +97,11 @@ double silu_slope(double x) {
   return s * (1.0 + x * (1.0 - s));
 }
 
-// One sample of a norm in double precision, and the gradients of Σ grad·y.
-struct Naive {
+// A sample of a norm and the gradients of Σ grad·y, in double precision.
+struct Reference {
   Doubles y, x_grad, weight_grad, bias_grad, row_grad;
 
-  Naive(const NormSilu& n, int64_t sample, const float* grad) {
+  Reference(const NormSilu& n, int64_t sample, const float* grad) {
     const size_t channels = size_t(n.channels), count = size_t(n.positions) * channels;
     const float* x = n.x + size_t(sample) * count;
     const float* row = n.row == nullptr ? nullptr : n.row + size_t(sample) * 2 * channels;
@@ -149,20 +151,22 @@ void test_norm(int64_t batch, int64_t positions, int channels, int groups, bool 
   const Floats row = numbers(size_t(batch) * 2 * size_t(channels), 0.5, 4);
   const Floats grad = numbers(count, 1.0, 5);
   Floats moments(size_t(batch) * 2 * size_t(groups));
-  const NormSilu norm{batch, positions, channels, groups, activate, x.data(), weight.data(),
-                      bias.data(), with_row ? row.data() : nullptr, moments.data()};
+  const NormSilu norm{batch,         positions,   channels,
+                      groups,        activate,    x.data(),
+                      weight.data(), bias.data(), with_row ? row.data() : nullptr,
+                      moments.data()};
   Guarded y(count), of_x(count), of_weight(weight.size()), of_bias(bias.size()), of_row(row.size());
   cdrl::cpu::train_norm_silu(norm, y.data(), threads);
   cdrl::cpu::train_norm_silu_gradients(norm,
                                        {grad.data(), of_x.data(), of_weight.data(), of_bias.data(),
                                         with_row ? of_row.data() : nullptr},
                                        threads);
-  Naive all(norm, 0, grad.data());
+  Reference all(norm, 0, grad.data());
   const auto append = [](Doubles& to, const Doubles& more) {
     to.insert(to.end(), more.begin(), more.end());
   };
   for (int64_t s = 1; s < batch; ++s) {
-    const Naive one(norm, s, grad.data());
+    const Reference one(norm, s, grad.data());
     append(all.y, one.y), append(all.x_grad, one.x_grad), append(all.row_grad, one.row_grad);
     for (size_t c = 0; c < size_t(channels); ++c) {
       all.weight_grad[c] += one.weight_grad[c], all.bias_grad[c] += one.bias_grad[c];

@@ -1,5 +1,5 @@
-// U-Nets without Python: agreement of every variant with the portable one, the same bits however
-// samples are split over calls and threads, untouched surroundings, and errors.
+// Tests UNetForward: every variant against the portable one, the same bits however samples are
+// split over calls and threads, writes outside the output, and errors.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "cpu/exp.h"
-#include "cpu/kernels.h"
-#include "cpu/unet_forward.h"
+#include "cpu/runtime/dispatch.h"
+#include "cpu/simd/exp.h"
+#include "cpu/unet/forward.h"
 #include "tests/check.h"
 
 namespace {
@@ -31,7 +31,8 @@ struct Shape {
   size_t image() const { return size_t(image_channels) * size_t(size) * size_t(size); }
 };
 
-// Weights of the sizes that the network reads, so that the sanitizer sees it read beyond one.
+// Tensors of exactly the sizes that the network reads, so that the sanitizer reports a read beyond
+// one.
 class Weights {
  public:
   Weights(const Shape& shape, double scale, uint32_t seed) : scale_(scale), seed_(seed) {
@@ -39,14 +40,14 @@ class Weights {
     layer(width * 9 * shape.image_channels, width);
     std::vector<int> skips{width};
     int h = width, size = shape.size;
-    const auto attention = [&](bool here) {
-      if (!here) return;
+    const auto attention = [&](bool present) {
+      if (!present) return;
       layer(h, h), layer(3 * h * h, 3 * h), layer(h * h, h);
     };
     const auto attended = [&] {
-      bool found = false;
-      for (int a : shape.attention) found = found || a == size;
-      return found;
+      bool result = false;
+      for (int a : shape.attention) result = result || a == size;
+      return result;
     };
     const int levels = int(shape.multipliers.size());
     for (int i = 0; i < levels; ++i) {
@@ -90,15 +91,15 @@ class Weights {
   std::vector<Floats> tensors_;
 };
 
-// The outputs of samples [first, first + count) of a batch.
+// Returns the outputs of samples [first, first + count) of a batch.
 Floats run(UNetForward& network, const Shape& shape, const Floats& x, const Floats& rows,
-           bool row_each, size_t first, size_t count, int threads) {
+           bool row_per_sample, size_t first, size_t count, int threads) {
   const size_t image = shape.image();
   Floats out(count * image + 2, kPoison);
-  const size_t row = row_each ? first * size_t(network.row()) : 0;
-  network.run({x.data() + first * image, rows.data() + row, row_each, out.data() + 1,
-               int64_t(count)},
-              threads);
+  const size_t row = row_per_sample ? first * size_t(network.row()) : 0;
+  network.run(
+      {x.data() + first * image, rows.data() + row, row_per_sample, out.data() + 1, int64_t(count)},
+      threads);
   CHECK(out.front() == kPoison && out.back() == kPoison, "wrote outside its array");
   return Floats(out.begin() + 1, out.end() - 1);
 }
@@ -130,17 +131,18 @@ void test_network(const Shape& shape, size_t batch) {
       CHECK(same(run(network, shape, x, rows, each, 0, batch, 3), whole, 0), "threads");
       for (size_t first = 0; first < batch; first += 1 + first) {
         const size_t count = std::min(batch - first, first + 1);
-        CHECK(same(run(network, shape, x, rows, each, first, count, 2), whole,
-                   first * shape.image()),
-              "%s: samples from %zu on depend on their batch", variant.name, first);
+        CHECK(
+            same(run(network, shape, x, rows, each, first, count, 2), whole, first * shape.image()),
+            "%s: samples from %zu on depend on their batch", variant.name, first);
       }
     }
   }
   run(network, shape, x, rows, false, 0, 0, 2);
-  CHECK(network.workspace_bytes(64, 2) >= network.workspace_bytes(1, 1), "more takes less");
+  CHECK(network.workspace_bytes(64, 2) >= network.workspace_bytes(1, 1),
+        "a larger batch on more threads needs a smaller workspace");
 }
 
-// With a head of zeros the output is x; loaded again, the weights are the new ones.
+// Checks that the output is x with a head of zeros, and that loading again replaces the weights.
 void test_load() {
   const Shape shape{1, 4, 8, {1, 2}, 1, {2}};
   const Weights weights(shape, 0.2, 1);
@@ -195,7 +197,7 @@ void test_errors() {
   network.load(Weights({1, 4, 8, {2}, 1, {}}, 0.2, 1).tensors());
   UNetArguments missing{};
   missing.batch = 1;
-  expect_error("must all be given", [&] { network.run(missing, 1); });
+  expect_error("must not be null", [&] { network.run(missing, 1); });
   missing.batch = -1;
   expect_error("negative", [&] { network.run(missing, 1); });
 }

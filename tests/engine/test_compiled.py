@@ -45,7 +45,7 @@ def model():
 
 
 def graphs():
-    """How many graphs have been compiled so far."""
+    """Return the number of graphs compiled so far."""
     return counters["stats"]["unique_graphs"]
 
 
@@ -63,8 +63,8 @@ def test_sampler_compiles_a_users_networks_once(model):
     assert (changed - first).abs().max() > 1e-3
     torch.testing.assert_close(changed, plain.sample(64), rtol=0, atol=1e-5)
     assert graphs() == before + 2
-    each = {"n": 20, "label": [1, 2] * 10, "guidance": 0.5}
-    torch.testing.assert_close(fast.sample(**each), plain.sample(**each), rtol=0, atol=1e-5)
+    guided = {"n": 20, "label": [1, 2] * 10, "guidance": 0.5}
+    torch.testing.assert_close(fast.sample(**guided), plain.sample(**guided), rtol=0, atol=1e-5)
 
 
 @needs_compiler
@@ -102,16 +102,16 @@ def test_langevin_compiles_once():
     net = nn.Linear(2, 1)
 
     def follow(x, **options):
-        # Another function each time, of the same code.
+        # Each call creates another function with the same code.
         return langevin(lambda v: net(v).sin()[:, 0] - v.square().sum(1), x, steps=3,
                         step_size=0.1, **options)  # fmt: skip
 
     before = graphs()
     for batch in (64, 40):
         x = torch.randn(batch, 2, generator=torch.Generator().manual_seed(batch))
-        got = follow(x, compile=True)
-        torch.testing.assert_close(got, follow(x), rtol=0, atol=1e-5)
-        assert not got.requires_grad
+        actual = follow(x, compile=True)
+        torch.testing.assert_close(actual, follow(x), rtol=0, atol=1e-5)
+        assert not actual.requires_grad
         with torch.no_grad():
             net.weight.mul_(2.0)
     last, states = follow(x, compile=True, trace=True)
@@ -124,7 +124,7 @@ def test_langevin_compiles_once():
 @pytest.mark.slow
 @needs_compiler
 def test_many_energies_compile_each():
-    """Though torch.compile compiles one piece of code a limited number of times."""
+    """torch.compile compiles one code object only a limited number of times."""
     before = graphs()
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         for width in (2, 3, 4):
@@ -142,10 +142,10 @@ class Scaled(nn.Module):
         return (self.scale * x).sum(1)
 
 
-def test_what_is_wrong_with_an_energy_is_said_before_compiling():
+def test_bad_energies_raise_before_compiling():
     x, before = torch.zeros(3, 2), graphs()
     for energy, message in (
-        (lambda v: v.sum(), "one number a chain"),
+        (lambda v: v.sum(), "one number per chain"),
         (lambda v: v.detach().sum(1), "does not depend on x differentiably"),
     ):
         with pytest.raises(ValueError, match=message):

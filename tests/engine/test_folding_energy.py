@@ -24,7 +24,7 @@ CASES = {
 
 @pytest.fixture(params=[*CASES, "digits"])
 def case(request):
-    """An energy in float64, and a batch of states, levels and labels."""
+    """Return an energy in float64, and a batch of states, levels and labels."""
     torch.manual_seed(0)
     if request.param == "digits":
         energy, height, width = CDRL.from_pretrained("digits").energy, 8, 8
@@ -40,18 +40,19 @@ def case(request):
 
 
 def test_the_folded_network_is_the_module(case):
-    """Each weight and every row, and so the value to 1e-12 and the gradient to 1e-10."""
+    """Value to 1e-12 and gradient to 1e-10, which needs every weight and row."""
     energy, y, logsnr, label = case
     y.requires_grad_(True)
     expected = energy(y, logsnr, label)
-    (slope,) = torch.autograd.grad(expected.sum(), y)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), y)
     folded = fold_resnet(energy, CPU, torch.float64)
     operation = EnergyGradient(folded.weights, *y.shape[-2:])
     rows, head = folded.at(logsnr, label)
     value, gradient = operation.value_and_gradient(y.detach(), rows, head)
     assert operation.backend == "reference"
     assert ((value - expected).abs() <= 1e-12 * expected.abs().max()).all()
-    assert ((gradient - slope).abs() <= 1e-10 * slope.abs().max()).all()
+    error = (gradient - expected_gradient).abs()
+    assert (error <= 1e-10 * expected_gradient.abs().max()).all()
     assert torch.equal(operation.value(y.detach(), rows, head), value)
 
 
@@ -71,7 +72,7 @@ def test_folding_leaves_the_network_alone_and_shares_nothing(case):
     energy = case[0]
     before = {k: v.clone() for k, v in energy.state_dict().items()}
     folded = fold_resnet(energy, CPU, torch.float64)
-    for tensor in (*folded.weights.tensors(), folded.head, folded.conditions.bias):
+    for tensor in (*folded.weights.tensors(), folded.head, folded.level_inputs.bias):
         tensor.zero_()
     assert all(torch.equal(v, before[k]) for k, v in energy.state_dict().items())
 
@@ -87,13 +88,13 @@ def test_the_folded_network_of_points_is_the_module(size, classes):
     labels = [None] if classes == 0 else [None, torch.arange(n) % (classes + 1), torch.tensor([2])]
     for logsnr in (torch.tensor([0.3]).double(), torch.linspace(-5, 9, n).double()):
         for label in labels:
-            f = network(y, logsnr, label)
-            (expected,) = torch.autograd.grad(f.sum(), y)
+            expected = network(y, logsnr, label)
+            (expected_gradient,) = torch.autograd.grad(expected.sum(), y)
             rows = folded.at(logsnr, label)
             assert len(rows) == max(len(logsnr), 1 if label is None else len(label))
-            got, gradient = value_and_gradient(folded.program, y.detach(), rows)
-            assert (got - f).abs().max() < 1e-12
-            assert (gradient - expected).abs().max() < 1e-10
+            value, gradient = value_and_gradient(folded.program, y.detach(), rows)
+            assert (value - expected).abs().max() < 1e-12
+            assert (gradient - expected_gradient).abs().max() < 1e-10
 
 
 def test_folding_leaves_the_network_of_points_alone():

@@ -26,26 +26,26 @@ def arguments(network, batch=9):
 
 @torch.no_grad()
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-def test_the_plan_follows_the_network(network, precision):
+def test_the_frozen_initializer_follows_the_network(network, precision):
     """In float32 under bf16, too: the proposal is as exact as the state."""
     x, logsnr, label = arguments(network)
-    precision = resolve(precision, CPU, planned=True)
-    plan = frozen_initializer(network, device=CPU, precision=precision)
-    assert type(plan) is PointInitializer
+    precision = resolve(precision, CPU, has_kernels=True)
+    frozen = frozen_initializer(network, device=CPU, precision=precision)
+    assert type(frozen) is PointInitializer
     x, logsnr = x.to(precision.state), logsnr.to(precision.state)
     tolerance = 1e-12 if precision.name == "fp64" else 1e-4
     for seed in (1, 2):
         for level in (logsnr, logsnr[:1]):
             expected = network.double()(x.double(), level.double(), label)
-            got = plan.forward(x, *plan.level_inputs(level, label))
-            assert got.dtype == precision.state
-            assert (got - expected).abs().max() <= tolerance * (expected - x).abs().max()
+            actual = frozen.forward(x, *frozen.level_inputs(level, label))
+            assert actual.dtype == precision.state
+            assert (actual - expected).abs().max() <= tolerance * (expected - x).abs().max()
         randomize(network, seed)
-        plan.refresh()
+        frozen.refresh()
 
 
 @torch.no_grad()
-def test_rows_do_not_depend_on_who_else_asks(network):
+def test_rows_do_not_depend_on_other_labels_in_the_batch(network):
     _, logsnr, label = arguments(network)
     folded = fold_points(network, CPU, torch.float32)
     scale, shift = folded.at(logsnr[:1], label)

@@ -1,4 +1,4 @@
-"""A folded initializer's conditions, and its plan, against the module."""
+"""A folded initializer's rows, and the frozen initializer, against the module."""
 
 import pytest
 import torch
@@ -28,19 +28,19 @@ def arguments(network, batch=5):
 
 @torch.no_grad()
 def test_rows_are_what_the_blocks_compute(network):
-    """Each block's scale and shift, caught in the module, side by side."""
+    """Each block's scale and shift, as the module computes them, side by side."""
     x, logsnr, label = arguments(network.double())
-    caught = []
+    outputs = []
     for module in network.modules():
         if isinstance(module, UNetBlock):
-            module.condition.register_forward_hook(lambda m, i, out: caught.append(out))
+            module.condition.register_forward_hook(lambda m, i, out: outputs.append(out))
     network(x.double(), logsnr.double(), label)
     rows = fold_unet(network, CPU, torch.float64).at(logsnr.double(), label)
-    torch.testing.assert_close(rows, torch.cat(caught, dim=1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(rows, torch.cat(outputs, dim=1), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_rows_do_not_depend_on_who_else_asks(network):
+def test_rows_do_not_depend_on_other_labels_in_the_batch(network):
     _, logsnr, label = arguments(network)
     folded = fold_unet(network, CPU, torch.float32)
     rows = folded.at(logsnr[:1], label)
@@ -55,39 +55,41 @@ def test_rows_do_not_depend_on_who_else_asks(network):
 def test_folding_leaves_the_network_alone_and_shares_nothing(network):
     before = {k: v.clone() for k, v in network.state_dict().items()}
     folded = fold_unet(network, CPU, torch.float64)
-    for tensor in (*folded.weights.tensors(), *folded.conditions.blocks):
+    for tensor in (*folded.weights.tensors(), *folded.level_inputs.blocks):
         tensor.zero_()
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-def test_the_plan_follows_the_network(network, precision):
+def test_the_frozen_initializer_follows_the_network(network, precision):
     """In float32 under bf16, too: the proposal is as exact as the state."""
     x, logsnr, label = arguments(network)
-    precision = resolve(precision, CPU, planned=True)
-    plan = frozen_initializer(network, device=CPU, precision=precision)
-    assert type(plan) is ImageInitializer
+    precision = resolve(precision, CPU, has_kernels=True)
+    frozen = frozen_initializer(network, device=CPU, precision=precision)
+    assert type(frozen) is ImageInitializer
     x, logsnr = x.to(precision.state), logsnr.to(precision.state)
     for _ in range(2):
         expected = network.double()(x.double(), logsnr.double(), label)
-        got = plan.forward(x, *plan.level_inputs(logsnr, label))
-        assert got.dtype == precision.state
+        actual = frozen.forward(x, *frozen.level_inputs(logsnr, label))
+        assert actual.dtype == precision.state
         tolerance = 1e-12 if precision.name == "fp64" else 2e-5
-        assert ((got - expected).abs() <= tolerance * expected.abs().max()).all()
+        assert ((actual - expected).abs() <= tolerance * expected.abs().max()).all()
         randomize(network, seed=1)
-        plan.refresh()
+        frozen.refresh()
 
 
 @pytest.mark.parametrize("base", [UNetInitializer, MLPInitializer])
 def test_other_initializers_keep_their_module(base):
     network = type("Other", (base,), {})()
-    plan = frozen_initializer(network, device=CPU, precision=resolve("fp32", CPU, planned=True))
-    assert type(plan) is FrozenNetwork
+    frozen = frozen_initializer(
+        network, device=CPU, precision=resolve("fp32", CPU, has_kernels=True)
+    )
+    assert type(frozen) is FrozenNetwork
 
 
-def test_the_reference_room_is_taken_where_it_is_asked_for():
+def test_an_explicit_reference_backend():
     network = CDRL.from_pretrained("digits").initializer
-    precision = resolve("fp32", CPU, planned=False)
-    plan = frozen_initializer(network, device=CPU, precision=precision, backend="reference")
-    assert plan.operation.backend == "reference"
+    precision = resolve("fp32", CPU, has_kernels=False)
+    frozen = frozen_initializer(network, device=CPU, precision=precision, backend="reference")
+    assert frozen.operation.backend == "reference"

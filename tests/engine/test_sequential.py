@@ -1,4 +1,4 @@
-"""Which modules `program_of` takes, and that it leaves the others."""
+"""Modules that `program_of` converts, and modules that it leaves alone."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ def energy(*layers, dim=2, width=9):
     return nn.Sequential(nn.Linear(dim, width), *layers, nn.Linear(width, 1), nn.Flatten(0))
 
 
-TAKEN = {
+PROGRAMS = {
     "relu": lambda: energy(nn.ReLU()),
     "relu in place": lambda: energy(nn.ReLU(inplace=True)),
     "leaky": lambda: energy(nn.LeakyReLU(0.3)),
@@ -31,19 +31,19 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_sequences_that_are_programs(name):
     torch.manual_seed(0)
-    module = TAKEN[name]().double()
+    module = PROGRAMS[name]().double()
     program = program_of(module)
     assert program is not None
     y = torch.randn(30, program.dim, dtype=torch.float64, requires_grad=True)
-    f = module(y)
-    (expected,) = torch.autograd.grad(f.sum(), y)
-    got, gradient = value_and_gradient(program, y.detach())
-    assert (got - f).abs().max() < 1e-12
-    assert (gradient - expected).abs().max() < 1e-12
-    assert (value(program, y) - f).abs().max() < 1e-12
+    expected = module(y)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), y)
+    actual, gradient = value_and_gradient(program, y.detach())
+    assert (actual - expected).abs().max() < 1e-12
+    assert (gradient - expected_gradient).abs().max() < 1e-12
+    assert (value(program, y) - expected).abs().max() < 1e-12
     assert torch.equal(program.tensors[-1], module.get_parameter(_last_weight(module))[0])
 
 
@@ -74,7 +74,7 @@ def parametrized(wrap):
     return module
 
 
-LEFT = {
+OTHERS = {
     "not a module": lambda: torch.sum,
     "another module": lambda: nn.Linear(2, 1),
     "no flatten": lambda: nn.Sequential(nn.Linear(2, 1)),
@@ -98,16 +98,16 @@ LEFT = {
     "spectral norm": lambda: parametrized(nn.utils.parametrizations.spectral_norm),
     "old spectral norm": lambda: parametrized(nn.utils.spectral_norm),
     "forward hook": partial(hooked, "register_forward_hook"),
-    "forward hook of the whole": partial(hooked, "register_forward_hook", None),
+    "forward hook of the sequence": partial(hooked, "register_forward_hook", None),
     "forward pre-hook": partial(hooked, "register_forward_pre_hook", 1),
     "backward hook": partial(hooked, "register_full_backward_hook"),
     "backward pre-hook": partial(hooked, "register_full_backward_pre_hook"),
 }
 
 
-@pytest.mark.parametrize("name", LEFT)
-def test_what_is_no_program(name):
-    assert program_of(LEFT[name]()) is None
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_modules_are_no_programs(name):
+    assert program_of(OTHERS[name]()) is None
 
 
 def test_hooks_on_every_module():

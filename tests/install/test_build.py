@@ -63,3 +63,30 @@ def test_auto_survives_without_pybind11(build):
     done, reason = build()
     assert done.returncode == 0, done.stderr
     assert "pybind11 cannot be imported: it is not there" in reason
+
+
+def test_commands_are_quoted_in_a_folder_with_spaces_and_parentheses(tmp_path):
+    """The shell can read every command that ninja would run; nothing is compiled."""
+    pybind11 = pytest.importorskip("pybind11")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    tools = [shutil.which(tool, path=path) for tool in ("cmake", "ninja")]
+    if None in tools:
+        pytest.skip("there is no cmake or no ninja")
+    cmake, ninja = tools
+    tree = tmp_path / "cdrl fast (1)"
+    shutil.copytree(ROOT / "csrc", tree / "csrc")
+    shutil.copy(ROOT / "CMakeLists.txt", tree)
+    work = tree / "build"
+    configure = [
+        cmake, "-S", tree, "-B", work, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        "-DCDRL_CUDA=OFF", "-DCDRL_INTERFACE=0", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={tree / 'out'}",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]  # fmt: skip
+    done = subprocess.run(configure, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cmake cannot configure here: {done.stderr[-300:]}")
+    commands = subprocess.check_output([ninja, "-C", work, "-t", "commands", "_C"], text=True)
+    lines = [line for line in commands.splitlines() if not line.startswith("ninja: ")]
+    assert any("_C.cpython" in line for line in lines)
+    for line in lines:
+        assert subprocess.run(["sh", "-n", "-c", line]).returncode == 0, line

@@ -15,7 +15,7 @@ CUDA = {f"cp3{n}-manylinux_x86_64" for n in (11, 12, 13)}
     ("options", "expected"),
     [
         (["--archs", "x86_64,aarch64"], CPU),
-        (["--config-file", "scripts/wheels_cuda.toml"], CUDA),
+        (["--config-file", "wheels_cuda.toml"], CUDA),
     ],
     ids=["cpu", "cuda"],
 )

@@ -34,7 +34,7 @@ def terms(density, n=4, rng=(0, 0)):
 
 def listed(network_terms):
     """Return (weight, label, share) of each term, with tensors as lists."""
-    columns = [network_terms.weights, network_terms.labels, network_terms.of_initializer]
+    columns = [network_terms.weights, network_terms.labels, network_terms.initializer_weights]
     lists = [[v.tolist() if isinstance(v, torch.Tensor) else v for v in col] for col in columns]
     return list(zip(*lists, strict=True))
 

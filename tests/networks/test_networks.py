@@ -1,4 +1,4 @@
-"""Sizes, invariants and input checks of the four networks."""
+"""Sizes, invariants and input checks of the networks."""
 
 import math
 
@@ -7,13 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from cdrl_fast import MLPEnergy, MLPInitializer, NoiseSchedule, ResNetEnergy, UNetInitializer
-from cdrl_fast.networks.layers import (
+from cdrl_fast.networks.layers import StreamDropout, level_embedding, level_input
+from cdrl_fast.networks.spectral_norm import (
     SpectralConv2d,
     SpectralNorm,
-    StreamDropout,
     fix_weights,
-    level_embedding,
-    level_input,
     release_weights,
 )
 from tests.conftest import randomize
@@ -67,7 +65,7 @@ def test_spectral_norm_divides_by_the_largest_singular_value():
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_power_iteration_runs_once_a_training_forward():
+def test_power_iteration_runs_once_per_training_forward():
     torch.manual_seed(0)
     layer = SpectralConv2d(2, 3)
     matrix = layer.weight.detach().flatten(1)
@@ -82,7 +80,7 @@ def test_power_iteration_runs_once_a_training_forward():
     torch.testing.assert_close(layer.u, u, atol=0, rtol=0)
 
 
-def test_spectral_norm_gradient_holds_u_and_v_constant():
+def test_spectral_norm_gradient_treats_u_and_v_as_constants():
     torch.manual_seed(0)
     layer = SpectralConv2d(2, 3).double().eval()
     u, v = layer.u.clone(), layer.v.clone()
@@ -153,8 +151,8 @@ def test_energy_is_a_sum_over_space():
 
 def test_dropout_takes_its_mask_from_a_stream():
     layer = StreamDropout(0.25).train()
-    numbers = torch.tensor([[0.1, 0.25, 0.9, 0.2]])
-    layer.uniform = lambda shape: numbers
+    uniform = torch.tensor([[0.1, 0.25, 0.9, 0.2]])
+    layer.uniform = lambda shape: uniform
     expected = torch.tensor([[0.0, 1 / 0.75, 1 / 0.75, 0.0]])
     torch.testing.assert_close(layer(torch.ones(1, 4)), expected)
     assert layer.eval()(torch.ones(1, 4)).tolist() == [[1.0] * 4]
@@ -177,7 +175,7 @@ def test_dropout_takes_its_mask_from_a_stream():
         (lambda: MLPEnergy(2, 8, (1,))(torch.zeros(1, 2), torch.zeros(1), torch.ones(1).long()),
          ValueError, "unconditional; drop the label"),
         (lambda: MLPEnergy(2, 8, (1,), 3)(torch.zeros(1, 2), torch.zeros(1), torch.ones(1)),
-         TypeError, "label must hold integers"),
+         TypeError, "label must be integers"),
         (lambda: ResNetEnergy(width=7), ValueError, "even"),
         (lambda: ResNetEnergy(blocks=0), ValueError, "positive"),
         (lambda: MLPEnergy(dim=0), ValueError, "positive dim"),

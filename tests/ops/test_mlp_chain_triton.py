@@ -12,12 +12,12 @@ from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.mlp_chain import (
     Activation,
     Add,
-    ChainPlan,
     Linear,
     Program,
     value_and_gradient,
 )
 from cdrl_fast.ops.mlp_chain.lowering import schedule, shape_of
+from cdrl_fast.ops.mlp_chain.triton_weights import Packed
 from tests.ops.test_mlp_chain import ACTIVATIONS, OPTIONS, layered, points, residual, rows_of
 
 TANH = Activation("tanh")
@@ -167,8 +167,10 @@ def test_half_precision_rounds_products_and_not_the_state(device, precision):
         pytest.param("bf16", True, marks=pytest.mark.gpu),
     ],
 )
-def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample):
+def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample, monkeypatch):
     """Also where there are more blocks than programs, and whatever the memory held before."""
+    slots = Packed.slots
+    monkeypatch.setattr(Packed, "slots", lambda *given: slots(*given).fill_(float("nan")))
     program, n = moved(residual(3, 20, 17), device), 65
     y, anchor = points(n, 3).to(device), points(n, 3, seed=8).to(device)
     rows = rows_of(program, n if per_sample else 1).to(device)
@@ -178,12 +180,10 @@ def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample):
         values = {"drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rescale": 1.1}
         if per_sample:
             values = {name: c * scale[begin:end] for name, c in values.items()}
-        plan = ChainPlan(program, end - begin, precision=precision)
-        plan.slots.fill_(float("nan"))
         return mlp_chain_(
             program, y[begin:end].clone(), anchor[begin:end], steps=2, seed=1, draw=2**32 - 2,
             rows=rows[begin:end] if per_sample else rows, first_sample=begin, precision=precision,
-            plan=plan, backend="triton", **values,
+            backend="triton", **values,
         )  # fmt: skip
 
     whole = part(0, n)
@@ -271,39 +271,17 @@ def test_torchs_default_dtype_does_not_matter(device, request):
     options = {**OPTIONS, "pull": 0.0, "precision": "fp16", "backend": "triton"}
     expected = mlp_chain_(program, y.clone(), **options)
     request.getfixturevalue("double_by_default")
-    plan = ChainPlan(program, 5, precision="fp16")
-    assert plan.slots.dtype == plan.packed.singles.dtype == torch.float32
-    assert torch.equal(mlp_chain_(program, y.clone(), plan=plan, **options), expected)
+    assert torch.equal(mlp_chain_(program, y.clone(), **options), expected)
 
 
 def test_weights_that_change(device):
     program = moved(layered((2, 24), Activation("silu")), device)
-    plan, y = ChainPlan(program, 5), points(5, 2).to(device)
-    options = {**OPTIONS, "pull": 0.0, "backend": "triton"}
-    mlp_chain_(program, y.clone(), plan=plan, **options)
+    y, options = points(5, 2).to(device), {**OPTIONS, "pull": 0.0, "backend": "triton"}
     mlp_chain_(program, y.clone(), **options)
     program.instructions[0].weight.mul_(2.0)
     program.head.mul_(1.5)
     expected = mlp_chain_(program, y.clone(), **{**options, "backend": "reference"})
     close(mlp_chain_(program, y.clone(), **options), expected)
-    plan.refresh()
-    close(mlp_chain_(program, y.clone(), plan=plan, **options), expected)
-
-
-def test_bad_plans(device):
-    program, other = (moved(layered((2, 24)), device) for _ in range(2))
-    plan, y = ChainPlan(program, 5), points(6, 2).to(device)
-    options = {**OPTIONS, "pull": 0.0, "backend": "triton", "plan": plan}
-    with pytest.raises(ValueError, match="plan is for 5 chains, got 6"):
-        mlp_chain_(program, y, **options)
-    with pytest.raises(ValueError, match="plan must be of this program and precision"):
-        mlp_chain_(other, y[:5], **options)
-    with pytest.raises(ValueError, match="plan must be of this program and precision"):
-        mlp_chain_(program, y[:5], precision="fp16", **options)
-    with pytest.raises(ValueError, match="precision must be one of"):
-        ChainPlan(program, 5, precision="fp8")
-    with pytest.raises(TypeError, match="must be float32, got torch.float64"):
-        ChainPlan(layered((2, 24), dtype=torch.float64), 5)
 
 
 def test_leaky_networks_keep_a_bit_an_activation():
@@ -337,14 +315,13 @@ def test_langevin_runs_sequences_compiled(device, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_captured_chain_draws_new_noise_each_time(precision):
-    """Without waiting on the device; later weights are seen by the graph too."""
+    """Without waiting on the device."""
     device = torch.device("cuda", 0)
     program = moved(residual(2, 128, 256), device)
     rows, start = rows_of(program, 1).to(device), points(1000, 2).to(device)
-    plan = ChainPlan(program, 1000, precision=precision)
     rng, first_bad = rng_state(seed=3, draw=5, device=device), torch.full((), NEVER, device=device)
     options = {"steps": 3, "drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rows": rows}
-    options |= {"precision": precision, "plan": plan, "backend": "triton", "first_bad": first_bad}
+    options |= {"precision": precision, "backend": "triton", "first_bad": first_bad}
     y, anchor = start.clone(), start.clone()
     mlp_chain_(program, y, anchor, rng=rng, **options)  # compiles
     graph = torch.cuda.CUDAGraph()
@@ -361,7 +338,5 @@ def test_a_captured_chain_draws_new_noise_each_time(precision):
         graph.replay()
         mlp_chain_(program, expected, anchor, seed=3, draw=draw, **options)
         assert torch.equal(y, expected)
-        program.head.mul_(1.1)
-        plan.refresh()
     assert rng.tolist() == [3, 14, 0, 0]
     assert int(first_bad) == NEVER

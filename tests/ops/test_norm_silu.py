@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdrl_fast.networks.layers import GroupNormSilu
+from cdrl_fast.networks.kernels import GroupNormSilu
 from cdrl_fast.ops.norm_silu import norm_silu
 
 # Groups of 2, 1, 3, 9, 5 and 17 channels, one or several a program; maps larger than a tile.

@@ -1,4 +1,4 @@
-"""A sampler's chain as CUDA graphs; on machines without a GPU with a stand-in for the capture."""
+"""A sampler's chain as CUDA graphs; a stub replaces the capture on machines without a GPU."""
 
 import copy
 
@@ -25,8 +25,8 @@ from tests.conftest import randomize
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 
 
-class Recorder:
-    """Stands in for a capture: what was recorded runs again, as plain calls, at each replay."""
+class CaptureStub:
+    """A stub of `capture`: a replay calls the captured function again."""
 
     def __init__(self):
         self.captures, self.replays = 0, 0
@@ -60,14 +60,14 @@ def kind(request):
 
 
 @pytest.fixture
-def recorder(monkeypatch):
-    """Graphs on the CPU, by the reference rooms of the operations for GPUs."""
-    found = Recorder()
-    monkeypatch.setattr(chain_graph, "capture", found)
-    monkeypatch.setattr("cdrl_fast.sampling.sampler.unavailable", lambda frozen: None)
-    for place in ("choice", "initializer"):
-        monkeypatch.setattr(f"cdrl_fast.engine.{place}.uses_gpu_passes", lambda *_: True)
-    return found
+def stub(monkeypatch):
+    """Graphs on the CPU, with the reference backends of the GPU operations."""
+    capture = CaptureStub()
+    monkeypatch.setattr(chain_graph, "capture", capture)
+    monkeypatch.setattr("cdrl_fast.sampling.sampler.unavailable_reason", lambda frozen: None)
+    for module in ("select", "initializer"):
+        monkeypatch.setattr(f"cdrl_fast.engine.{module}.uses_gpu_passes", lambda *_: True)
+    return capture
 
 
 def samplers(model, kind):
@@ -82,13 +82,13 @@ def samplers(model, kind):
     [{}, {"label": [1, 2, 0, 2, 1]}, {"label": 2, "guidance": 1.5}, {"steps": [2, 3, 1]}],
     ids=["plain", "labels", "guidance", "steps"],
 )
-def test_gives_the_plain_chain(recorder, model, kind, options):
+def test_draws_the_samples_of_the_plain_chain(stub, model, kind, options):
     graphed, plain = samplers(model, kind)
     expected = plain.sample(5, seed=3, **options)
     torch.testing.assert_close(graphed.sample(5, seed=3, **options), expected, **TOLERANCE)
 
 
-def test_one_capture_serves_seeds_labels_and_weights(recorder, model, kind):
+def test_one_capture_serves_seeds_labels_and_weights(stub, model, kind):
     graphed, plain = samplers(model, kind)
     first = graphed.sample(4, seed=0, label=1)
     randomize(model.energy, seed=5, std=0.02)
@@ -97,25 +97,25 @@ def test_one_capture_serves_seeds_labels_and_weights(recorder, model, kind):
         torch.testing.assert_close(
             graphed.sample(4, **options), plain.sample(4, **options), **TOLERANCE
         )
-    assert recorder.captures == 1
-    # What was returned before is not written over.
+    assert stub.captures == 1
+    # Samples that were returned before are not overwritten.
     assert not torch.equal(first, graphed.sample(4, seed=0, label=1))
 
 
-def test_one_capture_serves_weights_of_guidance(recorder, model, kind):
-    """Those of networks and initializers; other labels with them."""
+def test_one_capture_serves_weights_of_guidance(stub, model, kind):
+    """A capture takes other weights of energies and initializers, and other labels."""
     graphed, plain = samplers(model, kind)
     for label, guidance in ((1, 1.5), (2, 0.5), (1, -0.5)):
         options = {"seed": 3, "label": label, "guidance": guidance}
         torch.testing.assert_close(
             graphed.sample(4, **options), plain.sample(4, **options), **TOLERANCE
         )
-    assert recorder.captures == 1
+    assert stub.captures == 1
     graphed.sample(4, label=[1, 2, 1, 2], guidance=1.5)
-    assert recorder.captures == 2
+    assert stub.captures == 2
 
 
-def test_one_capture_serves_weights_a_sample(recorder, model, kind, monkeypatch):
+def test_one_capture_serves_weights_per_sample(stub, model, kind, monkeypatch):
     graphed, plain = samplers(model, kind)
     weights = torch.tensor([0.5, 2.0, 0.0, -1.0])
     one, none = torch.tensor([1]), torch.tensor([0])
@@ -125,51 +125,51 @@ def test_one_capture_serves_weights_a_sample(recorder, model, kind, monkeypatch)
             "cdrl_fast.sampling.sampler.label_terms", lambda *_, terms=terms: (terms,)
         )
         torch.testing.assert_close(graphed.sample(4), plain.sample(4), **TOLERANCE)
-    assert recorder.captures == 1
+    assert stub.captures == 1
 
 
-def test_combinations_are_captured(recorder, model, kind):
-    """A mixture's components differ from sample to sample, and from seed to seed."""
+def test_combinations_are_captured(stub, model, kind):
+    """The components of a mixture differ between samples and between seeds."""
     density = mixture(guided(conditional(model, 1), model, 1.0), conditional(model, 2))
     graphed, plain = samplers(density, kind)
     for seed in (0, 1):
         torch.testing.assert_close(
             graphed.sample(6, seed=seed), plain.sample(6, seed=seed), **TOLERANCE
         )
-    assert recorder.captures == 1
+    assert stub.captures == 1
 
 
-def test_several_networks_are_captured(recorder, model, kind):
+def test_several_networks_are_captured(stub, model, kind):
     other = copy.deepcopy(model)
     randomize(other, seed=5)
     graphed, plain = samplers(product(model, other, base=model), kind)
     torch.testing.assert_close(graphed.sample(3), plain.sample(3), **TOLERANCE)
-    assert recorder.captures == 1
+    assert stub.captures == 1
 
 
-def test_replays_a_step_each_time_or_the_chain_once(recorder, model):
+def test_replays_a_step_each_time_or_the_chain_once(stub, model):
     counts = {}
     for kind in ("step", "chain"):
-        sampler, before = Sampler(model, precision="fp32", graph=kind), recorder.replays
+        sampler, before = Sampler(model, precision="fp32", graph=kind), stub.replays
         sampler.sample(2, seed=1)
-        counts[kind] = recorder.replays - before
+        counts[kind] = stub.replays - before
     assert counts == {"step": 12, "chain": 1}
 
 
-def test_keeps_few_graphs(recorder, model, kind):
+def test_the_cache_of_graphs_is_bounded(stub, model, kind):
     sampler = Sampler(model, precision="fp32", graph=kind)
     for n in (1, 2, 3, 4, 5, 5, 4):
         sampler.sample(n, steps=1)
-    assert recorder.captures == 5
+    assert stub.captures == 5
     sampler.sample(1, steps=1)
-    assert recorder.captures == 6
-    assert len(sampler._graphs._kept) == chain_graph.MOST_GRAPHS
+    assert stub.captures == 6
+    assert len(sampler._graphs._graphs) == chain_graph.MAX_GRAPHS
 
 
-def test_holds_the_memory_that_it_writes_into(recorder, model, kind):
+def test_owns_the_memory_that_it_writes_into(stub, model, kind):
     sampler = Sampler(model, precision="fp32", graph=kind)
     sampler.sample(2, steps=1)
-    (small,) = sampler._graphs._kept.values()
+    (small,) = sampler._graphs._graphs.values()
     before = {buffer.data_ptr() for buffer in small._buffers}
     sampler.sample(64, steps=1)
     assert before
@@ -178,13 +178,13 @@ def test_holds_the_memory_that_it_writes_into(recorder, model, kind):
     assert not before & large
 
 
-def test_batches_take_their_own_places_in_the_stream(recorder, model, kind):
+def test_batches_have_their_own_positions_in_the_stream(stub, model, kind):
     graphed, plain = samplers(model, kind)
     expected = plain.sample(5, seed=2)
     torch.testing.assert_close(graphed.sample(5, seed=2, batch_size=2), expected, **TOLERANCE)
 
 
-def test_names_what_diverged(recorder, model, kind):
+def test_names_the_sample_that_diverged(stub, model, kind):
     sampler = Sampler(model, precision="fp32", graph=kind)
     with torch.no_grad():
         model.energy.stem.weight.fill_(float("nan"))
@@ -193,10 +193,10 @@ def test_names_what_diverged(recorder, model, kind):
     assert (caught.value.level, caught.value.step, caught.value.sample) == (3, 1, 7)
 
 
-def test_traces_go_without(recorder, model, kind):
+def test_traces_use_no_graphs(stub, model, kind):
     sampler = Sampler(model, precision="fp32", graph=kind)
     samples, trace = sampler.sample(2, seed=1, trace="levels")
-    assert recorder.captures == 0
+    assert stub.captures == 0
     assert len(trace.states) == 4
     torch.testing.assert_close(samples, sampler.sample(2, seed=1), **TOLERANCE)
 
@@ -214,7 +214,7 @@ def test_needs_a_gpu_and_says_so(model):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_on_a_gpu(model, kind, precision):
-    """The same samples with and without; nothing waits for the device while a chain is replayed."""
+    """Samples are the same with and without graphs; a replay never waits for the device."""
     model = model.cuda()
     graphed = Sampler(model, precision=precision, graph=kind)
     plain = Sampler(model, precision=precision, graph="off")
@@ -222,12 +222,12 @@ def test_on_a_gpu(model, kind, precision):
         torch.testing.assert_close(
             graphed.sample(5, **options), plain.sample(5, **options), rtol=0, atol=1e-3
         )
-    # A larger batch's buffers take the place of this one's, which its graph still writes into.
+    # The larger batch replaces the networks' buffers, but the first graph still uses its own.
     graphed.sample(64, seed=4)
     torch.testing.assert_close(
         graphed.sample(5, seed=1), plain.sample(5, seed=1), rtol=0, atol=1e-3
     )
-    (captured, *_) = graphed._graphs._kept.values()
+    (captured, *_) = graphed._graphs._graphs.values()
     torch.cuda.set_sync_debug_mode("error")
     try:
         captured._replay()

@@ -1,8 +1,8 @@
 """Chains whose mean and variance are known: f = 0 and a quadratic f, at every level.
 
-With f(y) = -b y²/2 a step is y ← (1 - drift·b - pull) y + pull x_t + s z, a linear recursion: from
-y_0 with mean m_0 and variance v_0, both for a fixed x_t, mean and variance follow exactly. The
-proposal's mean, the data's variance and x_t are neither 0 nor 1.
+With f(y) = -b y²/2 a step is y ← (1 - drift·b - pull) y + pull x_t + s z, a linear recursion. Mean
+and variance of y_K follow exactly from those of y_0 for a fixed x_t. The mean of the proposal, the
+variance of the data and x_t are neither 0 nor 1.
 """
 
 import math
@@ -45,7 +45,7 @@ class Shift(nn.Module):
 
 
 def moments_agree(samples, mean, variance):
-    """Within 4 standard errors of a Gaussian's sample mean and variance."""
+    """Check sample mean and variance against a Gaussian's, within 4 standard errors."""
     x = samples.double().flatten()
     n = x.numel()
     assert abs(x.mean() - mean) < 4 * math.sqrt(variance / n)
@@ -53,7 +53,7 @@ def moments_agree(samples, mean, variance):
 
 
 def after_level(level, mean, variance, covariance, anchor, anchor_variance, b, centre=0.0):
-    """Moments of y_K, and its covariance with x_t, from those of y_0."""
+    """Return mean and variance of y_K from the moments of y_0 and x_t."""
     keep = 1 - level.drift * b - level.pull
     for _ in range(level.steps):
         noise = level.noise_std**2
@@ -72,7 +72,7 @@ def after_level(level, mean, variance, covariance, anchor, anchor_variance, b, c
 @pytest.mark.parametrize("curvature", [0.0, 0.08])
 @pytest.mark.parametrize("step_scale", ["cumulative", "constant"])
 def test_sampler_at_every_level(steps, curvature, step_scale):
-    """From x_T = N(0, 1) down to x_0: the state after each level has the recursion's moments."""
+    """The state after each level, from x_T ~ N(0, 1) to x_0, has the moments of the recursion."""
     kappa = 2e-4 if step_scale == "cumulative" else 1e-3
     schedule = NoiseSchedule(kappa=kappa, step_scale=step_scale)
     gain, shift, centre = 0.8, 0.3, 0.5
@@ -109,9 +109,9 @@ def test_long_chain_reaches_the_recovery_likelihood(t):
             rng=(3, k, 0),
         )
     keep = 1 - level.drift * b - level.pull
-    forgotten = keep**steps
-    mean = level.pull * anchor / (1 - keep) * (1 - forgotten) + forgotten * 2.0
-    variance = level.noise_std**2 * (1 - forgotten**2) / (1 - keep**2)
+    decay = keep**steps
+    mean = level.pull * anchor / (1 - keep) * (1 - decay) + decay * 2.0
+    variance = level.noise_std**2 * (1 - decay**2) / (1 - keep**2)
     moments_agree(x, mean, variance)
 
 
@@ -129,7 +129,7 @@ def test_drl_starts_from_x_t():
 
 
 def test_denoising_step_is_tweedie():
-    """For images x ← (x_0 + (1 - ᾱ_0) ∇ log p(x_0)) / √ᾱ_0 with log p(x) = f(m_1 x)/s_1²."""
+    """Images are (x_0 + (1 - ᾱ_0) ∇ log p(x_0)) / √ᾱ_0 with log p(x) = f(m_1 x)/s_1²."""
     schedule = NoiseSchedule()
     level = schedule.level(1)
     curvature = 4.0 * level.energy_variance
@@ -148,7 +148,7 @@ def test_denoising_step_is_tweedie():
 
 
 def test_training_chain_of_mixed_levels():
-    """The trainer's chain, levels mixed in one batch, has each level's moments."""
+    """The trainer's chain has the moments of each level, with all levels in one batch."""
     schedule = NoiseSchedule(kappa=1e-3, step_scale="constant")
     data = Dataset("points", torch.zeros(10, 2).numpy(), None, (), None)
     model = CDRL(Quadratic(0.1), Shift(1.0, 0.0), schedule, sample_shape=(2,))

@@ -20,17 +20,17 @@ def test_steps_follow_the_formula(dtype):
     energy = MLPEnergy(2, 16, (1, 2)).to(dtype).eval()
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
     logsnr = torch.zeros(1, dtype=dtype)
-    y, begin = x.clone(), x.clone()
+    y, initial = x.clone(), x.clone()
     for step in range(4):
         y = y.requires_grad_(True)
         (gradient,) = torch.autograd.grad(energy(y, logsnr).sum(), y)
         z = normal((5, 2), seed=3, draw=2**31 + 7 + step, first_sample=11, dtype=dtype)
         y = y.detach() + 0.5 * 0.01 * gradient + math.sqrt(0.01) * z
     options = {"step_size": 0.01, "seed": 3, "first_sample": 11}
-    got = langevin(lambda v: energy(v, logsnr), x, steps=4, first_step=7, **options)
+    actual = langevin(lambda v: energy(v, logsnr), x, steps=4, first_step=7, **options)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    assert (got - y).abs().max() < tolerance
-    assert torch.equal(x, begin)
+    assert (actual - y).abs().max() < tolerance
+    assert torch.equal(x, initial)
     assert all(p.grad is None for p in energy.parameters())
 
 
@@ -44,29 +44,29 @@ def test_stationary_variance_of_a_gaussian(variance):
     assert abs(x.var() / expected - 1) < 4 * math.sqrt(2 / (2 * n))
 
 
-def test_chains_split_and_go_on():
+def test_chains_split_and_continue():
     x = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
     options = {"step_size": 0.1, "seed": 2**63}
-    whole, states = langevin(gaussian(1.5), x, steps=6, trace=True, **options)
+    final, states = langevin(gaussian(1.5), x, steps=6, trace=True, **options)
     halves = [
         langevin(gaussian(1.5), x[a:b], steps=6, first_sample=a, **options)
         for a, b in ((0, 4), (4, 10))
     ]
-    assert torch.equal(torch.cat(halves), whole)
-    first = langevin(gaussian(1.5), x, steps=2, **options)
-    assert torch.equal(langevin(gaussian(1.5), first, steps=4, first_step=2, **options), whole)
+    assert torch.equal(torch.cat(halves), final)
+    second = langevin(gaussian(1.5), x, steps=2, **options)
+    assert torch.equal(langevin(gaussian(1.5), second, steps=4, first_step=2, **options), final)
     assert states.shape == (7, 10, 3)
     assert torch.equal(states[0], x)
-    assert torch.equal(states[2], first)
-    assert torch.equal(states[6], whole)
+    assert torch.equal(states[2], second)
+    assert torch.equal(states[6], final)
 
 
 def test_empty_batches_no_steps_and_views():
     assert langevin(gaussian(1.0), torch.zeros(0, 2), steps=3, step_size=0.1).shape == (0, 2)
     x = torch.randn(3, 8)[:, ::2]
     assert torch.equal(langevin(gaussian(1.0), x, steps=0, step_size=0.1), x)
-    moved = langevin(gaussian(1.0), x, steps=1, step_size=0.1)
-    assert torch.equal(moved, langevin(gaussian(1.0), x.contiguous(), steps=1, step_size=0.1))
+    strided = langevin(gaussian(1.0), x, steps=1, step_size=0.1)
+    assert torch.equal(strided, langevin(gaussian(1.0), x.contiguous(), steps=1, step_size=0.1))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -78,43 +78,43 @@ def test_works_without_grad_mode_and_leaves_no_graph(mode):
     assert torch.equal(x, expected)
 
 
-def test_a_module_is_frozen_meanwhile_and_given_back():
+def test_a_module_is_frozen_during_the_call_only():
     class Quadratic(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.free = torch.nn.Parameter(torch.ones(2))
+            self.trainable = torch.nn.Parameter(torch.ones(2))
             self.fixed = torch.nn.Parameter(torch.ones(2), requires_grad=False)
 
         def forward(self, x):
-            assert not self.free.requires_grad
+            assert not self.trainable.requires_grad
             if x.abs().max() > 100:
                 raise RuntimeError("too far")
-            return -(self.free * self.fixed * x * x).sum(1)
+            return -(self.trainable * self.fixed * x * x).sum(1)
 
-    energy = Quadratic()
-    langevin(energy, torch.ones(3, 2), steps=2, step_size=0.1)
-    assert (energy.free.requires_grad, energy.fixed.requires_grad) == (True, False)
+    module = Quadratic()
+    langevin(module, torch.ones(3, 2), steps=2, step_size=0.1)
+    assert (module.trainable.requires_grad, module.fixed.requires_grad) == (True, False)
     with pytest.raises(RuntimeError, match="too far"):
-        langevin(energy, torch.full((3, 2), 1e6), steps=2, step_size=0.1)
-    assert energy.free.requires_grad
+        langevin(module, torch.full((3, 2), 1e6), steps=2, step_size=0.1)
+    assert module.trainable.requires_grad
 
 
-def test_a_graph_kept_over_a_step_is_not_followed_with_later_values():
-    kept = []
+def test_backward_through_an_earlier_step_raises_instead_of_using_later_values():
+    graphs = []
 
-    def energy(x):
-        kept.append((x**3).sum(1))
+    def log_density(x):
+        graphs.append((x**3).sum(1))
         return -(x**2).sum(1)
 
-    langevin(energy, torch.ones(3, 2), steps=2, step_size=0.1)
+    langevin(log_density, torch.ones(3, 2), steps=2, step_size=0.1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        kept[0].sum().backward()
+        graphs[0].sum().backward()
 
 
 def test_values_may_have_another_dtype_and_gradients_other_strides():
     weights = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
 
-    def turned(x):
+    def transposed(x):
         return -(x.transpose(1, 2) ** 2 * weights.transpose(1, 2)).flatten(1).sum(1)
 
     def plain(x):
@@ -123,14 +123,15 @@ def test_values_may_have_another_dtype_and_gradients_other_strides():
     x = torch.ones(4, 3, 2)
     options = {"steps": 3, "step_size": 0.1}
     expected = langevin(plain, x, **options)
-    assert torch.equal(langevin(turned, x, **options), expected)
-    got = langevin(lambda v: plain(v).double(), x, **options)
-    assert (got - expected).abs().max() < 1e-6
+    assert torch.equal(langevin(transposed, x, **options), expected)
+    actual = langevin(lambda v: plain(v).double(), x, **options)
+    assert (actual - expected).abs().max() < 1e-6
 
 
 def test_divergence_names_step_and_chain():
     x = torch.tensor([[1.0], [1e30], [1.0]])
-    with pytest.raises(ChainDiverged, match="chain 41 left the finite numbers at step 9") as caught:
+    message = r"chain 41 became non-finite \(NaN or Inf\) at step 9"
+    with pytest.raises(ChainDiverged, match=message) as caught:
         langevin(lambda v: -(v**4).sum(1), x, steps=3, step_size=0.1, first_step=9, first_sample=40)
     assert (caught.value.step, caught.value.sample) == (9, 41)
 
@@ -146,17 +147,16 @@ def test_divergence_names_step_and_chain():
         ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"x": torch.zeros(2, 2).long()}, TypeError, "floating-point"),
         ({"x": torch.zeros(2, 2).half()}, TypeError, "float32 or float64"),
-        ({"energy": lambda x: x.sum()}, ValueError, "one number a chain"),
-        ({"energy": lambda x: 0.5}, ValueError, "one number a chain, .* got float"),
-        ({"energy": lambda x: torch.zeros(2)}, ValueError, "does not depend on x"),
+        ({"log_density": lambda x: x.sum()}, ValueError, "log_density must return one number per"),
+        ({"log_density": lambda x: 0.5}, ValueError, "one number per chain, .* got float"),
+        ({"log_density": lambda x: torch.zeros(2)}, ValueError, "does not depend on x"),
         ({"backend": "cuda"}, BackendUnavailable, "works on CUDA devices"),
     ],
 )
 def test_bad_arguments(change, error, message):
-    values = {"x": torch.zeros(2, 2), "energy": gaussian(1.0), "steps": 1, "step_size": 0.1}
-    values |= change
+    options = {"x": torch.zeros(2, 2), "log_density": gaussian(1.0), "steps": 1, "step_size": 0.1}
     with pytest.raises(error, match=message):
-        langevin(values.pop("energy"), values.pop("x"), **values)
+        langevin(**(options | change))
 
 
 def sequential(dim=2, seed=0):
@@ -167,40 +167,40 @@ def sequential(dim=2, seed=0):
 
 @pytest.fixture
 def compiled_calls(monkeypatch):
-    """Counts the chains that run compiled."""
+    """The options of each chain that runs in one compiled call."""
     if _extension.load() is None:
         pytest.skip("no compiled module")
     calls = []
 
-    def counted(*args, **options):
+    def recorded(*args, **options):
         calls.append(options)
         return mlp_chain_(*args, **options)
 
-    monkeypatch.setattr("cdrl_fast.sampling.langevin.mlp_chain_", counted)
+    monkeypatch.setattr("cdrl_fast.sampling.langevin.mlp_chain_", recorded)
     return calls
 
 
 @pytest.mark.parametrize("dim", [1, 2, 7])
-def test_a_sequence_of_layers_runs_compiled_with_the_same_result(dim, compiled_calls):
+def test_a_sequential_runs_in_one_call_and_agrees_with_autograd(dim, compiled_calls):
     energy, x = sequential(dim), torch.randn(50, dim, generator=torch.Generator().manual_seed(2))
     options = {"steps": 20, "step_size": 0.05, "seed": 4, "first_sample": 9, "first_step": 3}
-    begin = x.clone()
+    initial = x.clone()
     expected = langevin(lambda v: energy(v), x, **options)
     assert not compiled_calls
-    for form in (energy, program_of(energy)):
-        got = langevin(form, x, **options)
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-        assert not got.requires_grad
-    assert torch.equal(x, begin)
+    for log_density in (energy, program_of(energy)):
+        actual = langevin(log_density, x, **options)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+        assert not actual.requires_grad
+    assert torch.equal(x, initial)
     assert len(compiled_calls) == 2
     assert all(p.requires_grad and p.grad is None for p in energy.parameters())
 
 
-def test_when_a_sequence_of_layers_is_followed_by_autograd(compiled_calls):
+def test_when_a_sequential_is_left_to_autograd(compiled_calls):
     energy, x = sequential(), torch.ones(3, 2)
     options = {"steps": 4, "step_size": 0.05}
-    last, states = langevin(energy, x, trace=True, **options)
-    assert torch.equal(states[-1], last)
+    final, states = langevin(energy, x, trace=True, **options)
+    assert torch.equal(states[-1], final)
     langevin(energy, x, backend="reference", **options)
     langevin(sequential().double(), x.double(), **options)
     langevin(program_of(sequential().double()), x.double(), **options)
@@ -212,39 +212,39 @@ def test_when_a_sequence_of_layers_is_followed_by_autograd(compiled_calls):
     with pytest.raises(RuntimeError, match="dtype"):
         langevin(sequential().double(), x, **options)
     assert not compiled_calls
-    torch.testing.assert_close(langevin(energy, x, **options), last)
+    torch.testing.assert_close(langevin(energy, x, **options), final)
     assert len(compiled_calls) == 1
 
 
-def test_compiled_chains_split_go_on_and_follow_the_weights(compiled_calls):
+def test_compiled_chains_split_continue_and_use_changed_weights(compiled_calls):
     energy, x = sequential(), torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
     options = {"step_size": 0.1, "seed": 3}
-    whole = langevin(energy, x, steps=6, **options)
+    final = langevin(energy, x, steps=6, **options)
     halves = [
         langevin(energy, x[a:b], steps=6, first_sample=a, **options) for a, b in ((0, 7), (7, 40))
     ]
-    assert torch.equal(torch.cat(halves), whole)
-    first = langevin(energy, x, steps=2, **options)
-    assert torch.equal(langevin(energy, first, steps=4, first_step=2, **options), whole)
+    assert torch.equal(torch.cat(halves), final)
+    second = langevin(energy, x, steps=2, **options)
+    assert torch.equal(langevin(energy, second, steps=4, first_step=2, **options), final)
     with torch.no_grad():
         energy[0].weight.mul_(3.0)
     changed = langevin(energy, x, steps=6, **options)
     expected = langevin(lambda v: energy(v), x, steps=6, **options)
-    assert (changed - whole).abs().max() > 0.01
+    assert (changed - final).abs().max() > 0.01
     torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_divergence_of_a_compiled_chain_is_the_same_error(compiled_calls):
     energy = nn.Sequential(nn.Linear(1, 4), nn.SiLU(), nn.Linear(4, 1), nn.Flatten(0))
     x = torch.tensor([[1.0], [float("inf")], [1.0]])
-    caught = []
-    for form in (energy, lambda v: energy(v)):
-        with pytest.raises(ChainDiverged) as error:
-            langevin(form, x, steps=3, step_size=0.1, first_step=9, first_sample=40)
-        caught.append(error.value)
+    errors = []
+    for log_density in (energy, lambda v: energy(v)):
+        with pytest.raises(ChainDiverged) as caught:
+            langevin(log_density, x, steps=3, step_size=0.1, first_step=9, first_sample=40)
+        errors.append(caught.value)
     assert len(compiled_calls) == 1
-    assert str(caught[0]) == str(caught[1])
-    assert (caught[0].step, caught[0].sample) == (9, 41)
+    assert str(errors[0]) == str(errors[1])
+    assert (errors[0].step, errors[0].sample) == (9, 41)
     for options in ({"seed": 2**64}, {"first_sample": -1}):
         with pytest.raises(ValueError, match="langevin_step: "):
             langevin(energy, x, steps=1, step_size=0.1, **options)

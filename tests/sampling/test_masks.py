@@ -1,4 +1,4 @@
-"""Masks by name."""
+"""`known_mask`: masks by name and from pictures."""
 
 import math
 
@@ -17,7 +17,7 @@ def test_lower_half():
     assert not known[:, :, 2:].any()
 
 
-def test_random_masks_have_their_share_and_are_each_image_s_own():
+def test_random_masks_have_their_share_and_differ_between_images():
     known = known_mask("random:0.75", 200, (8, 8), seed=3)
     share, pixels = known.float().mean(), known.numel()
     assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / pixels)

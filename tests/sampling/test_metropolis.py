@@ -1,4 +1,4 @@
-"""Metropolis-adjusted Langevin dynamics: exact where plain Langevin is not."""
+"""Metropolis-adjusted Langevin dynamics (MALA), which is exact where plain steps are biased."""
 
 import json
 import math
@@ -21,13 +21,13 @@ def gaussian(x):
 
 
 def plain_variance(step):
-    """Of x ← (1 - h/2v) x + √h z."""
+    """Return the stationary variance of x ← (1 - h/2v) x + √h z."""
     keep = 1 - step / (2 * VARIANCE)
     return step / (1 - keep**2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_variance_is_right_whatever_the_step(dtype):
+def test_the_variance_is_exact_at_a_large_step(dtype):
     step, n = 1.5, 20_000
     x = torch.zeros(n, 1, dtype=dtype)
     error = 4 * math.sqrt(2 / n)
@@ -40,18 +40,18 @@ def test_the_variance_is_right_whatever_the_step(dtype):
     assert abs(exact.mean()) < 4 * math.sqrt(VARIANCE / n)
 
 
-def both(y):
+def value_and_gradient(y):
     return -0.5 * y.square().sum(1) / VARIANCE, -y / VARIANCE
 
 
-def places(purpose):
+def positions(purpose):
     return lambda k: (0, purpose * 2**24 + k, 0)
 
 
-def walk(y, anchor=None, *, step, pull=0.0, steps=1, **options):
+def take_steps_(y, anchor=None, *, step, pull=0.0, steps=1, **options):
     return adjusted_steps_(
-        both, y, anchor, steps=steps, drift=0.5 * step, pull=pull, noise_std=math.sqrt(step),
-        noise=places(0), acceptance=places(3), **options,
+        value_and_gradient, y, anchor, steps=steps, drift=0.5 * step, pull=pull,
+        noise_std=math.sqrt(step), noise=positions(0), acceptance=positions(3), **options,
     )  # fmt: skip
 
 
@@ -61,101 +61,103 @@ def density(x, mean, variance):
 
 @pytest.mark.parametrize("pull", [0.0, 0.3])
 def test_acceptance_against_numerical_integration(pull):
-    """E[min(1, ...)] from one fixed state, with and without a recovery term."""
+    """E[min(1, …)] from one fixed state, with and without a recovery term."""
     step, start, anchor, n = 0.8, 0.9, -0.4, 100_000
     y = torch.full((n, 1), start, dtype=torch.float64)
-    told = walk(y, torch.full_like(y, anchor), step=step, pull=pull, adjust=False)[0]
+    anchors = torch.full_like(y, anchor)
+    probabilities = take_steps_(y, anchors, step=step, pull=pull, adjust=False)[0]
 
     def log_target(x):
         return -0.5 * x**2 / VARIANCE - pull * (x - anchor) ** 2 / step
 
-    def proposed(x):
+    def proposal_mean(x):
         return x - 0.5 * step * x / VARIANCE - pull * (x - anchor)
 
     x = np.linspace(-8, 8, 200_001)
-    forth = density(x, proposed(start), step)
-    back = density(start, proposed(x), step)
-    ratio = np.exp(log_target(x) - log_target(start)) * back / forth.clip(1e-300)
-    expected = (np.minimum(1, ratio) * forth).sum() * (x[1] - x[0])
+    forward = density(x, proposal_mean(start), step)
+    backward = density(start, proposal_mean(x), step)
+    ratio = np.exp(log_target(x) - log_target(start)) * backward / forward.clip(1e-300)
+    expected = (np.minimum(1, ratio) * forward).sum() * (x[1] - x[0])
     assert 0.3 < expected < 0.95
-    assert abs(told.mean() - expected) < 4 * told.std() / math.sqrt(n)
+    assert abs(probabilities.mean() - expected) < 4 * probabilities.std() / math.sqrt(n)
 
 
-def test_only_telling_leaves_the_chain_alone():
+def test_without_adjustment_the_chain_is_plain_langevin():
     x = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
-    wanted = langevin(lambda y: both(y)[0], x, steps=5, step_size=0.4)
+    expected = langevin(lambda y: value_and_gradient(y)[0], x, steps=5, step_size=0.4)
     y = x.clone()
-    seen = []
-    found = adjusted_steps_(
-        both, y, None, steps=5, drift=0.2, pull=0.0, noise_std=math.sqrt(0.4), adjust=False,
-        noise=lambda k: (0, 2**31 + k - 1, 0), acceptance=places(3), each=seen.append,
+    calls = []
+    probabilities = adjusted_steps_(
+        value_and_gradient, y, None, steps=5, drift=0.2, pull=0.0, noise_std=math.sqrt(0.4),
+        adjust=False, noise=lambda k: (0, 2**31 + k - 1, 0), acceptance=positions(3),
+        after_step=calls.append,
     )  # fmt: skip
-    torch.testing.assert_close(y, wanted, rtol=0, atol=1e-14)
-    assert found.shape == (5, 7)
-    assert seen == [1, 2, 3, 4, 5]
-    assert ((found > 0) & (found <= 1)).all()
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-14)
+    assert probabilities.shape == (5, 7)
+    assert calls == [1, 2, 3, 4, 5]
+    assert ((probabilities > 0) & (probabilities <= 1)).all()
 
 
 def test_rescaling_follows_the_last_step():
     y, scaled = torch.ones(4, 2), torch.ones(4, 2)
-    walk(y, step=0.5, steps=3)
-    walk(scaled, step=0.5, steps=3, rescale=2.0)
+    take_steps_(y, step=0.5, steps=3)
+    take_steps_(scaled, step=0.5, steps=3, rescale=2.0)
     torch.testing.assert_close(scaled, 2 * y)
 
 
-def test_a_refused_step_stays_and_nan_is_refused():
+def test_a_rejected_chain_stays_and_nan_is_rejected():
     def cliff(y):
         value = -0.5 * y.square().sum(1)
         return torch.where(y[:, 0] > 0, value, torch.full_like(value, float("nan"))), -y
 
     y = torch.full((200, 1), 0.1)
     before = y.clone()
-    found = adjusted_steps_(
+    probabilities = adjusted_steps_(
         cliff, y, None, steps=1, drift=0.1, pull=0.0, noise_std=math.sqrt(0.2),
-        noise=places(0), acceptance=places(3),
+        noise=positions(0), acceptance=positions(3),
     )[0]  # fmt: skip
     assert (y > 0).all()
     stayed = (y == before)[:, 0]
     assert 20 < stayed.sum() < 180
-    assert (found[~stayed] > 0).all()
+    assert (probabilities[~stayed] > 0).all()
 
 
-def test_a_start_that_is_no_number_is_an_error():
-    """Each of its proposals would be refused, and the chain would stand there in silence."""
+def test_a_non_finite_initial_state_is_an_error():
+    """Otherwise the chain would reject every proposal and stay there without an error."""
     x = torch.zeros(3, 2)
     x[1, 0] = float("nan")
-    with pytest.raises(ChainDiverged, match="chain 1 left the finite numbers at step 0"):
+    with pytest.raises(ChainDiverged, match=r"chain 1 became non-finite \(NaN or Inf\) at step 0"):
         langevin(gaussian, x, steps=3, step_size=0.1, metropolis=True)
 
 
 def test_chains_do_not_depend_on_their_batch():
     x = torch.linspace(-2, 2, 12)[:, None]
     options = {"step_size": 0.9, "metropolis": True, "seed": 5}
-    whole, states = langevin(gaussian, x, steps=8, trace=True, **options)
+    final, states = langevin(gaussian, x, steps=8, trace=True, **options)
     assert states.shape == (9, 12, 1)
-    assert torch.equal(states[-1], whole)
-    part = langevin(gaussian, x[5:], steps=8, first_sample=5, **options)
-    assert torch.equal(part, whole[5:])
-    half = langevin(gaussian, x, steps=3, **options)
-    again = langevin(gaussian, half, steps=5, first_step=3, **options)
-    assert torch.equal(again, whole)
+    assert torch.equal(states[-1], final)
+    tail = langevin(gaussian, x[5:], steps=8, first_sample=5, **options)
+    assert torch.equal(tail, final[5:])
+    third = langevin(gaussian, x, steps=3, **options)
+    continued = langevin(gaussian, third, steps=5, first_step=3, **options)
+    assert torch.equal(continued, final)
 
 
-def test_what_is_refused():
+def test_bad_arguments():
     with pytest.raises(ValueError, match="leave compile out"):
         langevin(gaussian, torch.zeros(1, 1), steps=1, step_size=1, metropolis=True, compile=True)
-    with pytest.raises(ValueError, match="one number a chain"):
+    with pytest.raises(ValueError, match="one number per chain"):
         langevin(lambda x: x.sum(), torch.zeros(2, 1), steps=1, step_size=1, metropolis=True)
 
 
-def test_corrected_levels_are_exact_where_plain_ones_are_not():
-    """Correctors at a step of 1.4 standard deviations, from the cleanest level's density."""
+def test_adjusted_correctors_are_exact_where_plain_ones_are_biased():
+    """Correctors at level 1 with a noise of 1.4 standard deviations per step."""
     model = model_of(GaussianMixture([[1.0, -2.0]], [0.5]))
     n = 1000
     level = model.schedule.level(1)
     v = model.schedule.alpha_bar[0] * 0.25 + model.schedule.noise_variance[0]
-    wide = 1.4 * level.scale * v**0.5 / level.noise_std
-    plan = StepPlan((1,) * 6, (wide,) + (1.0,) * 5)
+    multiplier = 1.4 * level.scale * v**0.5 / level.noise_std
+    plan = StepPlan((1,) * 6, (multiplier,) + (1.0,) * 5)
     plain = Sampler(model).sample(n, steps=plan, correctors=80).var(dim=0).mean()
     exact = Sampler(model).sample(n, steps=plan, correctors=80, metropolis=True).var(dim=0).mean()
     error = 4 / n**0.5
@@ -163,7 +165,7 @@ def test_corrected_levels_are_exact_where_plain_ones_are_not():
     assert abs(exact / v - 1) < error
 
 
-def test_traces_tell_acceptance(image_model):
+def test_traces_contain_acceptance_probabilities(image_model):
     sampler = Sampler(image_model, precision="fp32")
     plain = sampler.sample(5, steps=3, correctors=2, seed=1)
     samples, trace = sampler.sample(5, steps=3, correctors=2, seed=1, trace="steps", batch_size=2)
@@ -186,15 +188,15 @@ def test_a_larger_step_is_accepted_less_often():
     assert (rates[0] > rates[1]).all()
 
 
-def test_corrected_levels_do_not_depend_on_their_batch(image_model):
+def test_adjusted_chains_of_a_sampler_do_not_depend_on_their_batch(image_model):
     sampler = Sampler(image_model, precision="fp32")
     options = {"steps": 3, "metropolis": True, "correctors": 1, "seed": 2}
-    whole = sampler.sample(6, **options)
-    assert torch.equal(sampler.sample(6, batch_size=4, **options), whole)
-    assert torch.equal(sampler.sample(2, first_sample=4, **options), whole[4:])
+    samples = sampler.sample(6, **options)
+    assert torch.equal(sampler.sample(6, batch_size=4, **options), samples)
+    assert torch.equal(sampler.sample(2, first_sample=4, **options), samples[4:])
 
 
-def test_half_precision_cannot_be_corrected(image_model):
+def test_half_precision_cannot_be_adjusted(image_model):
     with pytest.raises(ValueError, match="energies in bf16 cannot be compared"):
         Sampler(image_model, precision="bf16").sample(1, metropolis=True)
 
@@ -203,11 +205,12 @@ def test_the_diagnostics_example(tmp_path, monkeypatch, capsys):
     options = ["--n", "10", "--steps", "4", "2", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["diagnostics.py", *options])
     diagnostics.main()
-    made = json.loads((tmp_path / "diagnostics.json").read_text())
-    plain, corrected = made["acceptance"]["4"], made["acceptance"]["4, Metropolis"]
+    diagnostic = json.loads((tmp_path / "diagnostics.json").read_text())
+    acceptance = diagnostic["acceptance"]
+    plain, adjusted = acceptance["4"], acceptance["4, Metropolis"]
     for t in "23456":
-        assert made["acceptance"]["2"][t] < plain[t] <= 1
-        assert abs(corrected[t] - plain[t]) < 0.2
-    assert [len(level) for level in made["median_gain"]["plain"]] == [5] * 6
+        assert acceptance["2"][t] < plain[t] <= 1
+        assert abs(adjusted[t] - plain[t]) < 0.2
+    assert [len(level) for level in diagnostic["median_gain"]["plain"]] == [5] * 6
     assert (tmp_path / "diagnostics.png").exists()
     assert "| 4, Metropolis |" in capsys.readouterr().out

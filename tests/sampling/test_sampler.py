@@ -28,7 +28,7 @@ def model(request):
 
 
 def close(a, b, precision):
-    """The tolerance of one seed's samples: exact in float64, in float32 signs may flip."""
+    """Check that samples of one seed agree; in float32 the signs of activations may flip."""
     if precision == "fp64":
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
         return
@@ -38,24 +38,24 @@ def close(a, b, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
-def test_batching_and_place_in_the_stream(model, precision):
+def test_batching_and_position_in_the_stream(model, precision):
     sampler = Sampler(model, precision=precision)
-    whole = sampler.sample(N, label=labels(model))
-    close(sampler.sample(N, label=labels(model), batch_size=7), whole, precision)
-    rest = None if labels(model) is None else labels(model)[32:]
-    tail = sampler.sample(32, label=rest, first_sample=32)
-    close(tail, whole[32:], precision)
-    assert not torch.allclose(sampler.sample(N, seed=1, label=labels(model)), whole)
+    samples = sampler.sample(N, label=labels(model))
+    close(sampler.sample(N, label=labels(model), batch_size=7), samples, precision)
+    tail_labels = None if labels(model) is None else labels(model)[32:]
+    tail = sampler.sample(32, label=tail_labels, first_sample=32)
+    close(tail, samples[32:], precision)
+    assert not torch.allclose(sampler.sample(N, seed=1, label=labels(model)), samples)
 
 
-def test_the_shipped_models_samples_are_the_references():
+def test_samples_of_the_shipped_model_agree_with_the_reference():
     sampler = Sampler(CDRL.from_pretrained("digits"), precision="fp32")
     label = torch.arange(N) % 10 + 1
-    whole = sampler.sample(N, label=label)
-    close(reference.sample(sampler.model, N, label=label), whole, "fp32")
+    samples = sampler.sample(N, label=label)
+    close(reference.sample(sampler.model, N, label=label), samples, "fp32")
 
 
-def test_torchs_default_dtype_does_not_matter(model, request):
+def test_the_default_dtype_of_torch_does_not_matter(model, request):
     expected = Sampler(model, precision="fp32").sample(5)
     request.getfixturevalue("double_by_default")
     close(Sampler(model, precision="fp32").sample(5), expected, "fp32")
@@ -67,10 +67,10 @@ def test_torchs_default_dtype_does_not_matter(model, request):
 def test_the_shipped_model_does_not_depend_on_batches_to_the_bit(precision, guidance):
     sampler = Sampler(CDRL.from_pretrained("digits"), precision=precision)
     label, options = torch.arange(40) % 10 + 1, {"guidance": guidance, "steps": 3}
-    whole = sampler.sample(40, label=label, **options)
+    samples = sampler.sample(40, label=label, **options)
     for first, size in ((35, 1), (0, 7), (0, 32)):
-        some = {"label": label[first:], "first_sample": first, "batch_size": size}
-        assert torch.equal(sampler.sample(40 - first, **some, **options), whole[first:])
+        tail = {"label": label[first:], "first_sample": first, "batch_size": size}
+        assert torch.equal(sampler.sample(40 - first, **tail, **options), samples[first:])
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
@@ -79,32 +79,31 @@ def test_reference(image_model, precision, guidance):
     options = {"seed": 3, "label": "two", "guidance": guidance, "steps": [1, 2, 3, 4, 2, 1]}
     dtype = torch.float64 if precision == "fp64" else torch.float32
     expected = reference.sample(image_model, N, dtype=dtype, denoise_scale=2.0, **options)
-    got = Sampler(image_model, precision=precision).sample(N, denoise_scale=2.0, **options)
-    assert got.dtype == dtype
-    close(got, expected, precision)
+    samples = Sampler(image_model, precision=precision).sample(N, denoise_scale=2.0, **options)
+    assert samples.dtype == dtype
+    close(samples, expected, precision)
 
 
 def test_reference_of_points_and_of_drl(point_model):
-    point_model.initializer, kept = None, point_model.initializer
-    for initializer in (None, kept):
+    for initializer in (None, point_model.initializer):
         point_model.initializer = initializer
         expected = reference.sample(point_model, N, dtype=torch.float64, first_sample=5)
         close(Sampler(point_model, precision="fp64").sample(N, first_sample=5), expected, "fp64")
 
 
 def test_noise_is_identical_to_the_bit(model):
-    """With f = 0 and y_0 = x_t only the noise is left: batches must agree exactly."""
+    """With f = 0 and y_0 = x_t the samples are noise alone, so batches agree exactly."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "head" in name:
                 parameter.zero_()
     model.initializer = None
     sampler = Sampler(model)
-    whole = sampler.sample(N)
-    assert torch.equal(sampler.sample(N, batch_size=7), whole)
-    assert torch.equal(sampler.sample(32, first_sample=32), whole[32:])
+    samples = sampler.sample(N)
+    assert torch.equal(sampler.sample(N, batch_size=7), samples)
+    assert torch.equal(sampler.sample(32, first_sample=32), samples[32:])
     # The reference divides where the sampler multiplies by the reciprocal.
-    torch.testing.assert_close(reference.sample(model, 3, first_sample=9), whole[9:12])
+    torch.testing.assert_close(reference.sample(model, 3, first_sample=9), samples[9:12])
 
 
 def test_images_are_clamped_and_points_are_not(image_model, point_model):
@@ -164,7 +163,7 @@ def test_changed_weights_are_used(image_model):
     assert torch.equal(sampler.sample(2, label=1), Sampler(image_model).sample(2, label=1))
 
 
-def test_the_model_is_left_alone(image_model):
+def test_the_model_is_not_modified(image_model):
     image_model.train()
     state = {k: v.clone() for k, v in image_model.state_dict().items()}
     Sampler(image_model, precision="fp64").sample(2, label=1)
@@ -180,11 +179,11 @@ def test_guidance_zero_is_conditional_and_label_zero_unconditional(image_model):
     torch.testing.assert_close(guided, sampler.sample(4, label="one"), rtol=0, atol=1e-3)
 
 
-def test_one_label_or_one_each(image_model):
+def test_one_label_for_all_or_one_per_sample(image_model):
     sampler = Sampler(image_model, precision="fp64")
-    each = sampler.sample(3, label=["zero", "two", "one"])
-    close(sampler.sample(1, label=3, first_sample=1), each[1:2], "fp64")
-    close(sampler.sample(3, label=torch.tensor([1, 3, 2])), each, "fp64")
+    samples = sampler.sample(3, label=["zero", "two", "one"])
+    close(sampler.sample(1, label=3, first_sample=1), samples[1:2], "fp64")
+    close(sampler.sample(3, label=torch.tensor([1, 3, 2])), samples, "fp64")
 
 
 def test_empty_and_single(model):
@@ -194,7 +193,8 @@ def test_empty_and_single(model):
 
 def test_divergence_names_level_and_step(point_model):
     plan = StepPlan((3,) * 6, (1.0, 1.0, 1.0, 1e30, 1.0, 1.0))
-    with pytest.raises(ChainDiverged, match="sample 8 left the finite numbers at level 4, step 1"):
+    message = r"sample 8 became non-finite \(NaN or Inf\) at level 4, step 1"
+    with pytest.raises(ChainDiverged, match=message):
         Sampler(point_model).sample(2, first_sample=8, steps=plan)
     with torch.no_grad():
         point_model.energy.head.weight.fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""Log-densities of samples, by level; what they tell apart; the command."""
+"""Log-densities of samples per level, outliers among them, and the command that scores."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from cdrl_fast.sampling.scoring import LevelStatistics
 MIXTURE = GaussianMixture([[-1.0, 0.5], [2.0, -1.0]], [0.3, 0.8], [0.25, 0.75])
 
 
-def test_known_densities_at_every_level():
+def test_closed_form_densities_at_every_level():
     model = model_of(MIXTURE)
     schedule = model.schedule
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -26,12 +26,12 @@ def test_known_densities_at_every_level():
         noisy = x.double()
         signal, variance = schedule.alpha_bar[t - 1], schedule.noise_variance[t - 1]
         if t > 1:
-            # Purpose 5, the level as index.
+            # The draw is purpose 5 with the level as index.
             noise = normal(x.shape, seed=4, draw=5 * 2**24 + t, first_sample=7, dtype=torch.float64)
             noisy = math.sqrt(signal) * noisy + math.sqrt(variance) * noise
-        found = sampler.log_density(x, levels=(t,), seed=4, first_sample=7, batch_size=20)
-        wanted = MIXTURE.log_density(noisy, float(signal))
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+        actual = sampler.log_density(x, levels=(t,), seed=4, first_sample=7, batch_size=20)
+        expected = MIXTURE.log_density(noisy, float(signal))
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_statistics_standardise():
@@ -39,15 +39,15 @@ def test_statistics_standardise():
     train, other = MIXTURE.sample(400), MIXTURE.sample(100, seed=1)
     statistics = sampler.level_statistics(train)
     assert statistics.levels == (1, 2, 3, 4, 5, 6)
-    parts = [
+    level_scores = [
         (sampler.log_density(other, levels=(t,)) - statistics.mean[t - 1]) / statistics.std[t - 1]
         for t in (3, 1)
     ]
-    found = sampler.log_density(other, levels=(3, 1), statistics=statistics)
-    torch.testing.assert_close(found, torch.stack(parts).mean(0))
-    own = sampler.log_density(train, levels=(2,), statistics=statistics)
-    assert abs(own.mean()) < 1e-5
-    assert own.std() == pytest.approx(1.0, abs=1e-5)
+    scores = sampler.log_density(other, levels=(3, 1), statistics=statistics)
+    torch.testing.assert_close(scores, torch.stack(level_scores).mean(0))
+    train_scores = sampler.log_density(train, levels=(2,), statistics=statistics)
+    assert abs(train_scores.mean()) < 1e-5
+    assert train_scores.std() == pytest.approx(1.0, abs=1e-5)
     assert sampler.log_density(other[:0]).shape == (0,)
 
 
@@ -55,9 +55,9 @@ def test_labels_and_combinations(image_model):
     x = torch.rand(3, 1, 8, 8) * 2 - 1
     exact = copy.deepcopy(image_model).double()
     with torch.no_grad():
-        wanted = exact.log_density(x.double(), 1, torch.tensor([1, 2, 3]))
-    found = Sampler(image_model, precision="fp64").log_density(x, label=[1, 2, 3], batch_size=2)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+        expected = exact.log_density(x.double(), 1, torch.tensor([1, 2, 3]))
+    actual = Sampler(image_model, precision="fp64").log_density(x, label=[1, 2, 3], batch_size=2)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     a, b, none = (
         Sampler(conditional(image_model, k), precision="fp64").log_density(x) for k in (1, 2, 0)
     )
@@ -73,7 +73,7 @@ def test_labels_and_combinations(image_model):
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), {}, TypeError, "floating-point tensor"),
         (torch.zeros(2, 8, 8), {}, ValueError, r"expected \(n, 1, 8, 8\), got \(2, 8, 8\)"),
         (torch.full((2, 1, 8, 8), 255.0), {}, ValueError, r"expected images in \[-1, 1\]"),
-        (torch.full((2, 1, 8, 8), float("nan")), {}, ValueError, "expected finite numbers"),
+        (torch.full((2, 1, 8, 8), float("nan")), {}, ValueError, "images must be finite, got NaN"),
         (torch.zeros(2, 1, 8, 8), {"levels": (1, 2)}, ValueError, "several levels need statistics"),
         (torch.zeros(2, 1, 8, 8), {"levels": (7,)}, ValueError, "level must be in"),
         (torch.zeros(2, 1, 8, 8), {"label": 9}, ValueError, "label: expected 1 to 3"),
@@ -110,17 +110,17 @@ def test_gaussian_baseline_is_the_gaussian():
     baseline = GaussianBaseline(x.view(500, 1, 2, 2), floor=0.0)
     covariance = np.cov(x.numpy().T, bias=True)
     exact = torch.distributions.MultivariateNormal(x.mean(0), torch.from_numpy(covariance))
-    found = baseline.log_density(x.view(500, 1, 2, 2))
-    wanted = exact.log_prob(x)
-    torch.testing.assert_close(found - found.mean(), wanted - wanted.mean())
+    actual = baseline.log_density(x.view(500, 1, 2, 2))
+    expected = exact.log_prob(x)
+    torch.testing.assert_close(actual - actual.mean(), expected - expected.mean())
 
 
-def test_digits_know_what_is_not_a_digit():
-    """As measured by examples/outliers.py: noise 1.00, means of two digits 0.97."""
+def test_log_densities_separate_digits_from_other_images():
+    """The AUROC of examples/outliers.py is 1.00 for noise and 0.97 for means of two digits."""
     from cdrl_fast.data import load_data
 
-    _, held = load_data("digits").split(0.2)
-    images = held.batch(range(300))[0]
+    _, held_out = load_data("digits").split(0.2)
+    images = held_out.batch(range(300))[0]
     sampler = Sampler(CDRL.from_pretrained("digits"))
     inside = sampler.log_density(images)
     assert auroc(inside, sampler.log_density((images + images.flip(0)) / 2)) > 0.9
@@ -132,15 +132,15 @@ def test_the_command(tmp_path, capsys):
 
     for i in range(3):
         Image.fromarray(np.full((16, 16), 90 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    words = ["score", f"folder:{tmp_path}", "--against", "digits", "--levels", "1", "2"]
-    words += ["--train", "digits", "--out", str(tmp_path / "scores.json")]
-    assert main(words) == 0
+    arguments = ["score", f"folder:{tmp_path}", "--against", "digits", "--levels", "1", "2"]
+    arguments += ["--train", "digits", "--out", str(tmp_path / "scores.json")]
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "scores.json").read_text())
-    ours = found[f"folder:{tmp_path}"]
-    assert ours["files"] == ["0.png", "1.png", "2.png"]
-    assert len(found["digits"]["scores"]) == 1797
-    scores = [torch.tensor(found[name]["scores"]) for name in (f"folder:{tmp_path}", "digits")]
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    folder = stored[f"folder:{tmp_path}"]
+    assert folder["files"] == ["0.png", "1.png", "2.png"]
+    assert len(stored["digits"]["scores"]) == 1797
+    scores = [torch.tensor(stored[name]["scores"]) for name in (f"folder:{tmp_path}", "digits")]
     assert f"AUROC of folder:{tmp_path} against digits: {auroc(*scores):.4f}" in printed
-    lowest = ours["files"][int(np.argmin(ours["scores"]))]
+    lowest = folder["files"][int(np.argmin(folder["scores"]))]
     assert f"  {lowest}: " in printed

@@ -1,4 +1,4 @@
-"""Samples in shards: the same bytes by any number of workers, whatever stops them."""
+"""`sample_to_folder`: the same bytes with any number of workers and after any interruption."""
 
 import json
 import os
@@ -29,9 +29,9 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def whole(model, tmp_path_factory):
-    """One worker's folder."""
-    folder = tmp_path_factory.mktemp("whole")
+def complete(model, tmp_path_factory):
+    """The complete folder of one worker."""
+    folder = tmp_path_factory.mktemp("complete")
     assert sample_to_folder(Sampler(model), N, folder, **OPTIONS) == folder / "samples.npy"
     return folder
 
@@ -40,16 +40,16 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
-def test_what_is_in_the_folder(model, whole):
-    samples, labels = np.load(whole / "samples.npy"), np.load(whole / "labels.npy")
+def test_contents_of_the_folder(model, complete):
+    samples, labels = np.load(complete / "samples.npy"), np.load(complete / "labels.npy")
     assert samples.shape == (N, 4, 4, 1)
     assert samples.dtype == np.uint8
     assert labels.tolist() == [1, 2] * 11 + [1]
     expected = Sampler(model).sample(N, seed=5, label=torch.from_numpy(labels), steps=2)
     values = samples.transpose(0, 3, 1, 2) / 127.5 - 1
     assert np.abs(values - expected.numpy()).max() < 0.5 / 127.5 + 1e-5
-    subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=whole, check=True)
-    assert sorted(read_folder(whole)) == ["labels.npy", "request.json", "samples.npy"]
+    subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=complete, check=True)
+    assert sorted(read_folder(complete)) == ["labels.npy", "request.json", "samples.npy"]
 
 
 def test_points_keep_their_values(point_model, tmp_path):
@@ -60,18 +60,18 @@ def test_points_keep_their_values(point_model, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_workers_write_the_same_bytes(model, whole, workers, tmp_path):
+def test_workers_write_the_same_bytes(model, complete, workers, tmp_path):
     for worker in range(workers):
         path = sample_to_folder(
             Sampler(model), N, tmp_path, worker=worker, workers=workers, **OPTIONS
         )
         assert (path is not None) == (worker == workers - 1)
-    assert contents(tmp_path) == contents(whole)
+    assert contents(tmp_path) == contents(complete)
     assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("broken", ["flipped", "truncated", "missing"])
-def test_broken_shards_are_drawn_again(model, whole, broken, tmp_path):
+def test_broken_shards_are_drawn_again(model, complete, broken, tmp_path):
     sample_to_folder(Sampler(model), N, tmp_path, **OPTIONS)
     shard = tmp_path / "shards" / "00000002" / "samples.npy"
     data = bytearray(shard.read_bytes())
@@ -82,38 +82,38 @@ def test_broken_shards_are_drawn_again(model, whole, broken, tmp_path):
         shard.write_bytes(data if broken == "flipped" else data[:-3])
     (tmp_path / "samples.npy").write_bytes(b"broken, too")
     assert sample_to_folder(Sampler(model), N, tmp_path, **OPTIONS) is not None
-    assert contents(tmp_path) == contents(whole)
+    assert contents(tmp_path) == contents(complete)
 
 
-def test_what_is_done_is_not_drawn_again(model, whole, monkeypatch):
-    def never(*arguments, **options):
+def test_complete_samples_are_not_drawn_again(model, complete, monkeypatch):
+    def fail(*arguments, **options):
         raise AssertionError("drawn again")
 
     sampler = Sampler(model)
-    monkeypatch.setattr(sampler, "sample", never)
-    sample_to_folder(sampler, N, whole, **OPTIONS)
+    monkeypatch.setattr(sampler, "sample", fail)
+    sample_to_folder(sampler, N, complete, **OPTIONS)
 
 
 @pytest.mark.parametrize(
-    ("change", "names"),
+    ("change", "name"),
     [({"seed": 6}, "seed"), ({"label": [2]}, "labels"), ({"steps": 1}, "steps")],
 )
-def test_another_request_is_refused(model, whole, change, names):
-    before = contents(whole)
-    with pytest.raises(CheckpointError, match=f"another request; its {names} is"):
-        sample_to_folder(Sampler(model), N, whole, **{**OPTIONS, **change})
-    assert contents(whole) == before
+def test_another_request_is_refused(model, complete, change, name):
+    before = contents(complete)
+    with pytest.raises(CheckpointError, match=f"another request; its {name} is"):
+        sample_to_folder(Sampler(model), N, complete, **{**OPTIONS, **change})
+    assert contents(complete) == before
 
 
-def test_another_model_is_refused(model, whole):
+def test_another_model_is_refused(model, complete):
     other = CDRL.from_config(model.to_config())
     with pytest.raises(CheckpointError, match="its model is"):
-        sample_to_folder(Sampler(other), N, whole, **OPTIONS)
+        sample_to_folder(Sampler(other), N, complete, **OPTIONS)
 
 
 def test_bad_arguments(model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot hold samples"):
+    with pytest.raises(CheckpointError, match="cannot write samples"):
         sample_to_folder(Sampler(model), 2, tmp_path / "file")
     with pytest.raises(TypeError, match="got one of a combination"):
         sample_to_folder(Sampler(conditional(model, "a")), 2, tmp_path)
@@ -123,7 +123,7 @@ def test_bad_arguments(model, tmp_path):
         sample_to_folder(Sampler(model), 2, tmp_path, label="a")
 
 
-def test_a_full_disk_loses_nothing(model, whole, tmp_path, monkeypatch):
+def test_a_full_disk_loses_nothing(model, complete, tmp_path, monkeypatch):
     fsync, calls = os.fsync, []
 
     def full(handle):
@@ -138,19 +138,19 @@ def test_a_full_disk_loses_nothing(model, whole, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert 0 < len(list((tmp_path / "shards").iterdir())) < 6
     sample_to_folder(Sampler(model), N, tmp_path, **OPTIONS)
-    assert contents(tmp_path) == contents(whole)
+    assert contents(tmp_path) == contents(complete)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_torchrun_with_a_worker_killed_and_started_again(model, tmp_path, workers):
-    """By the command line: two workers, one of them killed; then one or three; against this one."""
+    """Two workers of the command line, one killed, then one or three, write one worker's bytes."""
     model.save_pretrained(tmp_path / "model")
     command = ["-m", "cdrl_fast.cli", "sample", "--model", tmp_path / "model", "--device", "cpu"]
-    words = ["-n", 400, "--label", "a", "b", "--batch-size", 2, "--steps", 2, "--out"]
+    arguments = ["-n", 400, "--label", "a", "b", "--batch-size", 2, "--steps", 2, "--out"]
 
     def start(workers, out):
         return subprocess.Popen(
-            torchrun(workers, *command, *words, tmp_path / out),
+            torchrun(workers, *command, *arguments, tmp_path / out),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -170,7 +170,7 @@ def test_torchrun_with_a_worker_killed_and_started_again(model, tmp_path, worker
         sample_to_folder(Sampler(model), 400, tmp_path / "killed", **options)
     else:
         assert start(workers, "killed").wait(120) == 0
-    sample_to_folder(Sampler(model), 400, tmp_path / "peace", **options)
-    found = contents(tmp_path / "killed")
-    assert found == contents(tmp_path / "peace")
-    assert json.loads(found["request.json"])["n"] == 400
+    sample_to_folder(Sampler(model), 400, tmp_path / "uninterrupted", **options)
+    files = contents(tmp_path / "killed")
+    assert files == contents(tmp_path / "uninterrupted")
+    assert json.loads(files["request.json"])["n"] == 400

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at a time."""
+"""The peak of live tensor memory, in bytes."""
 
 import weakref
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Live(TorchDispatchMode):
-    """Follows every storage that an operation makes, the backward ones included."""
+    """A counter of the storages that operations allocate, the backward pass's included."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.known: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
 
-    def _gone(self, address: int) -> None:
-        self.now -= self.known.pop(address)
+    def _freed(self, address: int) -> None:
+        self.now -= self.sizes.pop(address)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {
+        inputs = {
             t.untyped_storage()._cdata
             for t in tree_leaves((args, kwargs))
             if isinstance(t, torch.Tensor)
@@ -31,16 +31,16 @@ class _Live(TorchDispatchMode):
                 continue
             storage = tensor.untyped_storage()
             address = storage._cdata
-            if address not in self.known and address not in given:
-                self.known[address] = storage.nbytes()
+            if address not in self.sizes and address not in inputs:
+                self.sizes[address] = storage.nbytes()
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, address)
+                weakref.finalize(storage, self._freed, address)
         self.peak = max(self.peak, self.now)
         return result
 
 
 def peak(work: Callable[[], object]) -> int:
-    """The most bytes that tensors made by ``work`` held at a time, in operations torch sees."""
+    """Return the most bytes that were alive at a time of those that ``work`` allocates in torch."""
     with _Live() as live:
         work()
     return live.peak

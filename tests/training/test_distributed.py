@@ -1,4 +1,4 @@
-"""Training by several processes (torchrun, gloo) is the training of one."""
+"""Training by several processes (torchrun, gloo) equals training by one."""
 
 import json
 import subprocess
@@ -18,16 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 50
 
 
-def together(processes, *command):
-    """The command's exit status; torchrun's own is 1 whatever a process's was."""
-    start = torchrun(processes, *command)
-    done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=200)
+def launch(processes, *command):
+    """Run a command by torchrun; return torchrun's exit status and output."""
+    arguments = torchrun(processes, *command)
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=200)
     return done.returncode, done.stdout + done.stderr
 
 
 def run(processes, out, iterations=ITERATIONS, config=None, **options):
     options |= {"iterations": iterations, "config": config or {}}
-    return together(processes, "-m", "tests.training.train_together", out, json.dumps(options))
+    return launch(processes, "-m", "tests.training.train_together", out, json.dumps(options))
 
 
 def logged(folder):
@@ -38,27 +38,27 @@ def logged(folder):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run of one process: its folder and trainer after so many iterations."""
+    """A run of one process: its folder and trainer, by the number of iterations."""
 
     @cache
-    def of(iterations):
+    def run_alone(iterations):
         folder = tmp_path_factory.mktemp("alone")
-        made = trainer()
-        made.fit(iterations, folder=folder)
-        return folder, made
+        single = trainer()
+        single.fit(iterations, folder=folder)
+        return folder, single
 
-    return of
+    return run_alone
 
 
-def same(folder, alone):
-    found, expected = logged(folder), logged(alone[0])
-    assert len(found) == len(expected) == alone[1].iteration
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-9)
+def check_same(folder, alone):
+    actual, expected = logged(folder), logged(alone[0])
+    assert len(actual) == len(expected) == alone[1].iteration
+    for line, expected_line in zip(actual, expected, strict=True):
+        assert line == pytest.approx(expected_line, abs=1e-9)
     resumed = Trainer.resume(folder, images())
     for network in ("model", "ema"):
-        mine, theirs = (weights(getattr(t, network)) for t in (resumed, alone[1]))
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
+        ours, reference = (weights(getattr(t, network)) for t in (resumed, alone[1]))
+        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -69,30 +69,29 @@ def same(folder, alone):
         pytest.param(4, ITERATIONS, marks=pytest.mark.slow),
     ],
 )
-def test_the_run_is_that_of_one_process(processes, iterations, alone, tmp_path):
+def test_the_run_equals_that_of_one_process(processes, iterations, alone, tmp_path):
     status, output = run(processes, tmp_path, iterations)
     assert status == 0, output
-    same(tmp_path, alone(iterations))
+    check_same(tmp_path, alone(iterations))
 
 
 def test_in_float32_by_kernels(tmp_path):
-    """FSDP2 and accumulation, where compiled kernels compute the losses."""
+    """FSDP2 and accumulation, with compiled kernels for the losses."""
     config = {"precision": "fp32", "warmup": 0}
-    made = trainer(TrainConfig(**{**CONFIG, **config}))
-    made.fit(4, folder=tmp_path / "alone")
+    trainer(TrainConfig(**{**CONFIG, **config})).fit(4, folder=tmp_path / "alone")
     sharded = {**config, "shard": True, "accumulate": 2}
     status, output = run(2, tmp_path / "together", 4, sharded)
     assert status == 0, output
-    found, expected = logged(tmp_path / "together"), logged(tmp_path / "alone")
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    actual, expected = logged(tmp_path / "together"), logged(tmp_path / "alone")
+    for line, expected_line in zip(actual, expected, strict=True):
+        assert line == pytest.approx(expected_line, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True])
-def test_sharded_parts_stopped_and_resumed_otherwise(alone, tmp_path, again):
-    """FSDP2 and accumulation; SIGTERM to one process stops both at a checkpoint; one goes on, or
-    both before it."""
+def test_a_sharded_run_is_stopped_and_resumed_by_one_process(alone, tmp_path, again):
+    """FSDP2 and accumulation: SIGTERM to one process stops both at a checkpoint, from which one
+    process goes on; with ``again``, both go on for some iterations before it."""
     sharded = {"shard": True, "accumulate": 2}
     status, output = run(2, tmp_path, config=sharded, sigterm=12)
     assert status != 0
@@ -102,12 +101,12 @@ def test_sharded_parts_stopped_and_resumed_otherwise(alone, tmp_path, again):
         status, output = run(2, tmp_path, iterations=18, config=sharded, resume=True)
         assert status == 0, output
     Trainer.resume(tmp_path, images()).fit(ITERATIONS, folder=tmp_path)
-    same(tmp_path, alone(ITERATIONS))
+    check_same(tmp_path, alone(ITERATIONS))
 
 
 @pytest.mark.slow
-def test_a_fault_of_one_process_is_everyones(tmp_path):
-    """All skip what one cannot trust, and go back together."""
+def test_a_bad_iteration_of_one_process_is_skipped_by_all(tmp_path):
+    """They also go back to a checkpoint together."""
     status, output = run(2, tmp_path, 12, {"patience": 1}, broken=[7, 8])
     assert status == 0, output
     lines = logged(tmp_path)
@@ -121,12 +120,12 @@ def test_command_line(tmp_path):
     sizes = ["--energy-width", "8", "--energy-blocks", "1", "--initializer-width", "8"]
     out = tmp_path / "run"
     command = ["-m", "cdrl_fast.cli", "train", "--recipe", "digits", "--out", out, *sizes]
-    status, output = together(2, *command, "--iterations", 2, "--device", "cpu")
+    status, output = launch(2, *command, "--iterations", 2, "--device", "cpu")
     assert status == 0, output
     assert output.count("2 iterations") == 1
     assert CDRL.from_pretrained(str(out)).sample_shape == (1, 8, 8)
 
 
-def test_a_batch_that_cannot_be_shared():
-    with pytest.raises(ValueError, match="8 cannot be shared by 1 processes in 3 parts"):
+def test_a_batch_that_cannot_be_divided():
+    with pytest.raises(ValueError, match="multiple of 3 .*accumulate=3.*, got 8"):
         trainer(TrainConfig(batch_size=8, accumulate=3))

@@ -1,4 +1,4 @@
-"""What a training run survives: bad numbers, full disks, broken checkpoints, signals."""
+"""Faults that a training run survives: NaN, full disks, corrupt checkpoints, signals."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import torch
 from cdrl_fast import CDRL, ChainDiverged, CheckpointError, TrainConfig, Trainer, TrainingDiverged
 from cdrl_fast.data import Dataset
 from cdrl_fast.storage.locate import checkpoints_of
-from cdrl_fast.training.optim import SETTLED, Monitor
+from cdrl_fast.training.optim import MIN_HISTORY, Monitor
 
 CONFIG = TrainConfig(
     batch_size=4, energy_lr=1e-3, initializer_lr=1e-3, warmup=0, checkpoint_every=2, log_every=1,
@@ -33,11 +33,11 @@ def images():
 
 @pytest.fixture
 def trainer(image_model, images):
-    return Trainer(plain(image_model), images, CONFIG)
+    return Trainer(without_labels(image_model), images, CONFIG)
 
 
-def plain(model):
-    """The same networks without labels."""
+def without_labels(model):
+    """Return a model with the same networks, without labels."""
     config = model.to_config()
     for network in ("energy", "initializer"):
         config[network]["classes"] = 0
@@ -50,7 +50,7 @@ def entries(run):
 
 
 def poisoned(trainer, when):
-    """The trainer, whose data is NaN at iterations for which ``when`` holds."""
+    """Make a trainer's data NaN at iterations for which ``when`` is true; return the trainer."""
     at = trainer.batches.at
 
     def batch(iteration):
@@ -69,7 +69,10 @@ def test_a_bad_batch_is_skipped(trainer, tmp_path):
     poisoned(trainer, lambda i: i == 3).fit(5, folder=tmp_path)
     log = entries(tmp_path)
     (skipped,) = [x for x in log if "skipped" in x]
-    assert "iteration 3, step 1: a training chain left the finite numbers" in skipped["skipped"]
+    assert (
+        "iteration 3, step 1: the training chain became non-finite (NaN or Inf)"
+        in skipped["skipped"]
+    )
     assert (trainer.iteration, trainer.rollbacks) == (5, 0)
     assert torch.isfinite(weights(trainer.model)).all()
 
@@ -93,17 +96,15 @@ def test_bad_gradients_and_energies_are_skipped(trainer, tmp_path, broken):
     assert torch.isfinite(weights(trainer.model)).all()
 
 
-def test_an_explosion_is_skipped_once_the_usual_is_known(trainer):
+def test_an_explosion_is_an_anomaly_once_the_usual_norm_is_known():
     monitor = Monitor()
     rng = np.random.default_rng(0)
-    for norm in rng.lognormal(0.0, 1.0, SETTLED):
-        assert monitor.complaint({"energy_grad_norm": 1e6}) is None
-        monitor.note({"energy_grad_norm": norm})
-    assert monitor.complaint({"energy_grad_norm": 30.0}) is None
-    assert "energy_grad_norm is 1e+04, usually about" in monitor.complaint(
-        {"energy_grad_norm": 1e4}
-    )
-    assert "energy_loss is inf" in monitor.complaint({"energy_loss": float("inf")})
+    for norm in rng.lognormal(0.0, 1.0, MIN_HISTORY):
+        assert monitor.anomaly({"energy_grad_norm": 1e6}) is None
+        monitor.update({"energy_grad_norm": norm})
+    assert monitor.anomaly({"energy_grad_norm": 30.0}) is None
+    assert "energy_grad_norm is 1e+04, usually about" in monitor.anomaly({"energy_grad_norm": 1e4})
+    assert "energy_loss is inf" in monitor.anomaly({"energy_loss": float("inf")})
     again = Monitor(json.loads(json.dumps(monitor.state)))
     assert again.state == monitor.state
 
@@ -123,8 +124,8 @@ def test_many_bad_iterations_go_back_with_smaller_steps_and_other_noise(trainer,
     assert resumed._monitor.state == trainer._monitor.state
 
 
-def test_what_going_back_does_not_cure_stops(trainer, tmp_path):
-    with pytest.raises(TrainingDiverged, match="3 iterations in a row .* went back 2 times"):
+def test_training_stops_if_going_back_does_not_help(trainer, tmp_path):
+    with pytest.raises(TrainingDiverged, match="3 iterations in a row .* went back .* 2 times"):
         poisoned(trainer, lambda i: i >= 3).fit(20, folder=tmp_path)
     assert torch.isfinite(weights(trainer.model)).all()
 
@@ -160,11 +161,11 @@ def test_resume_falls_back_to_the_checkpoint_before(trainer, tmp_path, damage):
 
 def test_an_unfinished_checkpoint_is_cleared_away(trainer, tmp_path):
     trainer.fit(2, folder=tmp_path)
-    left = tmp_path / "checkpoints" / ".00000004.abcd"
-    left.mkdir()
-    (left / "training.safetensors").write_bytes(b"half")
+    unfinished = tmp_path / "checkpoints" / ".00000004.abcd"
+    unfinished.mkdir()
+    (unfinished / "training.safetensors").write_bytes(b"half")
     Trainer.resume(tmp_path, trainer.data).fit(3, folder=tmp_path)
-    assert not left.exists()
+    assert not unfinished.exists()
 
 
 def test_a_failed_checkpoint_is_tried_again(trainer, tmp_path, monkeypatch):
@@ -196,12 +197,12 @@ def test_a_full_disk_is_an_error_before_anything_is_trained(trainer, tmp_path, m
 
 def test_a_folder_that_cannot_be_written_to(trainer, tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(CheckpointError, match="cannot hold a training run"):
+    with pytest.raises(CheckpointError, match="cannot write a training run here"):
         trainer.fit(2, folder=tmp_path / "run")
 
 
 def test_files_beyond_the_limit(trainer, tmp_path):
-    """The kernel refuses the write, as on a full disk: what was there stays whole."""
+    """The system refuses the write, as on a full disk; earlier checkpoints stay complete."""
     trainer.fit(2, folder=tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
@@ -223,12 +224,12 @@ def test_checkpoints_by_the_clock(trainer, tmp_path, monkeypatch):
 
 def test_another_runs_folder_is_left_alone(trainer, image_model, images, tmp_path):
     trainer.fit(4, folder=tmp_path)
-    log, kept = (tmp_path / "log.jsonl").read_bytes(), checkpoints_of(tmp_path)
-    fresh = Trainer(plain(image_model), images, CONFIG)
+    log, checkpoints = (tmp_path / "log.jsonl").read_bytes(), checkpoints_of(tmp_path)
+    fresh = Trainer(without_labels(image_model), images, CONFIG)
     with pytest.raises(CheckpointError, match="a run that is at iteration 4, this one is at 0"):
         fresh.fit(2, folder=tmp_path)
     assert (tmp_path / "log.jsonl").read_bytes() == log
-    assert checkpoints_of(tmp_path) == kept
+    assert checkpoints_of(tmp_path) == checkpoints
 
 
 def test_files_that_others_leave_among_the_checkpoints(trainer, tmp_path):
@@ -262,23 +263,23 @@ def test_a_roll_back_leaves_its_checkpoint_as_it_is(trainer, tmp_path, monkeypat
 @pytest.mark.parametrize("part", ["preview", "evaluate"])
 def test_a_preview_that_fails_does_not_stop_training(trainer, tmp_path, part, caplog):
     def fails(*arguments):
-        raise ChainDiverged("level 3 left the finite numbers", level=3, step=1, sample=0)
+        raise ChainDiverged("level 3 became non-finite", level=3, step=1, sample=0)
 
     trainer.config = replace(CONFIG, preview_every=2, metrics_every=2)
     trainer.fit(4, folder=tmp_path, **{part: fails})
     assert trainer.iteration == 4
-    assert "level 3 left the finite numbers" in caplog.text
+    assert "level 3 became non-finite" in caplog.text
 
 
-def test_the_log_tells_no_figures_of_a_skipped_iteration(trainer, tmp_path):
+def test_the_log_has_no_losses_of_a_skipped_iteration(trainer, tmp_path):
     last = poisoned(trainer, lambda i: i == 3).fit(4, folder=tmp_path)
-    told = [x["iteration"] for x in entries(tmp_path) if "energy_loss" in x]
-    assert told == [1, 2, 3]
+    iterations = [x["iteration"] for x in entries(tmp_path) if "energy_loss" in x]
+    assert iterations == [1, 2, 3]
     assert last["energy_loss"] == entries(tmp_path)[2]["energy_loss"]
 
 
 def test_sigterm_writes_a_checkpoint(tmp_path):
-    """As Slurm and Kubernetes announce the end."""
+    """Slurm and Kubernetes send it before they stop a job."""
     program = f"""
         from cdrl_fast.cli import main
         import sys
@@ -304,6 +305,6 @@ def test_sigterm_writes_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["patience", "rollbacks", "checkpoint_minutes"])
-def test_bad_numbers(name):
+def test_negative_numbers_are_refused(name):
     with pytest.raises(ValueError, match=f"expected {name} >= 0"):
         TrainConfig(**{name: -1})

@@ -1,7 +1,9 @@
-"""The floor of training's time: counted by hand, and what a run's log says of it."""
+"""The roofline of training: FLOP counted by hand, and the share of it in a run's log."""
 
 import json
+import shutil
 from itertools import cycle, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +13,14 @@ from torch import nn
 from cdrl_fast import CDRL, MLPEnergy, NoiseSchedule, TrainConfig, Trainer
 from cdrl_fast.data import load_data
 from cdrl_fast.precision import Precision
+from cdrl_fast.report.training import read_log
 from cdrl_fast.training import flops
-from cdrl_fast.training.flops import product_rate, sample_flop, sample_seconds
+from cdrl_fast.training.flops import matmul_rate, roofline_seconds, training_flop
+from cdrl_fast.training.run_folder import RunFolder
 
 
 class Map(nn.Module):
-    """Linear maps of points, to a number or to points."""
+    """A chain of linear maps of points, to a number or to points."""
 
     def __init__(self, *sizes):
         super().__init__()
@@ -33,43 +37,43 @@ def test_flop_by_hand(initializer):
     model = CDRL(Map(2, 8, 1), initializer, NoiseSchedule(steps=4), sample_shape=(2,))
     energy, proposal = 2 * (2 * 8 + 8 * 1), 2 * (2 * 5 + 5 * 2)
     expected = 4 * 2 * energy + 2 * 3 * energy + (3 * proposal if initializer else 0)
-    assert sample_flop(model) == expected
+    assert training_flop(model) == expected
 
 
 def test_the_papers_network_has_its_flop():
-    """105 TFLOP an iteration of 256 images."""
+    """An iteration of 256 images takes 105 TFLOP."""
     from cdrl_fast.training.recipe import load_recipe
-    from tests.training.test_recipe import distribute
+    from tests.training.test_recipe import stand_in
 
     recipe = load_recipe("cifar10")
-    model = recipe.model.build(distribute(recipe.data))
-    assert 256 * sample_flop(model) == pytest.approx(105e12, rel=0.05)
+    model = recipe.model.build(stand_in(recipe.data))
+    assert 256 * training_flop(model) == pytest.approx(105e12, rel=0.05)
 
 
 @pytest.fixture
 def ticks(monkeypatch):
-    """A clock on which a product takes 3, 2 and 5 seconds in turn; gives the shapes multiplied."""
+    """A clock on which matmuls take 3, 2 and 5 seconds; yields their shapes and dtypes."""
     now, calls = [0.0], []
-    product, seconds = torch.Tensor.__matmul__, cycle((3.0, 2.0, 5.0))
+    matmul, seconds = torch.Tensor.__matmul__, cycle((3.0, 2.0, 5.0))
 
     def timed(a, b):
         now[0] += next(seconds)
         calls.append((tuple(a.shape), tuple(b.shape), a.dtype))
-        return product(a, b)
+        return matmul(a, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", timed)
     monkeypatch.setattr(flops, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    product_rate.cache_clear()
+    matmul_rate.cache_clear()
     yield calls
-    product_rate.cache_clear()
+    matmul_rate.cache_clear()
 
 
-def test_the_rate_is_the_best_matrix_products(ticks):
-    rate = product_rate(torch.device("cpu"), torch.float32, "ieee")
+def test_the_rate_is_that_of_the_fastest_matmul(ticks):
+    rate = matmul_rate(torch.device("cpu"), torch.float32, "ieee")
     assert set(ticks) == {((768, 768), (768, 768), torch.float32)}
     assert rate == 2 * 768**3 / 2.0
     model = CDRL(Map(2, 8, 1), None, NoiseSchedule(), sample_shape=(2,))
-    assert sample_seconds(model, Precision("fp32")) == sample_flop(model) / rate
+    assert roofline_seconds(model, Precision("fp32")) == training_flop(model) / rate
 
 
 def test_a_run_logs_its_share(tmp_path):
@@ -78,8 +82,24 @@ def test_a_run_logs_its_share(tmp_path):
     trainer = Trainer(model, load_data("checkerboard"), TrainConfig(batch_size=64, log_every=1))
     trainer.fit(3, folder=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    floor = sample_seconds(model, trainer.precision)
+    roofline = roofline_seconds(model, trainer.precision)
     for line in lines[1:]:
-        share = line["samples_per_second"] * floor
+        share = line["samples_per_second"] * roofline
         assert line["share_of_roofline"] == pytest.approx(share, abs=1e-4)
         assert share < 1
+
+
+def test_logs_of_version_0_1_are_read_and_continued(tmp_path):
+    """There ``share_of_roofline`` had another name."""
+    log = tmp_path / "log.jsonl"
+    shutil.copy(Path(__file__).with_name("log_0.1.jsonl"), log)
+    before = read_log(log)
+    assert [row["iteration"] for row in before] == [1, 2, 3]
+    assert not any("share_of_roofline" in row for row in before)
+    run = RunFolder(tmp_path, TrainConfig(batch_size=10), iteration=2, roofline=0.01)
+    run.log_losses(3, 1.0, {"energy_loss": 0.25})
+    run.log_losses(4, 2.0, {"energy_loss": 0.25})
+    rows = read_log(log)
+    assert rows[:2] == before[:2]
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert rows[3]["share_of_roofline"] == 0.1

@@ -1,4 +1,4 @@
-"""Watching a run: what TensorBoard and Weights & Biases are shown, and that they cannot stop it."""
+"""Loggers: the contents of TensorBoard and Weights & Biases; their errors do not stop a run."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from PIL import Image
 from cdrl_fast import Trainer
 from cdrl_fast.data import Dataset
 from cdrl_fast.training.config import TrainConfig
-from cdrl_fast.training.loggers import device_numbers
+from cdrl_fast.training.loggers import gpu_stats
 
 
 @pytest.fixture
@@ -50,35 +50,35 @@ def fit(image_model, images, tmp_path):
     return run
 
 
-def scalars(folder):
+def read_events(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = accumulator.EventAccumulator(str(folder / "tensorboard"))
-    found.Reload()
-    return found
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return events
 
 
 def test_tensorboard_shows_the_log(fit):
     folder = fit(watch="tensorboard")
-    found, lines = scalars(folder), (folder / "log.jsonl").read_text().splitlines()
+    events, lines = read_events(folder), (folder / "log.jsonl").read_text().splitlines()
     logged = [line for line in map(json.loads, lines) if "energy_gap" in line]
     for name in ("energy_gap", "initializer_loss", "energy_grad_norm", "samples_per_second"):
-        shown = {e.step: e.value for e in found.Scalars(name)}
-        told = {line["iteration"]: line[name] for line in logged if name in line}
-        assert told
-        assert shown == pytest.approx(told, rel=1e-6)
-    assert [(e.step, e.value) for e in found.Scalars("frechet")] == [(4, 1.5)]
-    assert [(e.step, e.width, e.height) for e in found.Images("samples")] == [(2, 6, 5), (4, 6, 5)]
-    (skipped,) = found.Tensors("skipped/text_summary")
+        shown = {e.step: e.value for e in events.Scalars(name)}
+        expected = {line["iteration"]: line[name] for line in logged if name in line}
+        assert expected
+        assert shown == pytest.approx(expected, rel=1e-6)
+    assert [(e.step, e.value) for e in events.Scalars("frechet")] == [(4, 1.5)]
+    assert [(e.step, e.width, e.height) for e in events.Images("samples")] == [(2, 6, 5), (4, 6, 5)]
+    (skipped,) = events.Tensors("skipped/text_summary")
     assert b"iteration 2" in skipped.tensor_proto.string_val[0]
 
 
-def test_a_resumed_run_goes_on_in_the_same_curves(fit):
+def test_a_resumed_run_continues_the_same_curves(fit):
     fit(watch="tensorboard")
     folder = fit(6, watch="tensorboard")
-    assert [e.step for e in scalars(folder).Scalars("energy_gap")] == [1, 2, 4, 5, 6]
+    assert [e.step for e in read_events(folder).Scalars("energy_gap")] == [1, 2, 4, 5, 6]
 
 
-def test_what_cannot_be_shown_does_not_stop_training(fit, monkeypatch, caplog):
+def test_an_error_of_a_logger_does_not_stop_training(fit, monkeypatch, caplog):
     pytest.importorskip("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
@@ -89,13 +89,13 @@ def test_what_cannot_be_shown_does_not_stop_training(fit, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         folder = fit(watch="tensorboard")
     assert [r.message for r in caplog.records].count(
-        "the run is not watched any more: OSError: [Errno 28] No space left on device"
+        "TensorBoardLogger stopped, training goes on: OSError: [Errno 28] No space left on device"
     ) == 1
     assert (folder / "checkpoints" / "00000004").exists()
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
-def test_a_missing_package_is_told_before_training(fit, kind, monkeypatch, tmp_path):
+def test_a_missing_package_is_an_error_before_training(fit, kind, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, kind, None)
     with pytest.raises(ImportError, match=rf'pip install "cdrl-fast\[{kind}\]"'):
         fit(watch=kind)
@@ -103,22 +103,22 @@ def test_a_missing_package_is_told_before_training(fit, kind, monkeypatch, tmp_p
 
 
 def test_weights_and_biases(fit, monkeypatch):
-    """By a stand-in of the calls that are made."""
-    shown, begun = [], []
+    """With a stand-in for the functions that are called."""
+    shown, started = [], []
     run = types.SimpleNamespace(
         log=lambda values, step: shown.append((step, values)),
         alert=lambda title, text: shown.append((title, text)),
         finish=lambda: shown.append(("end", {})),
     )
     module = types.SimpleNamespace(
-        init=lambda **options: begun.append(options) or run,
+        init=lambda **options: started.append(options) or run,
         Image=lambda path: path,
     )
     monkeypatch.setitem(sys.modules, "wandb", module)
     folder = fit(watch="wandb")
     fit(5, watch="wandb")
-    assert [options["id"] for options in begun] == [(folder / "wandb-run").read_text()] * 2
-    assert begun[0]["resume"] == "allow"
+    assert [options["id"] for options in started] == [(folder / "wandb-run").read_text()] * 2
+    assert started[0]["resume"] == "allow"
     assert [step for step, values in shown if "energy_gap" in values] == [1, 2, 4, 5]
     assert (4, {"samples": str(folder / "previews" / "00000004.png")}) in shown
     assert [step for step, _ in shown].count("end") == 2
@@ -137,19 +137,19 @@ def test_the_real_weights_and_biases(fit, monkeypatch):
     assert [len(list(run.glob("*.wandb"))) for run in runs] == [1, 1]
 
 
-def test_a_gpu_that_does_not_tell_its_power(monkeypatch):
+def test_a_gpu_that_does_not_report_its_power(monkeypatch):
     class NVMLError(Exception):
-        """Not a RuntimeError, as in nvidia-ml-py."""
+        """An error that is no RuntimeError, as in nvidia-ml-py."""
 
-    def untold():
+    def power_draw():
         raise NVMLError("Not Supported")
 
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 3e9)
-    monkeypatch.setattr("torch.cuda.power_draw", untold)
-    assert device_numbers() == {"gpu_memory_gb": 3.0}
+    monkeypatch.setattr("torch.cuda.power_draw", power_draw)
+    assert gpu_stats() == {"gpu_memory_gb": 3.0}
 
 
-def test_only_known_watches():
+def test_unknown_loggers_are_refused():
     with pytest.raises(ValueError, match="expected watch"):
         TrainConfig(watch="television")

@@ -1,4 +1,4 @@
-"""Recipes: shipped ones, files, and what they refuse."""
+"""Recipes: shipped ones, JSON files, and files that are refused."""
 
 import json
 from dataclasses import replace
@@ -26,8 +26,8 @@ PUBLISHED = {
 }
 
 
-def distribute(spec):
-    """A data set of the shape that ``spec`` has; without its files, where it has any."""
+def stand_in(spec):
+    """Return a data set with the shape and classes of ``spec``, without its files."""
     if ":" not in spec:
         return load_data(spec)
     classes = tuple(str(i) for i in range({"cifar10": 10, "imagenet32": 1000}[spec.split(":")[0]]))
@@ -35,7 +35,7 @@ def distribute(spec):
 
 
 def published_files(spec, folder):
-    """Small files in the format of a data set's publishers; how to ask for them."""
+    """Write small files in the format of a data set's publishers; return their spec."""
     kind, _, _ = spec.partition(":")
     if kind == "cifar10":
         (folder / "cifar-10-batches-bin").mkdir()
@@ -49,7 +49,7 @@ def published_files(spec, folder):
 def test_shipped_recipes_build_and_round_trip(path, tmp_path):
     recipe = load_recipe(path.stem)
     with torch.device("meta"):
-        model = recipe.model.build(distribute(recipe.data))
+        model = recipe.model.build(stand_in(recipe.data))
     assert isinstance(model.energy, ResNetEnergy if model.is_image else MLPEnergy)
     copy = tmp_path / "recipe.json"
     copy.write_text(json.dumps(recipe.to_dict()))
@@ -63,16 +63,16 @@ def small_model(classes, seed, width=8):
 
 
 def test_warm_start_takes_the_layers_that_fit():
-    """Of other classes all but the labels' layers, whose spectral norms stay as they are, too."""
+    """From a model with other classes: all layers but those of labels, spectral norms included."""
     model, other = small_model(("a", "b"), 0), small_model(("a", "b", "c"), 1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    kept = model.warm_start(other)
-    assert "energy.embedding.label" in kept
-    assert all("label" in name for name in kept)
-    theirs = other.state_dict()
+    unchanged = model.warm_start(other)
+    assert "energy.embedding.label" in unchanged
+    assert all("label" in name for name in unchanged)
+    source = other.state_dict()
     for name, value in model.state_dict().items():
-        own = name.rpartition(".")[0] in kept
-        assert torch.equal(value, before[name] if own else theirs[name]), name
+        expected = before if name.rpartition(".")[0] in unchanged else source
+        assert torch.equal(value, expected[name]), name
     assert not torch.equal(model.energy.stem.weight, before["energy.stem.weight"])
     with pytest.raises(ValueError, match="no layer in common"):
         model.warm_start(CDRL.from_pretrained("checkerboard"))
@@ -82,7 +82,7 @@ def test_warm_start_takes_the_layers_that_fit():
 def test_the_papers_networks_have_their_sizes(name):
     recipe = load_recipe(name)
     with torch.device("meta"):
-        model = recipe.model.build(distribute(recipe.data))
+        model = recipe.model.build(stand_in(recipe.data))
     networks = (model.energy, model.initializer)
     assert tuple(sum(p.numel() for p in n.parameters()) for n in networks) == PUBLISHED[name]
     assert model.num_classes == (1000 if name == "imagenet32" else 0)
@@ -112,13 +112,13 @@ def test_the_papers_recipes_train_on_their_data(name, tmp_path):
     model = CDRL.from_pretrained(checkpoints_of(run)[-1])
     assert model.num_classes == (1000 if name == "imagenet32" else 0)
     assert model.initializer.config["attention"] == (16, 8)
-    kept = load_recipe(run / "recipe.json")
-    assert kept.training == replace(
+    stored = load_recipe(run / "recipe.json")
+    assert stored.training == replace(
         load_recipe(name).training, batch_size=4, log_every=1, precision="fp32"
     )
 
 
-def test_the_shipped_model_is_the_recipes(tmp_path):
+def test_the_shipped_model_has_the_recipes_config(tmp_path):
     recipe = load_recipe("digits")
     fresh = recipe.model.build(load_data("digits"))
     shipped = CDRL.from_pretrained("digits")
@@ -143,15 +143,15 @@ def test_building_is_seeded_and_leaves_torch_alone():
     [
         ("{", "not a JSON file"),
         ("[1]", "expected a JSON object, got list"),
-        ('{"datas": "digits"}', "unknown datas; known: data"),
-        ('{"model": {"width": 3}}', "model: unknown width; known: attention"),
+        ('{"datas": "digits"}', "unknown datas; expected data"),
+        ('{"model": {"width": 3}}', "model: unknown width; expected attention"),
         ('{"training": {"lr": 3}}', "training: unknown lr"),
         ('{"training": {"batch_size": 0}}', "batch_size >= 1"),
-        ('{"training": {"batch_size": "many"}}', "training: .*batch_size int, got 'many'"),
-        ('{"model": {"conditional": "no"}}', "model: .*conditional bool, got 'no'"),
-        ('{"model": {"attention": 16}}', "attention a list of int, got 16"),
+        ('{"training": {"batch_size": "many"}}', "training: .*batch_size to be int, got 'many'"),
+        ('{"model": {"conditional": "no"}}', "model: .*conditional to be bool, got 'no'"),
+        ('{"model": {"attention": 16}}', "attention to be a list of int, got 16"),
         ('{"model": null}', "model: expected a JSON object, got None"),
-        ('{"image_size": 1.5}', "image_size int or null, got 1.5"),
+        ('{"image_size": 1.5}', "image_size to be int or null, got 1.5"),
     ],
 )
 def test_bad_recipes(text, message, tmp_path):
@@ -166,7 +166,7 @@ def test_bad_recipes(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "recipe"), [("digits", "digits"), ("fashion-mnist", EXAMPLES / "fashion-mnist.json")]
 )
-def test_shipped_models_are_of_their_recipes(name, recipe):
+def test_shipped_models_match_their_recipes(name, recipe):
     model, recipe = CDRL.from_pretrained(name), load_recipe(recipe)
     config = model.energy.config
     assert config["width"] == recipe.model.energy_width
@@ -179,7 +179,7 @@ def test_shipped_models_are_of_their_recipes(name, recipe):
 
 
 def test_the_shipped_checkerboard_is_one():
-    """Of its recipe, and its points are inside the eight squares, all of which they fill alike."""
+    """Its points are inside the eight squares, which they fill evenly; it matches its recipe."""
     model, recipe = CDRL.from_pretrained("checkerboard"), load_recipe("checkerboard")
     assert model.energy.config["width"] == recipe.model.energy_width
     assert tuple(model.energy.config["multipliers"]) == recipe.model.energy_multipliers

@@ -1,4 +1,4 @@
-"""A training iteration as a CUDA graph; without a GPU with a stand-in for the capture."""
+"""A training iteration as a CUDA graph; without a GPU, with a stand-in for the capture."""
 
 import copy
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.conftest import weights
 from tests.sampling.test_chain_graph import Recorder
 
 CONFIG = TrainConfig(batch_size=8, warmup=0, energy_lr=1e-3, initializer_lr=1e-3, precision="fp32")
-# Of operations that a capture cannot hold: the host waits, or gives memory of its own.
+# Operations that cannot be captured: the host waits, or copies from its memory.
 FOR_THE_HOST = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "lift_fresh")
 
 
@@ -29,16 +29,16 @@ def images():
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """Graphs on the CPU, the chain by the reference rooms of the operations for GPUs."""
-    found = Recorder()
-    monkeypatch.setattr("cdrl_fast.training.step_graph.capture", found)
+    """A stand-in for graphs on the CPU; GPU operations run by their reference backend."""
+    recorder = Recorder()
+    monkeypatch.setattr("cdrl_fast.training.step_graph.capture", recorder)
     monkeypatch.setattr("cdrl_fast.engine.select.uses_gpu_passes", lambda *_: True)
     monkeypatch.setattr(Iteration, "capturable", property(lambda self: self.config.graph == "auto"))
-    return found
+    return recorder
 
 
 def pair(model, data, config):
-    """A trainer with a graph and one without."""
+    """Return a trainer with a graph and one without."""
     graphed = Trainer(copy.deepcopy(model), data, config)
     plain = Trainer(copy.deepcopy(model), data, replace(config, graph="off"))
     assert isinstance(graphed._compute, IterationGraph)
@@ -55,11 +55,11 @@ def pair(model, data, config):
     ],
     ids=["plain", "parts", "recomputed"],
 )
-def test_gives_the_plain_run(recorder, image_model, images, options):
+def test_a_run_with_a_graph_equals_one_without(recorder, image_model, images, options):
     graphed, plain = pair(image_model, images, replace(CONFIG, **options))
     for iteration in range(3):
-        mine, theirs = graphed.step(), plain.step()
-        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6), iteration
+        actual, expected = graphed.step(), plain.step()
+        assert actual == pytest.approx(expected, rel=1e-4, abs=1e-6), iteration
     torch.testing.assert_close(weights(graphed.model), weights(plain.model), rtol=0, atol=1e-5)
     assert (recorder.captures, recorder.replays) == (1, 3)
 
@@ -94,7 +94,7 @@ def test_without_a_capture_it_warns_and_trains(recorder, image_model, images, mo
 
     monkeypatch.setattr("cdrl_fast.training.step_graph.capture", refused)
     graphed, plain = pair(image_model, images, CONFIG)
-    with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted"):
+    with pytest.warns(UserWarning, match="without a CUDA graph.*not permitted"):
         graphed.step()
     graphed.step()
     plain.step()
@@ -103,7 +103,7 @@ def test_without_a_capture_it_warns_and_trains(recorder, image_model, images, mo
 
 
 class Operations(TorchDispatchMode):
-    """Notes the names of all operations."""
+    """A recorder of the names of all operations."""
 
     def __init__(self):
         super().__init__()
@@ -116,7 +116,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_nothing_in_it_waits_for_the_host(recorder, image_model, images, precision, monkeypatch):
-    # Unlike torch's on the CPU, that of GPUs looks at no value.
+    # On GPUs torch's one_hot reads no value; on CPUs it does.
     monkeypatch.setattr(
         "cdrl_fast.networks.layers.F.one_hot",
         lambda label, classes: (label[:, None] == torch.arange(classes)).long(),
@@ -134,10 +134,10 @@ def test_nothing_in_it_waits_for_the_host(recorder, image_model, images, precisi
 
 def test_is_for_images_on_one_gpu(image_model, images):
     points = Dataset("points", np.zeros((8, 2), dtype=np.float32), None, (), None)
-    of_points = CDRL(MLPEnergy(2, 16, (1,)), None, NoiseSchedule(steps=2))
-    for model, data in ((image_model, images), (of_points, points)):
+    point_model = CDRL(MLPEnergy(2, 16, (1,)), None, NoiseSchedule(steps=2))
+    for model, data in ((image_model, images), (point_model, points)):
         assert isinstance(Trainer(model, data, CONFIG)._compute, Iteration)
-    with pytest.raises(ValueError, match="expected graph .auto. or .off., got 'always'"):
+    with pytest.raises(ValueError, match="expected graph to be .auto. or .off., got 'always'"):
         TrainConfig(graph="always")
 
 

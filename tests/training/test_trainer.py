@@ -1,4 +1,4 @@
-"""`Trainer`: the iteration against the reference, schedules, resume to the bit, bad input."""
+"""`Trainer`: the iteration against the reference, schedules, exact resuming, bad input."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def images():
 
 @pytest.mark.parametrize("variance_reduction", [True, False])
 @pytest.mark.parametrize("drl", [False, True])
-def test_iteration_is_the_reference_iteration(image_model, images, variance_reduction, drl):
+def test_an_iteration_equals_the_reference_iteration(image_model, images, variance_reduction, drl):
     model = image_model.double()
     if drl:
         model.initializer = None
@@ -65,7 +65,7 @@ def test_iteration_is_the_reference_iteration(image_model, images, variance_redu
 @pytest.mark.parametrize("variance_reduction", [True, False])
 def test_noised_pairs_have_the_right_moments(variance_reduction, image_model):
     schedule, n = image_model.schedule, 200_000
-    table = NoiseTable.of(schedule, torch.device("cpu"), torch.float64)
+    table = NoiseTable.from_schedule(schedule, torch.device("cpu"), torch.float64)
     for t in (1, 3, 6):
         generator = torch.Generator().manual_seed(t)
         noise = torch.randn(2, n, 1, generator=generator, dtype=torch.float64)
@@ -134,25 +134,25 @@ def test_flip_mirrors_half_of_the_images(image_model, images):
 
 def test_resume_is_bit_identical(image_model, images, tmp_path):
     twin = copy.deepcopy(image_model)
-    whole = Trainer(image_model, images, CONFIG)
-    whole.fit(7)
+    uninterrupted = Trainer(image_model, images, CONFIG)
+    uninterrupted.fit(7)
     first = Trainer(twin, images, CONFIG)
     first.fit(3, folder=tmp_path)
     resumed = Trainer.resume(tmp_path, images)
     assert resumed.iteration == 3
     resumed.fit(7, folder=tmp_path)
-    assert torch.equal(weights(resumed.model), weights(whole.model))
-    assert torch.equal(weights(resumed.ema), weights(whole.ema))
+    assert torch.equal(weights(resumed.model), weights(uninterrupted.model))
+    assert torch.equal(weights(resumed.ema), weights(uninterrupted.ema))
     loaded = CDRL.from_pretrained(tmp_path)
-    assert torch.equal(weights(loaded), weights(whole.ema))
+    assert torch.equal(weights(loaded), weights(uninterrupted.ema))
     lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [x["iteration"] for x in lines] == [1, 2, 3, 4, 5, 6, 7]
-    kept = sorted(f.name for f in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["00000006", "00000007"]
+    checkpoints = sorted(f.name for f in (tmp_path / "checkpoints").iterdir())
+    assert checkpoints == ["00000006", "00000007"]
 
 
 @pytest.mark.skipif(_extension.load() is None, reason="bfloat16 is the compiled module's")
-def test_precision_is_of_the_chain(image_model, images):
+def test_the_chain_has_its_precision(image_model, images):
     revised = []
     for precision in ("fp32", "bf16"):
         trainer = Trainer(image_model, images, replace(CONFIG, precision=precision))
@@ -179,14 +179,14 @@ def test_automatic_precision(image_model, images):
 def test_precision_that_does_not_fit(image_model, images):
     with pytest.raises(ValueError, match='chain of torch.float32 cannot be "fp64"'):
         Trainer(image_model, images, TrainConfig(precision="fp64"))
-    with pytest.raises(ValueError, match="expected precision .auto., .fp64"):
+    with pytest.raises(ValueError, match="expected precision to be .auto., .fp64"):
         Trainer(image_model, images, TrainConfig(precision="half"))
     with pytest.raises(ValueError, match='chain of torch.float64 cannot be "fp32"'):
         Trainer(image_model.double(), images, TrainConfig(precision="fp32"))
 
 
 def test_resumed_runs_keep_their_precision(image_model, images, tmp_path):
-    """Also those of versions without a choice, which were in full precision."""
+    """Runs without a stored precision were in full precision."""
     folder = Trainer(image_model, images, replace(CONFIG, precision="fp32")).save(tmp_path / "new")
     files = read_folder(folder)
     stored = json.loads(files["config.json"])
@@ -222,9 +222,9 @@ def test_ctrl_c_writes_a_checkpoint(image_model, images, tmp_path):
     assert trainer.iteration == 3
     resumed = Trainer.resume(tmp_path, images)
     resumed.fit(5)
-    whole = Trainer(twin, images, CONFIG)
-    whole.fit(5)
-    assert torch.equal(weights(resumed.model), weights(whole.model))
+    uninterrupted = Trainer(twin, images, CONFIG)
+    uninterrupted.fit(5)
+    assert torch.equal(weights(resumed.model), weights(uninterrupted.model))
 
 
 def test_previews_and_metrics(image_model, images, tmp_path):
@@ -245,7 +245,7 @@ def test_non_finite_training_keeps_the_weights(image_model, images):
     parameters = [p.clone() for p in trainer.model.parameters()]
     broken = torch.full((6, 1, 8, 8), float("nan"))
     trainer.batches.at = lambda iteration: (broken, torch.ones(6, dtype=torch.int64))
-    with pytest.raises(ChainDiverged, match="iteration 2, step 1: a training chain left the"):
+    with pytest.raises(ChainDiverged, match="iteration 2, step 1: the training chain became non-f"):
         trainer.step()
     after = trainer.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(parameters, after, strict=True))
@@ -263,8 +263,8 @@ def test_no_network_is_updated_when_one_gradient_is_not_finite(image_model, imag
     assert all(torch.equal(a, b) for a, b in zip(parameters, after, strict=True))
 
 
-def test_dropout_is_given_back(image_model, images):
-    """After an iteration the caller's own loop draws fresh masks again."""
+def test_dropout_is_torchs_again_after_an_iteration(image_model, images):
+    """A loop of the caller's own draws new masks in each call."""
     Trainer(image_model, images, CONFIG).step()
     x, level = torch.ones(2, 1, 8, 8), torch.zeros(2)
     image_model.initializer.train()
@@ -276,13 +276,13 @@ def test_dropout_is_given_back(image_model, images):
     [
         ({"batch_size": 0}, "batch_size >= 1"),
         ({"energy_lr": 0.0}, "energy_lr > 0"),
-        ({"energy_lr": float("nan")}, "energy_lr a number, got nan"),
+        ({"energy_lr": float("nan")}, "energy_lr to be a number, got nan"),
         ({"energy_lr": -1.0}, "energy_lr > 0"),
         ({"initializer_warmup_offset": -600}, "initializer_warmup_offset >= 0"),
-        ({"batch_size": 2.5}, "batch_size int, got 2.5"),
-        ({"precision": "int8"}, "precision .auto., .*, got .int8."),
+        ({"batch_size": 2.5}, "batch_size to be int, got 2.5"),
+        ({"precision": "int8"}, "precision to be .auto., .*, got .int8."),
         ({"seed": 2**70}, "a seed of 64 bits"),
-        ({"shard": 1}, "shard bool, got 1"),
+        ({"shard": 1}, "shard to be bool, got 1"),
         ({"warmup": -1}, "warmup >= 0"),
         ({"label_drop": 1.0}, "0 <= label_drop < 1"),
         ({"keep": 0}, "keep >= 1"),
@@ -294,22 +294,22 @@ def test_bad_config(options, message):
 
 
 def test_data_that_does_not_fit(image_model, point_model, images):
-    with pytest.raises(ValueError, match=r"samples have shape \(2,\), those of 'random' \(1, 8, 8"):
+    with pytest.raises(ValueError, match=r"shape \(2,\), got \(1, 8, 8\) from 'random'"):
         Trainer(point_model, images)
     unlabelled = Dataset("plain", images.values, None, ())
-    with pytest.raises(ValueError, match="model has 3 classes, 'plain' has no labels"):
+    with pytest.raises(ValueError, match="at most 3 classes.* got no labels from 'plain'"):
         Trainer(image_model, unlabelled)
     points = Dataset("points", np.zeros((4, 2), dtype=np.float32), None, (), None)
-    with pytest.raises(ValueError, match="flip is for images"):
+    with pytest.raises(ValueError, match="flip needs images"):
         Trainer(point_model, points, TrainConfig(flip=True))
 
 
-def test_resume_refuses_what_is_not_the_run(image_model, images, tmp_path):
+def test_resume_refuses_other_folders_and_data(image_model, images, tmp_path):
     with pytest.raises(CheckpointError, match="no saved model or checkpoint here"):
         Trainer.resume(tmp_path / "nothing", images)
     image_model.save_pretrained(tmp_path / "model")
-    with pytest.raises(CheckpointError, match="a saved model, not a training checkpoint"):
+    with pytest.raises(CheckpointError, match="expected a training checkpoint, got a saved model"):
         Trainer.resume(tmp_path / "model", images)
     Trainer(image_model, images, CONFIG).save(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="trained on 20 samples of 'random', got 5"):
+    with pytest.raises(CheckpointError, match="expected the 20 samples of 'random' .*, got 5"):
         Trainer.resume(tmp_path / "run", images.subset(np.arange(5)))

@@ -1,4 +1,4 @@
-"""A process of a training run, for torchrun: ``train_together.py OUT OPTIONS``, options as JSON."""
+"""One process of a torchrun training run: ``train_together.py OUT OPTIONS``, options as JSON."""
 
 import json
 import os
@@ -21,7 +21,7 @@ CONFIG = {
 
 
 def trainer(config: TrainConfig | None = None) -> Trainer:
-    """Of a tiny conditional model with dropout on random images; in the config's precision."""
+    """Return a trainer of a tiny conditional model with dropout, in the config's precision."""
     config = config or TrainConfig(**CONFIG)
     torch.manual_seed(0)
     model = CDRL(
@@ -34,7 +34,7 @@ def trainer(config: TrainConfig | None = None) -> Trainer:
 
 
 def images() -> Dataset:
-    """Twenty of them, of two classes."""
+    """Return twenty random images of two classes."""
     rng = np.random.default_rng(0)
     values = rng.integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
     return Dataset("random", values, rng.integers(1, 3, 20), ("zero", "one"))
@@ -46,20 +46,20 @@ def main() -> None:
     with process_group(torch.device("cpu")):
         config = TrainConfig(**{**CONFIG, **options["config"]})
         resume = options.get("resume")
-        made = Trainer.resume(out, images(), config=config) if resume else trainer(config)
-        at, rank = made.batches.at, int(os.environ["RANK"])
+        ours = Trainer.resume(out, images(), config=config) if resume else trainer(config)
+        at, rank = ours.batches.at, int(os.environ["RANK"])
 
         def batch(iteration):
-            """On the last process alone: a SIGTERM, or batches that are not numbers."""
+            """Send a SIGTERM to the last process, or give it a batch of NaN."""
             x0, label = at(iteration)
             if rank > 0 and iteration == options.get("sigterm"):
                 os.kill(os.getpid(), signal.SIGTERM)
-            if rank > 0 and made.rollbacks == 0 and iteration in options.get("broken", ()):
+            if rank > 0 and ours.rollbacks == 0 and iteration in options.get("broken", ()):
                 x0 = x0 * float("nan")
             return x0, label
 
-        made.batches.at = batch
-        made.fit(options["iterations"], folder=out)
+        ours.batches.at = batch
+        ours.fit(options["iterations"], folder=out)
 
 
 if __name__ == "__main__":

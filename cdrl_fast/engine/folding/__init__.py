@@ -1,1 +1,1 @@
-"""Static weights: spectral norms, gains and level inputs folded once."""
+"""Folding: static weights with spectral norms, gains and level inputs multiplied in once."""

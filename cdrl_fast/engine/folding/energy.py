@@ -1,7 +1,7 @@
-"""Folding: a network's weights with all that is constant along a chain multiplied in.
+"""Folding of energy networks: what is constant along a chain is multiplied into the weights.
 
 Spectral norms and gains go into the weights. What depends on level and label alone becomes one bias
-row a block: f(y, λ, label) turns into f(y; rows, head).
+row per block: f(y, λ, label) turns into f(y; rows, head).
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
-from cdrl_fast.networks.layers import LEAK, SpectralConv2d, SpectralLinear, leaky, level_embedding
+from cdrl_fast.networks.layers import LEAK, leaky, level_embedding
 from cdrl_fast.networks.mlp import MLPBlock
 from cdrl_fast.networks.resnet import EnergyEmbedding, ResNetBlock
+from cdrl_fast.networks.spectral_norm import SpectralConv2d, SpectralLinear
 from cdrl_fast.ops.energy_gradient import Block, ResNetWeights
 from cdrl_fast.ops.mlp_chain import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.program import Instruction
 
 LEAKY = Activation("leaky_relu", LEAK)
 FEW_LABELS = 128
-"""Computed for all of them, which waits for no device; of more only those that are asked for."""
+"""Up to so many labels all are embedded, which needs no wait for the device; else those in use."""
 Cast = Callable[[Tensor | None], Tensor]
 LinearMap = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class LevelInputs:
-    """From level and label to what the energy's blocks and head need of them.
+    """A function from level and label to the rows of the energy's blocks and the embedding.
 
-    In float64, so that the last bits do not depend on how many labels are computed together; each
-    label is computed once. The sines of the embedding are taken in the network's own precision,
-    as the module does: their argument is large, and float32 shows.
+    It computes in float64, so that the last bits do not depend on the number of labels in a batch;
+    each label is computed once. The embedding's sines are computed in the network's precision, as
+    in the module: their argument is up to 1,000, and rounding shows.
 
     Attributes:
         maps: weight and bias of the embedding's two linear maps.
-        label: weight (4·width, classes + 1) and bias of the label's, or None.
-        level: weight (R, 4·width) and bias (R,) of all blocks' maps, one below the other.
-        bias: (R,), of the blocks' first convolutions.
+        label: weight (4·width, classes + 1) and bias of the label's linear map, or None.
+        level: weight (R, 4·width) and bias (R,) of all blocks' linear maps, one below the other.
+        bias: (R,), biases of the blocks' first convolutions.
     """
 
     maps: tuple[LinearMap, LinearMap]
@@ -48,16 +49,16 @@ class LevelInputs:
     bias: Tensor
 
     def __call__(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows (n, R) and the activated embedding (n, 4·width), n being the longer argument's.
+        """Return rows (n, R) and the activated embedding (n, 4·width).
 
         Args:
             logsnr: λ_{t-1}, (1,) or (batch,), in the network's precision.
-            label: int64 (1,) or (batch,), 0 being "no label"; None is that too.
+            label: int64 (1,) or (batch,); 0 or None is "no label". n is the longer length.
         """
-        e, back = embedded(self.maps, self.label, leaky, logsnr, label)
+        e, index = embedded(self.maps, self.label, leaky, logsnr, label)
         weight, bias = self.level
         rows = self.bias + leaky(e @ weight.mT + bias)
-        return (rows, e) if back is None else (rows[back], e[back])
+        return (rows, e) if index is None else (rows[index], e[index])
 
 
 def embedded(
@@ -67,25 +68,26 @@ def embedded(
     logsnr: Tensor,
     label: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The activated embedding of levels and labels, each label once, in the maps' precision.
+    """Return the activated embedding of levels and labels, each label once, in the maps' dtype.
 
     Returns:
-        (m, 4·width), and for each sample its row of these; None where rows and samples agree.
+        The embeddings (m, 4·width), and int64 (batch,), the index of each sample's embedding; None
+        instead if embeddings and samples correspond.
     """
     (w1, b1), (w2, b2) = maps
     e = level_embedding(logsnr, w1.shape[1]).to(w1.dtype)
     e = activation(e @ w1.mT + b1) @ w2.mT + b2
-    back = None
+    index = None
     if label_map is not None:
         weight, bias = label_map
-        index = logsnr.new_zeros(1, dtype=torch.long) if label is None else label.long()
-        if len(logsnr) == 1 and len(index) > 1:
+        labels = logsnr.new_zeros(1, dtype=torch.long) if label is None else label.long()
+        if len(logsnr) == 1 and len(labels) > 1:
             if weight.shape[1] <= FEW_LABELS:
-                index, back = torch.arange(weight.shape[1], device=index.device), index
+                labels, index = torch.arange(weight.shape[1], device=labels.device), labels
             else:
-                index, back = torch.unique(index, return_inverse=True)
-        e = e + weight.mT[index] + bias
-    return activation(e), back
+                labels, index = torch.unique(labels, return_inverse=True)
+        e = e + weight.mT[labels] + bias
+    return activation(e), index
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class FoldedResNet:
     """A `ResNetEnergy` as static weights.
 
     Attributes:
-        head: float64 (channels, 4·width), of the embedding.
+        weights: of `EnergyGradient`.
+        level_inputs: from level and label to rows and embedding.
+        head: float64 (channels, 4·width), from the embedding to the head.
     """
 
     weights: ResNetWeights
@@ -101,7 +105,7 @@ class FoldedResNet:
     head: Tensor
 
     def at(self, logsnr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows (n, R) and head (n, channels) of `EnergyGradient`; see `LevelInputs`."""
+        """Return rows (n, R) and head (n, channels) of `EnergyGradient`; see `LevelInputs`."""
         rows, e = self.level_inputs(logsnr, label)
         dtype = self.weights.stem.dtype
         return rows.to(dtype), (e @ self.head.mT).to(dtype)
@@ -109,21 +113,21 @@ class FoldedResNet:
 
 @dataclass(frozen=True)
 class FoldedMLP:
-    """An `MLPEnergy` as a program, whose rows are what depends on the level."""
+    """An `MLPEnergy` as a program, whose rows depend on level and label."""
 
     program: Program
     level_inputs: LevelInputs
 
     def at(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        """Rows (n, R) of `mlp_chain_`; see `LevelInputs`."""
+        """Return rows (n, R) of `mlp_chain_`; see `LevelInputs`."""
         return self.level_inputs(logsnr, label)[0].to(self.program.dtype)
 
 
 @torch.no_grad()
 def fold_resnet(network: ResNetEnergy, device: torch.device, dtype: torch.dtype) -> FoldedResNet:
-    """Static weights of the network as it is in eval mode; tensors of their own.
+    """Return the network in eval mode as static weights, which share no memory with it.
 
-    Exact: in float64 the folded network equals the module to rounding.
+    In float64 the folded network equals the module up to rounding.
     """
     cast = caster(device, dtype)
     stages = [[b for b in stage if isinstance(b, ResNetBlock)] for stage in _modules(network)]
@@ -133,29 +137,33 @@ def fold_resnet(network: ResNetEnergy, device: torch.device, dtype: torch.dtype)
         cast(network.stem.bias),
         tuple(tuple(_block(block, cast) for block in stage) for stage in stages),
     )
-    exactly = caster(device, torch.float64)
-    folded = fold_level_inputs(
+    to_float64 = caster(device, torch.float64)
+    level_inputs = fold_level_inputs(
         network.embedding,
         [block.level for block in blocks],
         [block.conv1.bias for block in blocks],
-        exactly,
+        to_float64,
     )
-    return FoldedResNet(weights, folded, exactly(network.head.weight))
+    return FoldedResNet(weights, level_inputs, to_float64(network.head.weight))
 
 
 @torch.no_grad()
 def fold_mlp(network: MLPEnergy, device: torch.device, dtype: torch.dtype) -> FoldedMLP:
-    """The energy of points as it is in eval mode, as a program with tensors of its own."""
+    """Return the network in eval mode as a program, which shares no memory with it."""
     cast = caster(device, dtype)
 
     def linear(
-        layer: SpectralLinear, source: int, target: int, by: Activation, gain: Tensor | None = None
+        layer: SpectralLinear,
+        source: int,
+        target: int,
+        activation: Activation,
+        gain: Tensor | None = None,
     ) -> Linear:
         weight, bias = spectral(layer, cast), cast(layer.bias)
         if gain is not None:
             gain = cast(gain).flatten()
             weight, bias = weight * gain[:, None], bias * gain
-        return Linear(source, target, weight, bias, by)
+        return Linear(source, target, weight, bias, activation)
 
     blocks = [block for block in network.blocks if isinstance(block, MLPBlock)]
     widths, column = [network.stem.in_features, network.stem.out_features], 0
@@ -166,20 +174,20 @@ def fold_mlp(network: MLPEnergy, device: torch.device, dtype: torch.dtype) -> Fo
         widths += [outs, outs]
         row = slice(column, column := column + outs)
         steps.append(Linear(source, middle, spectral(block.linear1, cast), row, LEAKY))
-        # The shortcut comes first: the kernel then adds it in the last map's epilogue.
+        # Shortcut first, so that the kernel adds it in the last map's epilogue.
         if block.shortcut is None:
             steps.append(Add(source, target))
         else:
             steps.append(linear(block.shortcut, source, target, IDENTITY))
         steps.append(linear(block.linear2, middle, target, LEAKY, block.gain))
     program = Program(tuple(widths), tuple(steps), cast(network.head.weight)[0], RELU)
-    folded = fold_level_inputs(
+    level_inputs = fold_level_inputs(
         network.embedding,
         [block.level for block in blocks],
         [block.linear1.bias for block in blocks],
         caster(device, torch.float64),
     )
-    return FoldedMLP(program, folded)
+    return FoldedMLP(program, level_inputs)
 
 
 def fold_level_inputs(
@@ -188,7 +196,14 @@ def fold_level_inputs(
     biases: list[Tensor | None],
     cast: Cast,
 ) -> LevelInputs:
-    """`LevelInputs` of an energy network with these maps from the embedding to its blocks."""
+    """Return the `LevelInputs` of an energy network.
+
+    Args:
+        embedding: of level and label.
+        levels: each block's linear map from the embedding.
+        biases: of each block's first layer.
+        cast: see `caster`.
+    """
 
     def linear(layer: SpectralLinear) -> tuple[Tensor, Tensor]:
         return spectral(layer, cast), cast(layer.bias)
@@ -218,13 +233,13 @@ def _block(block: ResNetBlock, cast: Cast) -> Block:
 
 
 def spectral(layer: SpectralConv2d | SpectralLinear, cast: Cast) -> Tensor:
-    """W / σ of a spectrally normalised layer, with u and v as they are."""
+    """Return W / σ of a spectrally normalised layer, with its current u and v."""
     weight = cast(layer.weight)
     return weight / torch.dot(cast(layer.u), weight.flatten(1) @ cast(layer.v))
 
 
 def caster(device: torch.device, dtype: torch.dtype) -> Cast:
-    """A function that makes a dense copy on a device, in a dtype."""
+    """Return a function that copies tensors to a device and a dtype, dense."""
 
     def cast(tensor: Tensor | None) -> Tensor:
         assert tensor is not None

@@ -1,4 +1,4 @@
-"""`MLPInitializer` as static linear maps, with the conditioning as one row a level."""
+"""Folding of `MLPInitializer`: static linear maps, with level and label as scale and shift."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from cdrl_fast.networks import MLPInitializer
 
 @dataclass(frozen=True)
 class FoldedPoints:
-    """An `MLPInitializer`: two linear maps, each normalised, between stem and head.
+    """An `MLPInitializer` as linear maps, two of them followed by a normalisation.
 
-    A GroupNorm behind a linear map is a linear map whose outputs have mean 0 in each group, divided
-    by their standard deviations, so that ``centred1`` (of the stem) and ``centred2`` (of the first
-    inner map) hold those; torch's own takes most of the module's time where groups are small.
+    A linear map followed by GroupNorm equals a centred linear map, whose outputs have mean 0 in
+    each group, divided by each group's standard deviation. torch's GroupNorm would take most of the
+    module's time if groups are small.
 
     Attributes:
-        stem, inner, head: weights (in, out) and biases of what is not normalised; head has none.
-        centred1, centred2: likewise.
-        norm1, norm2: weight and bias of the norms; norm2's in float64, it goes into the rows.
-        mean: (width, width), c² @ mean being the mean over each entry's group.
+        stem, inner: weight (in, out) and bias of the first and the last linear map of the block.
+        centred1, centred2: the same for the centred stem and the centred first inner map.
+        norm1, norm2: weight and bias of the norms; norm2's in float64, as part of the shift.
+        head: weight (in, out); there is no bias.
+        mean: (width, width); c² @ mean is the mean over each entry's group.
         epsilon: of the norms.
-        embedding, label, condition: float64 maps from level and label to scale and shift.
+        embedding, label, condition: float64 linear maps from level and label to scale and shift.
     """
 
     stem: LinearMap
@@ -43,21 +44,21 @@ class FoldedPoints:
     condition: LinearMap
 
     def at(self, logsnr: Tensor, label: Tensor | None) -> LinearMap:
-        """Scale and shift (n, width) of the second norm, its own weight and bias included.
+        """Return scale and shift (n, width) of the second norm, its own weight and bias included.
 
-        In float64, so that the last bits do not depend on how many labels are computed together.
+        They are computed in float64, so that the last bits do not depend on the batch's labels.
         """
-        e, back = embedded(self.embedding, self.label, F.silu, logsnr, label)
+        e, index = embedded(self.embedding, self.label, F.silu, logsnr, label)
         weight, bias = self.condition
         scale, shift = (e @ weight.mT + bias).chunk(2, dim=1)
         weight, bias = self.norm2
         scale, shift = weight * (1 + scale), bias * (1 + scale) + shift
-        if back is not None:
-            scale, shift = scale[back], shift[back]
+        if index is not None:
+            scale, shift = scale[index], shift[index]
         return scale.to(self.head), shift.to(self.head)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """The proposal for x: (batch, dim), like x."""
+        """Return the proposal for x: (batch, dim)."""
         weight, bias = self.norm1
         r = F.silu(torch.addcmul(bias, self._normalized(x, self.centred1), weight))
         r = F.silu(torch.addcmul(shift, self._normalized(r, self.centred2), scale))
@@ -76,17 +77,17 @@ def _linear(x: Tensor, layer: LinearMap) -> Tensor:
 
 @torch.no_grad()
 def fold_points(network: MLPInitializer, device: torch.device, dtype: torch.dtype) -> FoldedPoints:
-    """The network as it is in eval mode, in tensors of its own.
+    """Return the network in eval mode, folded; it shares no memory with the module.
 
-    Exact: in float64 the folded network equals the module to rounding.
+    In float64 the folded network equals the module up to rounding.
     """
-    cast, exactly = caster(device, dtype), caster(device, torch.float64)
+    cast, to_float64 = caster(device, dtype), caster(device, torch.float64)
     groups = network.norm1.num_groups
     size = network.norm1.num_channels // groups
-    mean = torch.kron(exactly(torch.eye(groups)), exactly(torch.ones(size, size)) / size)
+    mean = torch.kron(to_float64(torch.eye(groups)), to_float64(torch.ones(size, size)) / size)
 
     def linear(layer: nn.Linear | nn.GroupNorm) -> LinearMap:
-        return exactly(layer.weight), exactly(layer.bias)
+        return to_float64(layer.weight), to_float64(layer.bias)
 
     def plain(layer: nn.Linear) -> LinearMap:
         return cast(layer.weight.mT), cast(layer.bias)

@@ -1,4 +1,4 @@
-"""Folding the initializer: its weights, and what level and label are to its blocks."""
+"""Folding of `UNetInitializer`: its weights, and rows from level and label for its blocks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cdrl_fast.ops.unet_forward import Affine, Attention, Block, Layer, UNetWeig
 
 @dataclass(frozen=True)
 class UNetLevelInputs:
-    """From level and label to every block's scale and shift; in float64, as `fold.LevelInputs`.
+    """A function from level and label to all blocks' scales and shifts; see `LevelInputs`.
 
     Attributes:
         maps: weight and bias of the embedding's two linear maps.
-        label: weight (4·width, classes + 1) and bias of the label's, or None.
-        blocks: weight (R, 4·width) and bias (R,) of all blocks' maps, one below the other.
+        label: weight (4·width, classes + 1) and bias of the label's linear map, or None.
+        blocks: weight (R, 4·width) and bias (R,) of all blocks' linear maps, one below the other.
     """
 
     maps: tuple[LinearMap, LinearMap]
@@ -31,11 +31,11 @@ class UNetLevelInputs:
     blocks: LinearMap
 
     def __call__(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        """Rows (n, R), float64, n being the longer argument's; arguments as `fold.LevelInputs`."""
-        e, back = embedded(self.maps, self.label, F.silu, logsnr, label)
+        """Return rows (n, R), float64; arguments and n as `LevelInputs`."""
+        e, index = embedded(self.maps, self.label, F.silu, logsnr, label)
         weight, bias = self.blocks
         rows = e @ weight.mT + bias
-        return rows if back is None else rows[back]
+        return rows if index is None else rows[index]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class FoldedUNet:
     level_inputs: UNetLevelInputs
 
     def at(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        """Rows (n, R) of `UNetForward`; see `UNetLevelInputs`."""
+        """Return rows (n, R) of `UNetForward`; see `UNetLevelInputs`."""
         return self.level_inputs(logsnr, label).to(self.weights.stem.weight.dtype)
 
 
 @torch.no_grad()
 def fold_unet(network: UNetInitializer, device: torch.device, dtype: torch.dtype) -> FoldedUNet:
-    """Static weights of the network as it is in eval mode; tensors of their own."""
+    """Return the network in eval mode as static weights, which share no memory with it."""
     cast, config = caster(device, dtype), network.config
     weights = UNetWeights(
         image_size=config["image_size"],
@@ -66,10 +66,10 @@ def fold_unet(network: UNetInitializer, device: torch.device, dtype: torch.dtype
         norm=_affine(network.norm, cast),
         head=_affine(network.head, cast),
     )
-    exactly = caster(device, torch.float64)
+    to_float64 = caster(device, torch.float64)
 
     def linear(layer: nn.Linear) -> LinearMap:
-        return exactly(layer.weight), exactly(layer.bias)
+        return to_float64(layer.weight), to_float64(layer.bias)
 
     stages = (*network.downs, network.middle, *network.ups)
     parts = [linear(b.condition) for s in stages for b in _modules(s) if isinstance(b, UNetBlock)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.conv3x3 import reference, tiling, winners
+from cdrl_fast.ops.conv3x3 import reference, tiling, tuned
 from cdrl_fast.ops.dispatch import CONVOLUTION_BACKENDS, choose, reason
 from cdrl_fast.ops.layout import check_apart
 from cdrl_fast.ops.sign_bits import WORD
@@ -73,9 +73,9 @@ def conv3x3(
         reference.conv3x3(*tensors, *flags)
         return out
     capability = tiling.capability_of(x.device)
-    best = _winner(capability, x, shape[3], transposed, input_precision)
-    if backend == "auto" and best is not None and reason(best.room, x.device) is None:
-        chosen = best.room
+    best = _tuned(capability, x, shape[3], transposed, input_precision)
+    if backend == "auto" and best is not None and reason(best.backend, x.device) is None:
+        chosen = best.backend
     if chosen == "cudnn":
         from cdrl_fast.ops.conv3x3 import cudnn
 
@@ -88,14 +88,13 @@ def conv3x3(
     return out
 
 
-def _winner(
+def _tuned(
     capability: int, x: Tensor, channels: int, transposed: bool, input_precision: str
-) -> winners.Winner | None:
-    """What the table knows of such a convolution."""
+) -> tuned.Tuned | None:
     half = x.element_size() == 2
     precision = str(x.dtype).removeprefix("torch.") if half else input_precision
-    kind = winners.Kind(capability, precision, transposed, x.shape[3], channels)
-    return winners.committed().find(kind, x.shape[:3].numel())
+    pixels = x.shape[:3].numel()
+    return tuned.find(capability, precision, transposed, x.shape[3], channels, pixels)
 
 
 def _check(x: Tensor, weight: Tensor, transposed: bool, input_precision: str) -> None:

@@ -100,7 +100,7 @@ def conv3x3(
     # A copy at each call: a captured graph is replayed with other weights in the same memory.
     filters = taps.contiguous(memory_format=torch.channels_last)
     convolve = F.conv_transpose2d if transposed else F.conv2d
-    with fp32_precision(input_precision, repeatable=True):
+    with fp32_precision(input_precision, deterministic=True):
         y = convolve(x.permute(0, 3, 1, 2), filters, padding=1).permute(0, 2, 3, 1)
     rest = (row, residual, signs, signs_out, residual_activated, activate)
     launch(arguments(out, y.contiguous(), *rest), out.device)

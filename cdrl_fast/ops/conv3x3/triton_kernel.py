@@ -15,10 +15,10 @@ from cdrl_fast.ops.conv3x3.tiling import Blocks, Tiling, tiling
 from cdrl_fast.ops.triton_common import (
     OPTIONS,
     Launch,
+    inverse_leaky,
     launch,
     leaky,
     pack_signs,
-    recovered,
     unpack_signs,
 )
 
@@ -94,7 +94,7 @@ def finish(
     if residual is not None:
         h = tl.load(residual + at, mask=exists).to(tl.float32)
         if RESIDUAL_ACTIVATED:
-            h = recovered(h)
+            h = inverse_leaky(h)
         total += h
     if signs_out is not None:
         tl.store(signs_out + word, pack_signs(total > 0), mask=exists)

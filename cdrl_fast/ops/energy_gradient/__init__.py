@@ -29,7 +29,8 @@ class EnergyGradient:
             reference's, bfloat16 the native room's.
 
     Raises:
-        ValueError: weights or sizes that do not fit. BackendUnavailable: a chosen not to be had.
+        ValueError: weights or sizes that do not fit.
+        BackendUnavailable: the backend is not available.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -46,15 +47,15 @@ class EnergyGradient:
         weights.check("EnergyGradient")
         weights.check_size("EnergyGradient", height, width)
         stem = weights.stem
-        self.chosen = choose("EnergyGradient", backend, stem.device, stem.dtype, CPU_BACKENDS)
-        if bfloat16 and self.chosen != "native":
+        self.backend = choose("EnergyGradient", backend, stem.device, stem.dtype, CPU_BACKENDS)
+        if bfloat16 and self.backend != "native":
             raise BackendUnavailable(
-                "EnergyGradient: bfloat16 needs the native chosen, float32 weights on a CPU"
+                "EnergyGradient: bfloat16 needs the native backend, float32 weights on a CPU"
             )
         self.weights, self.shape = weights, (stem.shape[1], height, width)
         self._kernel = (
             native.ResNetGradient(weights, height, width, bfloat16=bfloat16)
-            if self.chosen == "native"
+            if self.backend == "native"
             else None
         )
 

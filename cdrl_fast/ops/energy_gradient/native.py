@@ -1,4 +1,4 @@
-"""`energy_gradient` in C++ (csrc/cpu/resnet_gradient.cpp): a whole gradient in one call."""
+"""`energy_gradient` in C++ (csrc/cpu/resnet/gradient.cpp): a whole gradient in one call."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
 from cdrl_fast.ops.head import reference
-from cdrl_fast.ops.layout import check_activations, check_dense, wide
+from cdrl_fast.ops.layout import check_activations, check_dense, sum_dtype
 
 
 def head(
@@ -43,7 +43,7 @@ def head(
     """
     check_activations("head", "a", a)
     batch, channels = a.shape[0], a.shape[3]
-    dtype = wide(a.dtype)
+    dtype = sum_dtype(a.dtype)
     out = torch.empty(batch, dtype=dtype, device=a.device) if out is None else out
     rows_of = (1 if rows.shape[:1] == (1,) else batch, channels)
     check_dense("head", "rows", rows, rows_of, dtype, a.device)

@@ -11,14 +11,14 @@ from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coeffici
 from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
-from cdrl_fast.ops.philox import check_rng, check_sign_bits, signed
+from cdrl_fast.ops.philox import check_int64, check_rng, signed
 
 NEVER = 2**63 - 1
-"""Value of ``first_bad`` while all is finite."""
+"""Value of ``first_bad`` while all states are finite."""
 
 
-def place_of(first_bad: int) -> tuple[int, int]:
-    """Draw and position in the batch of the first sample that left the finite numbers."""
+def decode_first_bad(first_bad: int) -> tuple[int, int]:
+    """Return draw and index in the batch of the first sample that became non-finite."""
     return first_bad >> 31, first_bad & (2**31 - 1)
 
 
@@ -36,28 +36,30 @@ def langevin_step(
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """One Langevin step: rescale·(x + drift·grad - pull·(x - anchor) + noise_std·z).
+    """Return one Langevin step: rescale·(x + drift·grad - pull·(x - anchor) + noise_std·z).
 
     Args:
         x: state, float32 or float64, (batch, …).
         grad: gradient of the energy network's output, same shape, any floating dtype.
-        anchor: x_t of the recovery term, same shape and dtype as ``x``; None where there is none.
-        drift, pull, noise_std, rescale: a number, or a tensor (batch,) with one entry a sample.
-        rng: (seed, draw, first_sample) of the noise stream, see `normal`; or an `rng_state` on x's
-            device, whose draw the step moves on by one.
-        first_bad: int64 tensor of one element, lowered to draw·2³¹ + position of the first sample
-            that left the finite numbers; start it at 2⁶³ - 1. Stays on the device: no
-            synchronisation.
-        out: where to write; may be ``x``.
-        backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto": the first that
-            can. float64 and a step that autograd follows are the reference's.
+        anchor: x_t of the recovery term, same shape and dtype as ``x``; None for no recovery term.
+        drift, pull, noise_std, rescale: a number, or a tensor (batch,) with one entry per sample.
+        rng: position (seed, draw, first_sample) in the noise stream, see `normal`; or an
+            `rng_state` on x's device, whose draw is increased by one.
+        first_bad: int64 tensor of one element on x's device, initially 2⁶³ - 1. Its value becomes
+            the minimum of itself and draw·2³¹ + index of the first sample that became non-finite
+            (NaN or Inf), without synchronisation.
+        out: tensor for the result, may be ``x``; None allocates one.
+        backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto", the first of
+            these that is available. float64, and steps that autograd records, are computed by the
+            reference.
 
     Returns:
-        The new state, in ``out`` if given.
+        The new state; ``out`` unless it is None.
 
     Raises:
-        ValueError: shapes or sizes that do not fit. TypeError: dtypes that do not.
-        BackendUnavailable: an explicit backend that cannot be had.
+        ValueError: a shape, device or size does not fit.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: ``backend`` names a backend that is not available.
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
 
@@ -76,24 +78,33 @@ def langevin_step(
         y = reference.langevin_step(x, grad, anchor, coefficients, rng, first_bad)
         return y if out is None else out.copy_(y)
     table = coefficient_table(coefficients, x)
-    numbers = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
+    scalars = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
     state = rng if isinstance(rng, Tensor) else None
     seed, draw, first_sample = (0, 0, 0) if isinstance(rng, Tensor) else rng
-    place = (signed(seed), draw, first_sample)
-    rest = (grad, anchor, table, *numbers, *place, state, first_bad, backend)
+    position = (signed(seed), draw, first_sample)
+    arguments = (grad, anchor, table, *scalars, *position, state, first_bad, backend)
     if out is x:
-        langevin_step_onto(x, *rest)
+        langevin_step_onto(x, *arguments)
         return x
     if out is None:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    langevin_step_into(out, x, *rest)
+    langevin_step_into(out, x, *arguments)
     return out
 
 
 def langevin_step_(x: Tensor, grad: Tensor, anchor: Tensor | None, **kwargs: object) -> Tensor:
-    """`langevin_step` of ``x``, ``grad`` and ``anchor`` in place: writes ``x`` and returns it.
+    """Do one `langevin_step` in place: write ``x`` and return it.
 
-    Takes its other arguments (``kwargs``) but for ``out``.
+    Args:
+        x: state, written.
+        grad, anchor: as for `langevin_step`.
+        kwargs: the other arguments of `langevin_step`, except ``out``.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        ValueError, TypeError, BackendUnavailable: as for `langevin_step`.
 
     Examples:
         >>> import torch
@@ -115,10 +126,10 @@ def bound_step(
     first_bad: Tensor,
     backend: str = "auto",
 ) -> Callable[[Tensor, int], None]:
-    """`langevin_step_` without recovery term, bound to one state: a function of (grad, draw).
+    """Return a function of (grad, draw) that does `langevin_step_` on ``x``, without anchor.
 
-    What does not change along a chain is checked and looked up once. ``x`` is dense and each grad
-    is like it; the chain stays on the stream that is current now.
+    Arguments that are constant along a chain are checked once. ``x`` is dense, and each grad has
+    its shape, dtype and device. All steps run on the stream that is current at this call.
     """
     coefficients = (drift, 0.0, noise_std, 1.0)
     _check(x, x, None, coefficients, (seed, 0, first_sample), first_bad, x)
@@ -127,8 +138,8 @@ def bound_step(
         return native.bound(x, coefficients, seed, first_sample, first_bad)
 
     def step(grad: Tensor, draw: int) -> None:
-        place = (seed, draw, first_sample)
-        langevin_step_onto(x, grad, None, None, *coefficients, *place, None, first_bad, chosen)
+        position = (seed, draw, first_sample)
+        langevin_step_onto(x, grad, None, None, *coefficients, *position, None, first_bad, chosen)
 
     return step
 
@@ -159,5 +170,5 @@ def _check(
     if not grad.is_floating_point():
         raise TypeError(f"langevin_step: grad must be of a floating dtype, got {grad.dtype}")
     check_coefficients("langevin_step", coefficients, x.shape[0], anchor)
-    check_sign_bits("langevin_step", "first_bad", first_bad, 1, x)
+    check_int64("langevin_step", "first_bad", first_bad, 1, x)
     check_rng("langevin_step", rng, x)

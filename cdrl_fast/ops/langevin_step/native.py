@@ -1,4 +1,4 @@
-"""`langevin_step` in C++ (csrc/cpu/langevin_step.cpp) and CUDA C++ (csrc/cuda/langevin_step.cu)."""
+"""`langevin_step` in C++ (csrc/cpu/noise/) and CUDA C++ (csrc/cuda/langevin_step.cu)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from cdrl_fast._extension import module
 
 GRAD_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""What kernels read gradients as; by its number in the compiled module."""
+"""Dtypes of gradients that the kernels read, and their numbers in the compiled module."""
 
 
 def langevin_step(
@@ -20,11 +20,19 @@ def langevin_step(
     anchor: Tensor | None,
     table: Tensor | None,
     coefficients: tuple[float, float, float, float],
-    place: tuple[int, int, int],
+    position: tuple[int, int, int],
     rng: Tensor | None,
     first_bad: Tensor | None,
 ) -> None:
-    """Writes ``out``, which may be ``x``; float32, dense and not empty, on the CPU or a GPU."""
+    """Write ``out``, which may be ``x``; float32, dense and not empty, on the CPU or a GPU.
+
+    Args:
+        out, x, grad, anchor, first_bad: as in the public `langevin_step`.
+        table: the coefficients as (4, batch), read instead of ``coefficients``; or None.
+        coefficients: drift, pull, noise_std, rescale.
+        position: (seed, draw, first_sample).
+        rng: an `rng_state`, read instead of ``position`` and advanced by one draw; or None.
+    """
     compiled = module()
     batch = x.shape[0]
     arguments = (
@@ -37,7 +45,7 @@ def langevin_step(
         x.numel() // batch,
         0 if table is None else table.data_ptr(),
         *coefficients,
-        *place,
+        *position,
         0 if rng is None else rng.data_ptr(),
         0 if first_bad is None else first_bad.data_ptr(),
     )
@@ -55,21 +63,26 @@ def bound(
     first_sample: int,
     first_bad: Tensor,
 ) -> Callable[[Tensor, int], None]:
-    """`langevin_step` in place on ``x``, as a function of (grad, draw): 2 µs a call, not 20."""
+    """Return a function of (grad, draw) that updates ``x`` in place; a call costs 2 µs, not 20."""
     compiled = module()
     batch, address, bad = x.shape[0], x.data_ptr(), first_bad.data_ptr()
-    sizes = (0, batch, x.numel() // batch, 0, *coefficients, seed)
+    # Neither anchor nor table.
+    constants = (0, batch, x.numel() // batch, 0, *coefficients, seed)
     if x.is_cuda:
         kernel = compiled.langevin_step_cuda
-        where: tuple[int, ...] = (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        last: tuple[int, ...] = (x.device.index, stream)
     else:
         kernel = compiled.langevin_step_cpu
-        where = (torch.get_num_threads(),)
-    code, written = GRAD_TYPES[x.dtype], torch.autograd.graph.increment_version
+        last = (torch.get_num_threads(),)
+    grad_type, increment_version = GRAD_TYPES[x.dtype], torch.autograd.graph.increment_version
 
     def step(grad: Tensor, draw: int) -> None:
         grad = grad.contiguous()
-        kernel(address, address, grad.data_ptr(), code, *sizes, draw, first_sample, 0, bad, *where)
-        written(x)
+        kernel(
+            address, address, grad.data_ptr(), grad_type, *constants, draw, first_sample, 0, bad,
+            *last,
+        )  # fmt: skip
+        increment_version(x)
 
     return step

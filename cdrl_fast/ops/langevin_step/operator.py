@@ -1,4 +1,4 @@
-"""`torch.ops.cdrl_fast.langevin_step_into` and `_onto`: the registered operations."""
+"""Registration of `torch.ops.cdrl_fast.langevin_step_into` and `langevin_step_onto`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def _into(
 ) -> None:
     chosen = choose("langevin_step", backend, x.device, x.dtype)
     coefficients = (drift, pull, noise_std, rescale)
-    place = (seed, draw, first_sample)
+    position = (seed, draw, first_sample)
     if chosen == "reference" or not x.numel():
-        rows = coefficients if table is None else tuple(table)
-        where = place if rng is None else rng
-        out.copy_(reference.langevin_step(x, grad, anchor, rows, where, first_bad))
+        values = coefficients if table is None else tuple(table)
+        source = position if rng is None else rng
+        out.copy_(reference.langevin_step(x, grad, anchor, values, source, first_bad))
         return
     grad = grad if grad.dtype in native.GRAD_TYPES else grad.float()
-    # What a kernel writes must be dense, and must not share memory with what it has yet to read.
+    # A kernel's output must be dense, and must not partly overlap an input.
     x, grad = x.contiguous(), grad.contiguous()
     anchor = None if anchor is None else anchor.contiguous()
     inputs = [t for t in (x, grad, anchor) if t is not None]
@@ -51,25 +51,27 @@ def _into(
         step = triton_kernel.langevin_step
     else:
         step = native.langevin_step
-    step(target, x, grad, anchor, table, coefficients, place, rng, first_bad)
+    step(target, x, grad, anchor, table, coefficients, position, rng, first_bad)
     if not direct:
         out.copy_(target)
 
 
-def _onto(x: Tensor, *rest: object) -> None:
-    _into(x, x, *rest)  # type: ignore[arg-type]
+def _onto(x: Tensor, *arguments: object) -> None:
+    _into(x, x, *arguments)  # type: ignore[arg-type]
 
 
-_REST = (
+_ARGUMENTS = (
     "Tensor grad, Tensor? anchor, Tensor? table, float drift, float pull, float noise_std, "
     "float rescale, SymInt seed, SymInt draw, SymInt first_sample, Tensor(b!)? rng, "
     "Tensor(c!)? first_bad, str backend"
 )
-langevin_step_into = register(f"langevin_step_into(Tensor(a!) out, Tensor x, {_REST}) -> ()", _into)
-"""Writes ``out``, which is not x.
+langevin_step_into = register(
+    f"langevin_step_into(Tensor(a!) out, Tensor x, {_ARGUMENTS}) -> ()", _into
+)
+"""Operation that writes ``out``, which is not x.
 
-``table``, if given, is (4, batch) with the four coefficients' rows; ``rng``, if given, is read
-instead of (seed, draw, first_sample) and moved on by one draw.
+``table``, if not None, is (4, batch) and replaces the four coefficients; ``rng``, if not None,
+replaces (seed, draw, first_sample), and its draw is increased by one.
 """
-langevin_step_onto = register(f"langevin_step_onto(Tensor(a!) x, {_REST}) -> ()", _onto)
-"""The same in place. Two schemas, since a compiler must know whether x is written."""
+langevin_step_onto = register(f"langevin_step_onto(Tensor(a!) x, {_ARGUMENTS}) -> ()", _onto)
+"""The operation in place; a schema of its own tells torch.compile that x is written."""

@@ -1,4 +1,4 @@
-"""The meaning of `langevin_step`, in plain torch."""
+"""Reference of `langevin_step`, in plain torch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def langevin_step(
     rng: tuple[int, int, int] | Tensor,
     first_bad: Tensor | None,
 ) -> Tensor:
-    """rescale·(x + drift·grad - pull·(x - anchor) + noise_std·z); a new tensor.
+    """Return rescale·(x + drift·grad - pull·(x - anchor) + noise_std·z), a new tensor.
 
     Args:
         coefficients: drift, pull, noise_std, rescale.
-        rng: (seed, draw, first_sample), or an `rng_state`, which is moved on.
-        first_bad: lowered where the result is not finite.
+        rng: (seed, draw, first_sample), or an `rng_state`, whose draw is increased by one.
+        first_bad: lowered to `first_non_finite` of the result.
     """
     drift, pull, noise_std, rescale = (_per_sample(c, x) for c in coefficients)
     seed, draw, first_sample = rng[:3].tolist() if isinstance(rng, Tensor) else rng
-    place = {"seed": seed, "draw": draw, "first_sample": first_sample}
-    z = normal(x.shape, device=x.device, dtype=x.dtype, **place)
+    position = {"seed": seed, "draw": draw, "first_sample": first_sample}
+    z = normal(x.shape, device=x.device, dtype=x.dtype, **position)
     y = x + drift * grad.to(x.dtype)
     if anchor is not None:
         y = y - pull * (x - anchor)
@@ -42,11 +42,11 @@ def langevin_step(
 
 
 def first_non_finite(y: Tensor, draw: int) -> Tensor:
-    """draw·2³¹ + position of the first sample with a non-finite element, or 2⁶³ - 1; int64 ()."""
+    """Return draw·2³¹ + index of the first non-finite sample, or 2⁶³ - 1 if none; int64 ()."""
     bad = ~torch.isfinite(y).flatten(1).all(dim=1)
-    position = torch.arange(y.shape[0], device=y.device)
-    none = torch.full_like(position, 2**63 - 1)
-    return torch.where(bad, position + (draw << 31), none).min()
+    index = torch.arange(y.shape[0], device=y.device)
+    never = torch.full_like(index, 2**63 - 1)
+    return torch.where(bad, index + (draw << 31), never).min()
 
 
 def _per_sample(value: Coefficient, x: Tensor) -> Coefficient:

@@ -6,7 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdrl_fast.ops.triton_common import BLOCK, Launch, launch, layout, move_on, noise, place
+from cdrl_fast.ops.triton_common import (
+    BLOCK,
+    Launch,
+    advance_rng,
+    elementwise_grid,
+    launch,
+    noise,
+    program_elements,
+)
 
 
 @triton.jit(do_not_specialize=["seed", "draw", "first_sample"])
@@ -28,16 +36,19 @@ def cdrl_langevin_step(
     draw: tl.int64,
     first_sample: tl.int64,
     first_program: tl.int64,
-    WHOLE: tl.constexpr,
-    SMALL: tl.constexpr,
+    FULL_BLOCKS: tl.constexpr,
+    SHORT_SAMPLES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample, block, at, inside = place(batch, elements, first_program, WHOLE, SMALL, BLOCK)
-    # The loads go first, so that the noise is computed while they are under way.
-    state = tl.load(x + at, mask=inside)
-    slope = tl.load(grad + at, mask=inside).to(tl.float32)
+    """Update one program's elements of the state ``x``, (batch, elements), into ``out``."""
+    sample, block, offset, inside = program_elements(
+        batch, elements, first_program, FULL_BLOCKS, SHORT_SAMPLES, BLOCK
+    )
+    # The loads come first, so that they run while the noise is computed.
+    state = tl.load(x + offset, mask=inside)
+    gradient = tl.load(grad + offset, mask=inside).to(tl.float32)
     if anchor is not None:
-        near = tl.load(anchor + at, mask=inside)
+        center = tl.load(anchor + offset, mask=inside)
     if table is not None:
         exists = sample < batch
         drift = tl.load(table + sample, mask=exists)[:, None]
@@ -48,19 +59,19 @@ def cdrl_langevin_step(
         seed = tl.load(rng)
         draw = tl.load(rng + 1)
         first_sample = tl.load(rng + 2)
-    y = state + drift * slope
+    y = state + drift * gradient
     if anchor is not None:
-        y -= pull * (state - near)
+        y -= pull * (state - center)
     y = rescale * (y + noise_std * noise(seed, draw, first_sample + sample, block))
-    tl.store(out + at, y, mask=inside)
+    tl.store(out + offset, y, mask=inside)
     if first_bad is not None:
-        # y - y is 0 for finite y alone. Lanes where all is well issue nothing.
+        # y - y is 0 only for finite y. Lanes without a bad element issue no atomic operation.
         bad = tl.sum(((y - y != 0.0) & inside).to(tl.int32), axis=1) > 0
         tl.atomic_min(
             first_bad + tl.zeros_like(block), (draw.to(tl.int64) << 31) + sample, mask=bad
         )
     if rng is not None:
-        move_on(rng, draw + 1)
+        advance_rng(rng, draw + 1)
 
 
 def arguments(
@@ -70,15 +81,16 @@ def arguments(
     anchor: Tensor | None,
     table: Tensor | None,
     coefficients: tuple[float, float, float, float],
-    where: tuple[int, int, int],
+    position: tuple[int, int, int],
     rng: Tensor | None,
     first_bad: Tensor | None,
 ) -> Launch:
+    """Return the launch of one step; arguments as in `native.langevin_step`."""
     batch = x.shape[0]
     elements = x.numel() // batch
-    whole, small, programs = layout(batch, elements)
+    full_blocks, short_samples, programs = elementwise_grid(batch, elements)
     drift, pull, noise_std, rescale = coefficients
-    seed, draw, first_sample = where
+    seed, draw, first_sample = position
     values: dict[str, Any] = {
         "out": out,
         "x": x,
@@ -97,13 +109,13 @@ def arguments(
         "draw": draw,
         "first_sample": first_sample,
         "first_program": 0,
-        "WHOLE": whole,
-        "SMALL": small,
+        "FULL_BLOCKS": full_blocks,
+        "SHORT_SAMPLES": short_samples,
         "BLOCK": BLOCK,
     }
     return Launch(cdrl_langevin_step, programs, values)
 
 
 def langevin_step(out: Tensor, x: Tensor, *rest: Any) -> None:
-    """Writes ``out``, which may be ``x``; float32, dense and not empty."""
+    """Write ``out``, which may be ``x``; float32, dense and not empty."""
     launch(arguments(out, x, *rest), x.device)

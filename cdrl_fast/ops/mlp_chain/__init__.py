@@ -12,15 +12,14 @@ from cdrl_fast.ops.layout import overlap
 from cdrl_fast.ops.mlp_chain import native, reference
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import value
-from cdrl_fast.ops.mlp_chain.triton_weights import HALVES, ChainPlan, packed
-from cdrl_fast.ops.philox import check_integer, check_place, check_sign_bits, signed
+from cdrl_fast.ops.mlp_chain.triton_weights import HALVES, packed
+from cdrl_fast.ops.philox import check_int64, check_integer, check_stream_position, signed
 
 __all__ = [
     "IDENTITY",
     "RELU",
     "Activation",
     "Add",
-    "ChainPlan",
     "Linear",
     "Program",
     "mlp_chain_",
@@ -46,7 +45,6 @@ def mlp_chain_(
     rng: Tensor | None = None,
     first_bad: Tensor | None = None,
     precision: str = "fp32",
-    plan: ChainPlan | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Langevin steps y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z, in place.
@@ -69,7 +67,6 @@ def mlp_chain_(
         precision: "fp32", "bf16" or, in Triton, "fp16": inputs and weights of the compiled rooms'
             matrix products; those that read the state or give its gradient, and all sums, are
             float32. The reference room works in y's dtype.
-        plan: memory of the triton room made before, for CUDA graphs; of this program and precision.
         backend: "native" (C++, on CPUs), "triton", "reference", or "auto": the first that can.
             float64 is the reference's.
 
@@ -96,7 +93,6 @@ def mlp_chain_(
     _check_chain(y, anchor, coefficients, steps, first_bad, rng)
     place = (0, 0, 0) if rng is not None else _place(seed, draw, first_sample, steps, y)
     chosen = _chosen_backend(backend, y, precision)
-    _check_plan(plan, program, y, precision)
     if not y.numel() or steps == 0:
         if rng is not None:
             rng[1] += steps
@@ -119,9 +115,7 @@ def mlp_chain_(
         if chosen == "triton":
             from cdrl_fast.ops.mlp_chain import triton_kernel
 
-            own = packed(program, precision, False) if plan is None else plan.packed
-            slots = None if plan is None else plan.slots
-            triton_kernel.chain(own, slots, dense, *rest, rng, first_bad)
+            triton_kernel.chain(packed(program, precision, False), dense, *rest, rng, first_bad)
         else:
             native.chain(program, precision, dense, *rest, first_bad)  # type: ignore[arg-type]
         return y if dense is y else y.copy_(dense)
@@ -168,7 +162,7 @@ def _place(
 ) -> tuple[int, int, int]:
     if seed is None or draw is None:
         raise TypeError("mlp_chain: give seed and draw, or rng")
-    check_place("mlp_chain", seed, draw, first_sample, y.shape[0])
+    check_stream_position("mlp_chain", seed, draw, first_sample, y.shape[0])
     check_integer("mlp_chain", "draw + steps", draw + steps, 0, 2**32 + 1)
     return signed(seed), draw, first_sample
 
@@ -223,17 +217,5 @@ def _check_chain(
         raise TypeError(f"mlp_chain: anchor must be {y.dtype} like y, got {anchor.dtype}")
     check_coefficients("mlp_chain", coefficients, y.shape[0], anchor)
     check_integer("mlp_chain", "steps", steps, 0, 2**32 + 1)
-    check_sign_bits("mlp_chain", "first_bad", first_bad, 1, y)
-    check_sign_bits("mlp_chain", "rng", rng, 4, y)
-
-
-def _check_plan(plan: ChainPlan | None, program: Program, y: Tensor, precision: str) -> None:
-    if plan is None:
-        return
-    if plan.program is not program or plan.precision != precision:
-        raise ValueError(
-            "mlp_chain: plan must be of this program and precision, got one of "
-            f"{plan.program} in {plan.precision}"
-        )
-    if plan.batch < y.shape[0]:
-        raise ValueError(f"mlp_chain: plan is for {plan.batch} chains, got {y.shape[0]}")
+    check_int64("mlp_chain", "first_bad", first_bad, 1, y)
+    check_int64("mlp_chain", "rng", rng, 4, y)

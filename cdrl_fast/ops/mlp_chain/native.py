@@ -1,4 +1,4 @@
-"""`mlp_chain` in C++ (csrc/cpu/mlp_chain.cpp)."""
+"""`mlp_chain` in C++ (csrc/cpu/mlp/chain_kernel.cpp)."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdrl_fast.ops.coefficients import NAMES
+from cdrl_fast.ops.coefficients import COEFFICIENT_NAMES
 from cdrl_fast.ops.mlp_chain.triton_device import FIELD_COUNT, SINGLE, operation
 from cdrl_fast.ops.mlp_chain.triton_weights import SAMPLES, Packed, programs
-from cdrl_fast.ops.triton_common import OPTIONS, Launch, launch, move_on, noise
+from cdrl_fast.ops.triton_common import OPTIONS, Launch, advance_rng, launch, noise
 
 NUMBERS = [
     "drift", "pull", "noise_std", "rescale", "batch", "dim", "steps", "rows_stride", "seed", "draw",
@@ -217,12 +217,11 @@ def cdrl_mlp_chain(
             tl.debug_barrier()
     if rng is not None:
         # Read again: kept through the chain, it would take registers.
-        move_on(rng, tl.load(rng + 1) + steps)
+        advance_rng(rng, tl.load(rng + 1) + steps)
 
 
 def arguments(
     packed: Packed,
-    slots: Tensor | None,
     y: Tensor,
     anchor: Tensor | None,
     rows: Tensor | None,
@@ -242,7 +241,7 @@ def arguments(
     """
     (batch, dim), plan = y.shape, packed.schedule
     count = programs(batch, y.device)
-    slots = packed.slots(count) if slots is None else slots
+    slots = packed.slots(count)
     halves = packed.halves
     half = halves is not None
     values: dict[str, Any] = {
@@ -260,7 +259,7 @@ def arguments(
         "slots": slots,
         "signs": slots.view(torch.int32),
         "halves": None if halves is None else slots.view(halves.dtype),
-        **dict(zip(NAMES, coefficients, strict=True)),
+        **dict(zip(COEFFICIENT_NAMES, coefficients, strict=True)),
         "batch": batch,
         "dim": dim,
         "steps": steps,
@@ -283,9 +282,9 @@ def arguments(
     return Launch(cdrl_mlp_chain, count, values, {**OPTIONS, "num_warps": 8, "maxnreg": 255})
 
 
-def chain(packed: Packed, slots: Tensor | None, y: Tensor, *rest: Any) -> None:
+def chain(packed: Packed, y: Tensor, *rest: Any) -> None:
     """Writes ``y``. All tensors float32 (``rng`` and ``first_bad`` int64), dense and not empty."""
-    launch(arguments(packed, slots, y, *rest), y.device)
+    launch(arguments(packed, y, *rest), y.device)
     torch.autograd.graph.increment_version(y)
 
 
@@ -293,6 +292,6 @@ def value_and_gradient(packed: Packed, y: Tensor, rows: Tensor | None) -> tuple[
     """As in the reference; tensors float32, dense and not empty."""
     value, gradient = y.new_empty(y.shape[0]), torch.empty_like(y)
     nothing = (None, (0.0, 0.0, 0.0, 0.0), (0, 0, 0), None, None)
-    call = arguments(packed, None, y, None, rows, 1, *nothing, value, gradient)
+    call = arguments(packed, y, None, rows, 1, *nothing, value, gradient)
     launch(call, y.device)
     return value, gradient

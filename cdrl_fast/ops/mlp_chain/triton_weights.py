@@ -68,34 +68,6 @@ def packed(program: Program, precision: str, value: bool) -> Packed:
     return _PACKED.get(program, (precision, value), lambda: Packed(program, precision, value))
 
 
-class ChainPlan:
-    """All memory of `mlp_chain_` on a GPU, so that a call allocates and copies nothing.
-
-    With it, an `rng_state` and coefficients that are numbers, a call is one kernel launch and can
-    be captured in a CUDA graph. A plan serves one stream at a time.
-
-    Args:
-        program: float32, on the device of the chains.
-        batch: the most chains that a call will have.
-        precision: as in `mlp_chain_`.
-    """
-
-    def __init__(self, program: Program, batch: int, *, precision: str = "fp32") -> None:
-        if program.dtype != torch.float32:
-            raise TypeError(f"ChainPlan: the program must be float32, got {program.dtype}")
-        if precision not in HALVES:
-            raise ValueError(
-                f"ChainPlan: precision must be one of {tuple(HALVES)}, got {precision!r}"
-            )
-        self.program, self.batch, self.precision = program, batch, precision
-        self.packed = Packed(program, precision, value=False)
-        self.slots = self.packed.slots(programs(batch, program.head.device))
-
-    def refresh(self) -> None:
-        """Takes the program's weights as they are now; graphs captured with the plan see them."""
-        self.packed.load(self.program)
-
-
 def programs(batch: int, device: torch.device) -> int:
     """How many programs of the kernel work on a batch."""
     return min(-(-batch // SAMPLES), PROGRAMS_A_PROCESSOR * _processors(device))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
-from cdrl_fast.ops.layout import DTYPES, check_apart, check_dense, same_elements, wide
+from cdrl_fast.ops.layout import DTYPES, check_apart, check_dense, same_elements, sum_dtype
 from cdrl_fast.ops.norm_silu import reference
 
 
@@ -68,7 +68,7 @@ def _check(
             "norm_silu: x must be dense (batch, height, width, channels), got "
             f"{tuple(x.shape)} with strides {x.stride()}"
         )
-    batch, channels, dtype = x.shape[0], x.shape[3], wide(x.dtype)
+    batch, channels, dtype = x.shape[0], x.shape[3], sum_dtype(x.dtype)
     for name, tensor in (("weight", weight), ("bias", bias), ("offset", offset)):
         check_dense("norm_silu", name, tensor, (channels,), dtype, x.device)
     check_dense("norm_silu", "out", out, x.shape, x.dtype, x.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.layout import wide
+from cdrl_fast.ops.layout import sum_dtype
 
 EPSILON = 1e-6
 """Of the group norm."""
@@ -29,7 +29,7 @@ def norm_silu(
     out: Tensor,
 ) -> None:
     """Writes silu(norm(x + offset)·(1 + scale) + shift)."""
-    h = x.to(wide(x.dtype))
+    h = x.to(sum_dtype(x.dtype))
     h = h if offset is None else h + offset
     h = torch.group_norm(h.permute(0, 3, 1, 2), groups(x.shape[3]), weight, bias, EPSILON)
     h = h.permute(0, 2, 3, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.ops.normal.operator import normal_
-from cdrl_fast.ops.philox import check_place, signed
+from cdrl_fast.ops.philox import check_stream_position, signed
 
 
 def normal(
@@ -21,27 +21,30 @@ def normal(
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> Tensor:
-    """Standard normal noise that depends on nothing but its arguments.
+    """Draw standard normal noise that depends only on seed, draw, sample and element.
 
-    Sample ``first_sample + i`` gets the same numbers whatever the batch it is drawn in, the device
-    and the number of processes. Philox4x32-10 with Box–Muller.
+    Sample ``first_sample + i`` has the same noise in every batch, on every device and for any
+    number of processes. Computed by Philox4x32-10 and Box–Muller.
 
     Args:
-        shape: (samples, …); elements are counted within a sample, row by row.
-        seed: 64-bit integer, -2⁶³ to 2⁶⁴ - 1.
-        draw: which draw of this seed, 0 to 2³² - 1.
+        shape: (samples, …); elements are counted within a sample, in C order.
+        seed: integer from -2⁶³ to 2⁶⁴ - 1.
+        draw: number of the draw of this seed, 0 to 2³² - 1.
         first_sample: index of the first sample, 0 to 2⁶³ - 1.
-        device: where the result lives.
+        device: device of the result; torch's default if None.
         dtype: float32 or float64.
-        backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto": the first that
-            can. float64 comes from the reference.
+        backend: "native" (C++, on CPUs), "cuda", "triton", "reference", or "auto", the first of
+            these that is available. float64 is computed by the reference.
 
     Returns:
         Tensor of ``shape`` and ``dtype``.
 
     Raises:
-        ValueError: an argument out of range. TypeError: one of another type.
-        BackendUnavailable: an explicit backend that cannot be had.
+        ValueError: an argument is out of range.
+        TypeError: seed, draw or first_sample is not an integer.
+        BackendUnavailable: ``backend`` names a backend that is not available.
+
+    Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
     Examples:
         >>> import cdrl_fast
@@ -53,7 +56,7 @@ def normal(
     if not torch.compiler.is_compiling():
         if not shape or any(not isinstance(n, int) or n < 0 for n in shape):
             raise ValueError(f"normal: shape must be (samples, …) of integers >= 0, got {shape}")
-        check_place("normal", seed, draw, first_sample, shape[0])
+        check_stream_position("normal", seed, draw, first_sample, shape[0])
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"normal: dtype must be float32 or float64, got {dtype}")
     out = torch.empty(shape, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""`normal` in C++ (csrc/cpu/normal.cpp) and CUDA C++ (csrc/cuda/normal.cu)."""
+"""`normal` in C++ (csrc/cpu/noise/) and CUDA C++ (csrc/cuda/normal.cu)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cdrl_fast._extension import module
 
 
 def normal(out: Tensor, seed: int, draw: int, first_sample: int) -> None:
-    """Fills ``out``, float32, dense and not empty, on the CPU or on a CUDA device."""
+    """Fill ``out``, float32, dense and not empty, on the CPU or on a CUDA device."""
     compiled = module()
     batch = out.shape[0]
     arguments = (out.data_ptr(), batch, out.numel() // batch, seed, draw, first_sample)

@@ -1,4 +1,4 @@
-"""`torch.ops.cdrl_fast.normal_`: the registered operation."""
+"""Registration of `torch.ops.cdrl_fast.normal_`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def _run(out: Tensor, seed: int, draw: int, first_sample: int, backend: str) -> 
     if not out.numel():
         return
     if chosen == "reference":
-        place = {"seed": seed, "draw": draw, "first_sample": first_sample}
-        out.copy_(reference.normal(out.shape, device=out.device, dtype=out.dtype, **place))
+        position = {"seed": seed, "draw": draw, "first_sample": first_sample}
+        out.copy_(reference.normal(out.shape, device=out.device, dtype=out.dtype, **position))
     elif chosen == "triton":
         from cdrl_fast.ops.normal import triton_kernel
 
@@ -28,4 +28,4 @@ normal_ = register(
     "normal_(Tensor(a!) out, SymInt seed, SymInt draw, SymInt first_sample, str backend) -> ()",
     _run,
 )
-"""Fills a dense tensor (samples, …); ``seed`` is signed."""
+"""Operation that fills a dense tensor (samples, …); ``seed`` is in [-2⁶³, 2⁶³)."""

@@ -1,4 +1,4 @@
-"""The meaning of `normal`: Philox4x32-10 and Box–Muller in plain torch, in float64."""
+"""Reference of `normal`: Philox4x32-10 and Box–Muller in plain torch, in float64."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ def normal(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normals computed in float64 from float32 uniforms, rounded once to ``dtype``."""
+    """Return standard normals, computed in float64 from float32 uniforms and rounded to ``dtype``.
+
+    Arguments as in `cdrl_fast.normal`.
+    """
     elements = math.prod(shape[1:])
-    w = philox.uint32s(
+    integers = philox.uint32s(
         shape[0], elements, seed=seed, draw=draw, first_sample=first_sample, device=device
     )
-    return philox.box_muller(w).flatten(1)[:, :elements].to(dtype).reshape(tuple(shape))
+    return philox.box_muller(integers).flatten(1)[:, :elements].to(dtype).reshape(tuple(shape))

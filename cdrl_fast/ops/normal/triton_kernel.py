@@ -6,7 +6,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdrl_fast.ops.triton_common import BLOCK, Launch, launch, layout, noise, place
+from cdrl_fast.ops.triton_common import (
+    BLOCK,
+    Launch,
+    elementwise_grid,
+    launch,
+    noise,
+    program_elements,
+)
 
 
 @triton.jit(do_not_specialize=["seed", "draw", "first_sample"])
@@ -18,19 +25,23 @@ def cdrl_normal(
     draw: tl.int64,
     first_sample: tl.int64,
     first_program: tl.int64,
-    WHOLE: tl.constexpr,
-    SMALL: tl.constexpr,
+    FULL_BLOCKS: tl.constexpr,
+    SHORT_SAMPLES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample, block, at, inside = place(batch, elements, first_program, WHOLE, SMALL, BLOCK)
+    """Write the normals of one program's elements of ``out``, (batch, elements)."""
+    sample, block, offset, inside = program_elements(
+        batch, elements, first_program, FULL_BLOCKS, SHORT_SAMPLES, BLOCK
+    )
     z = noise(seed, draw, first_sample + sample, block)
-    tl.store(out + at, z, mask=inside)
+    tl.store(out + offset, z, mask=inside)
 
 
 def arguments(out: Tensor, seed: int, draw: int, first_sample: int) -> Launch:
+    """Return the launch that fills ``out``, as `normal` describes it."""
     batch = out.shape[0]
     elements = out.numel() // batch
-    whole, small, programs = layout(batch, elements)
+    full_blocks, short_samples, programs = elementwise_grid(batch, elements)
     values: dict[str, Any] = {
         "out": out,
         "batch": batch,
@@ -39,13 +50,13 @@ def arguments(out: Tensor, seed: int, draw: int, first_sample: int) -> Launch:
         "draw": draw,
         "first_sample": first_sample,
         "first_program": 0,
-        "WHOLE": whole,
-        "SMALL": small,
+        "FULL_BLOCKS": full_blocks,
+        "SHORT_SAMPLES": short_samples,
         "BLOCK": BLOCK,
     }
     return Launch(cdrl_normal, programs, values)
 
 
 def normal(out: Tensor, seed: int, draw: int, first_sample: int) -> None:
-    """Fills ``out``, float32, dense and not empty."""
+    """Fill ``out``, float32, dense and not empty."""
     launch(arguments(out, seed, draw, first_sample), out.device)

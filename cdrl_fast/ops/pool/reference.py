@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cdrl_fast.ops.layout import leaky, recovered
+from cdrl_fast.ops.layout import inverse_leaky, leaky
 from cdrl_fast.ops.sign_bits import pack
 
 
 def pool(a: Tensor, out: Tensor, signs: Tensor | None, mean: Tensor | None) -> None:
     """Writes leaky(m), and where asked for the words of m > 0 and m."""
     batch, height, width, channels = out.shape
-    m = recovered(a).reshape(batch, height, 2, width, 2, channels).mean(dim=(2, 4))
+    m = inverse_leaky(a).reshape(batch, height, 2, width, 2, channels).mean(dim=(2, 4))
     out.copy_(leaky(m))
     if signs is not None:
         signs.copy_(pack(m > 0))

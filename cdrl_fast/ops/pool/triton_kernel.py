@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdrl_fast.ops.triton_common import Launch, launch, leaky, pack_signs, recovered
+from cdrl_fast.ops.triton_common import Launch, inverse_leaky, launch, leaky, pack_signs
 
 TILE = 2048
 """Elements of the smaller array that one program takes."""
@@ -51,8 +51,8 @@ def cdrl_pool(
     top_right = tl.load(a + large + CHANNELS, mask=exists[:, None])
     left = tl.load(below, mask=exists[:, None])
     right = tl.load(below + CHANNELS, mask=exists[:, None])
-    top = recovered(top_left) + recovered(top_right)
-    m = 0.25 * (top + (recovered(left) + recovered(right)))
+    top = inverse_leaky(top_left) + inverse_leaky(top_right)
+    m = 0.25 * (top + (inverse_leaky(left) + inverse_leaky(right)))
     tl.store(out + small, leaky(m).to(out.dtype.element_ty), mask=exists[:, None])
     if mean is not None:
         tl.store(mean + small, m.to(mean.dtype.element_ty), mask=exists[:, None])

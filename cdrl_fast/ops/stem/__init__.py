@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
-from cdrl_fast.ops.layout import check_activations, check_dense, wide
+from cdrl_fast.ops.layout import check_activations, check_dense, sum_dtype
 from cdrl_fast.ops.sign_bits import sign_bits_shape
 from cdrl_fast.ops.stem import reference
 
@@ -60,7 +60,7 @@ def stem(
     shape = (copies * batch, height, width, channels)
     out = torch.empty(shape, dtype=dtype, device=y.device) if out is None else out
     check_activations("stem", "out", out)
-    check_dense("stem", "y", y, y.shape, wide(dtype), y.device)
+    check_dense("stem", "y", y, y.shape, sum_dtype(dtype), y.device)
     check_dense("stem", "weight", weight, (9, image, channels), dtype, y.device)
     check_dense("stem", "bias", bias, (channels,), y.dtype, y.device)
     check_dense("stem", "out", out, shape, dtype, y.device)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients
 from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
-from cdrl_fast.ops.layout import check_activations, check_apart, check_dense, wide
-from cdrl_fast.ops.philox import check_rng, check_sign_bits, signed
+from cdrl_fast.ops.layout import check_activations, check_apart, check_dense, sum_dtype
+from cdrl_fast.ops.philox import check_int64, check_rng, signed
 from cdrl_fast.ops.stem_gradient import reference
 
 
@@ -46,7 +46,7 @@ def stem_gradient(
     Source: the network of Zhu et al., ICLR 2024.
     """
     shape = _image_shape("stem_gradient", g, weight, terms)
-    dtype = wide(g.dtype)
+    dtype = sum_dtype(g.dtype)
     out = torch.empty(shape, dtype=dtype, device=g.device) if out is None else out
     check_dense("stem_gradient", "out", out, shape, dtype, g.device)
     check_apart("stem_gradient", "out", out, {"g": g, "weight": weight})
@@ -104,11 +104,11 @@ def stem_langevin_(
     where = "stem_langevin_"
     coefficients = (drift, pull, noise_std, rescale)
     shape = _image_shape(where, g, weight, terms)
-    check_dense(where, "y", y, shape, wide(g.dtype), g.device)
+    check_dense(where, "y", y, shape, sum_dtype(g.dtype), g.device)
     check_dense(where, "anchor", anchor, shape, y.dtype, g.device)
     check_apart(where, "y", y, {"g": g, "weight": weight, "anchor": anchor})
     check_coefficients(where, coefficients, shape[0], anchor)
-    check_sign_bits(where, "first_bad", first_bad, 1, y)
+    check_int64(where, "first_bad", first_bad, 1, y)
     check_rng(where, rng, y)
     if not isinstance(rng, Tensor):
         rng = (signed(rng[0]), *rng[1:])

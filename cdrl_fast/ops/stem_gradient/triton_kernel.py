@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdrl_fast.ops.coefficients import NAMES, Coefficient, coefficient_table
-from cdrl_fast.ops.triton_common import OPTIONS, Launch, launch, move_on, noise, noise_of
+from cdrl_fast.ops.coefficients import COEFFICIENT_NAMES, Coefficient, coefficient_table
+from cdrl_fast.ops.triton_common import OPTIONS, Launch, advance_rng, element_noise, launch, noise
 
 SIDE = 8
 """Of the square of image pixels that one program takes."""
@@ -207,7 +207,7 @@ def cdrl_stem_langevin(
         z = noise(seed, draw, samples, block)
     else:
         samples = first_sample + sample + tl.zeros_like(element).to(tl.int64)
-        z = noise_of(seed, draw, samples, element)
+        z = element_noise(seed, draw, samples, element)
     y = number(rescale, READ & 8) * (y + number(noise_std, READ & 4) * z)
     tl.store(state + at, y, mask=inside)
     if first_bad is not None:
@@ -215,7 +215,7 @@ def cdrl_stem_langevin(
         bad = tl.sum(tl.sum(((y - y != 0.0) & inside).to(tl.int32), axis=1), axis=0) > 0
         tl.atomic_min(first_bad, (draw.to(tl.int64) << 31) + sample, mask=bad)
     if rng is not None:
-        move_on(rng, draw + 1)
+        advance_rng(rng, draw + 1)
 
 
 def _launch(kernel: Any, g: Tensor, weight: Tensor, terms: int, tensors: dict[str, Any]) -> Launch:
@@ -273,7 +273,7 @@ def langevin_arguments(
         "state": y,
         "anchor": anchor,
         "table": table,
-        **dict(zip(NAMES, numbers, strict=True)),
+        **dict(zip(COEFFICIENT_NAMES, numbers, strict=True)),
         "rng": rng if isinstance(rng, Tensor) else None,
         "first_bad": first_bad,
         "seed": seed,

@@ -1,4 +1,4 @@
-"""`train_conv3x3` in C++ (csrc/cpu/train_conv3x3.cpp), as autograd sees it."""
+"""`train_conv3x3` in C++ (csrc/cpu/train/conv3x3.cpp), as autograd sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train_norm_silu` in C++ (csrc/cpu/train_norm_silu.cpp), as autograd sees it."""
+"""`train_norm_silu` in C++ (csrc/cpu/train/norm_silu.cpp), as autograd sees it."""
 
 from __future__ import annotations
 

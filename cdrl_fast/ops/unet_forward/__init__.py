@@ -40,9 +40,9 @@ class UNetForward:
     def __init__(self, weights: UNetWeights, *, backend: str = "auto") -> None:
         weights.check("UNetForward")
         stem = weights.stem.weight
-        self.chosen = choose("UNetForward", backend, stem.device, stem.dtype, CPU_BACKENDS)
+        self.backend = choose("UNetForward", backend, stem.device, stem.dtype, CPU_BACKENDS)
         self.weights = weights
-        self._kernel = native.UNet(weights) if self.chosen == "native" else None
+        self._kernel = native.UNet(weights) if self.backend == "native" else None
 
     def load(self, weights: UNetWeights) -> None:
         """Takes other weights of the same form."""

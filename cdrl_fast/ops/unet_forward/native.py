@@ -1,4 +1,4 @@
-"""`unet_forward` in C++ (csrc/cpu/unet_forward.cpp): a whole U-Net in one call."""
+"""`unet_forward` in C++ (csrc/cpu/unet/forward.cpp): a whole U-Net in one call."""
 
 from __future__ import annotations
 
