@@ -94,7 +94,7 @@ def test_wrong_values_are_refused_before_sampling(point_model, points, monkeypat
         raise AssertionError("a sample was drawn")
 
     monkeypatch.setattr(Sampler, "sample", fail)
-    with pytest.raises(ValueError, match="needs a model with a tuned plan"):
+    with pytest.raises(ValueError, match="needs a model with a tuned step plan"):
         sweep(point_model, points, "steps", [2, "tuned"])
     with pytest.raises(ValueError, match="values, seeds: expected one or more of each, got 0"):
         sweep(point_model, points, "steps", [])

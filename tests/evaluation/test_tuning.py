@@ -45,12 +45,12 @@ def test_a_model_without_a_plan_saves_none(image_model, tmp_path):
     assert "step_plan" not in json.loads((tmp_path / "plain" / "config.json").read_text())
     loaded = CDRL.from_pretrained(tmp_path / "plain")
     assert loaded.step_plan is None
-    with pytest.raises(ValueError, match="needs a model with a tuned plan.*tune_steps"):
+    with pytest.raises(ValueError, match="needs a model with a tuned step plan.*tune_steps"):
         Sampler(loaded).sample(1, steps="tuned")
 
 
 def test_plans_that_do_not_fit(image_model, tmp_path):
-    with pytest.raises(TypeError, match="got 'tuned'; a tuned plan is a model's"):
+    with pytest.raises(TypeError, match="got 'tuned'; for a model's tuned plan"):
         image_model.schedule.plan("tuned")
     image_model.step_plan = START
     with pytest.raises(ValueError, match="one entry for each of 6 levels, got 3"):
