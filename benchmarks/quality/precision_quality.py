@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from cdrl_fast.sampling.conditions import classes_in_turn
 
 from cdrl_fast import CDRL, Sampler, about
 from cdrl_fast.data import load_data
 from cdrl_fast.metrics import train_classifier
 from cdrl_fast.metrics.distances import extracted
+from cdrl_fast.sampling.label_terms import cycled_classes
 
 
 def frechet(real: np.ndarray, fake: np.ndarray) -> float:
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     classifier = train_classifier(train)
     real = train.batch(np.arange(len(train)))[0]
     other = held_out.batch(np.arange(min(len(held_out), options.samples)))[0]
-    label = classes_in_turn(model, options.samples)
+    label = cycled_classes(model, options.samples)
     drawn = {
         precision: Sampler(model, precision=precision).sample(
             options.samples, label=label, batch_size=250, progress=True
