@@ -1,4 +1,4 @@
-"""Compiles every GPU kernel to machine code, on a machine without a GPU, and reads what came out.
+"""Compile every GPU kernel to machine code, without a GPU, and check the machine code.
 
     python benchmarks/gpu/compile_kernels.py --archs 80,90,100
 
@@ -40,7 +40,7 @@ from cdrl_fast.ops.head import triton_kernel as head  # noqa: E402
 from cdrl_fast.ops.langevin_step import triton_kernel as langevin_step  # noqa: E402
 from cdrl_fast.ops.mlp_chain import Activation, Linear, Program  # noqa: E402
 from cdrl_fast.ops.mlp_chain import triton_kernel as mlp_chain  # noqa: E402
-from cdrl_fast.ops.mlp_chain.triton_weights import Packed  # noqa: E402
+from cdrl_fast.ops.mlp_chain.triton_weights import PackedWeights  # noqa: E402
 from cdrl_fast.ops.norm_silu import triton_kernel as norm_silu  # noqa: E402
 from cdrl_fast.ops.normal import triton_kernel as normal  # noqa: E402
 from cdrl_fast.ops.pool import triton_kernel as pool  # noqa: E402
@@ -49,7 +49,7 @@ from cdrl_fast.ops.stem_gradient import triton_kernel as stem_gradient  # noqa: 
 from cdrl_fast.ops.triton_common import Launch  # noqa: E402
 
 PARTS = 2
-"""Of an architecture's kernels, each compiled in a process of its own."""
+"""Processes that share an architecture's kernels."""
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = "wide"
 HALF = "half"
@@ -70,7 +70,7 @@ UNITS = ("FFMA", *PRODUCTS.values(), "LDGSTS", "UTMALDG")
 
 @dataclass(frozen=True)
 class Result:
-    """What a kernel became; ``wide`` and ``narrow`` count global loads and stores by width.
+    """A compiled kernel; ``wide`` and ``narrow`` count global loads and stores by width.
 
     ``tiles`` are the instructions that multiply tiles or bring them to shared memory.
     """
@@ -97,7 +97,7 @@ class Result:
 
 
 class Target:
-    """Stands in for Triton's driver: a current device of some architecture that runs nothing."""
+    """A stand-in for Triton's driver, with a device of some architecture that runs nothing."""
 
     def __init__(self, arch: int) -> None:
         self.target = GPUTarget("cuda", arch, 32)
@@ -113,10 +113,10 @@ class Target:
 
 
 def launches(arch: int) -> Iterator[tuple[str, Launch]]:
-    """The library's launches, as on that architecture.
+    """Yield the library's launches, as on that architecture.
 
-    Those called wide have whole samples on 16-byte boundaries, those called half products in
-    half precision.
+    A name with "wide" has whole samples on 16-byte boundaries, one with "half" multiplies in half
+    precision.
     """
     yield from convolutions(arch)
     shapes = {WIDE: (16, 3072), "wide small": (16, 8), "odd": (16, 4097), "odd small": (16, 2)}
@@ -140,7 +140,7 @@ def launches(arch: int) -> Iterator[tuple[str, Launch]]:
 
 
 def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """What the plan of an energy network launches, the paper's shapes first."""
+    """Yield the launches of an energy network besides convolutions, the paper's shapes first."""
 
     def activations(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -188,7 +188,7 @@ def plan_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
 
 
 def norms(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """Of an initializer: its widest maps, few pixels, groups of three and of nine channels."""
+    """Yield an initializer's norms: wide maps, few pixels, groups of three and nine channels."""
     short = str(dtype).removeprefix("torch.")
     shapes = ((32, 128, WIDE), (8, 64, WIDE), (28, 96, WIDE), (5, 18, "odd"))
     for side, channels, kind in shapes[: 4 if dtype == torch.float16 else 1]:
@@ -200,7 +200,7 @@ def norms(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
 
 
 def convolutions(arch: int) -> Iterator[tuple[str, Launch]]:
-    """Every use in every type at the paper's first stage; those that hold most at other shapes."""
+    """Yield every use and type at the paper's first stage; the largest at other shapes."""
     for batch, size, c_in, c_out in CONVOLUTIONS:
         first = size == CONVOLUTIONS[0][1]
         for dtype, precision in TYPES if first else (TYPES[0], TYPES[2]):
@@ -216,7 +216,7 @@ def convolutions(arch: int) -> Iterator[tuple[str, Launch]]:
 
 
 def epilogues(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """What follows cuDNN's convolution: every use; some with a tile cut short."""
+    """Yield what follows cuDNN's convolution in every use; some with a tile cut short."""
     short = str(dtype).removeprefix("torch.")
     for batch, size, channels in ((64, 32, 128), (33, 7, 96))[: 2 if dtype == torch.float16 else 1]:
         for use, given in conv3x3_uses(batch, size, channels, channels, dtype).items():
@@ -227,19 +227,19 @@ def epilogues(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
 
 
 def chains() -> Iterator[tuple[str, Launch]]:
-    """The launches of `mlp_chain`, whose kernel is the same for every program."""
+    """Yield the launches of `mlp_chain`, whose kernel is the same for every program."""
     weight, bias = torch.empty(128, 2), slice(0, 128)
     program = Program((2, 128), (Linear(0, 1, weight, bias),), torch.empty(128), Activation("silu"))
     y, rows, table = torch.empty(100, 2), torch.empty(100, 128), torch.empty(4, 100)
     words = torch.zeros(4, dtype=torch.int64)
     for precision in ("fp32", "bf16", "fp16"):
-        packed = Packed(program, precision, value=False)
+        packed = PackedWeights(program, precision, value=False)
         full = (y, rows, 9, table, (0.0,) * 4, (0, 0, 0), words, words[:1])
         bare = (None, None, 9, None, (0.1,) * 4, (1, 2, 3), None, None)
         name = f"mlp_chain {WIDE} {precision}"
         yield f"{name} full", mlp_chain.arguments(packed, y, *full)
         yield f"{name} bare", mlp_chain.arguments(packed, y, *bare)
-        packed, value = Packed(program, precision, value=True), torch.empty(100)
+        packed, value = PackedWeights(program, precision, value=True), torch.empty(100)
         asked = (*bare, value, y)
         yield f"{name} gradient", mlp_chain.arguments(packed, y, *asked)
 
@@ -251,7 +251,7 @@ def triton_kernels(arch: int, part: int) -> Iterator[Result]:
 
 
 def compiled(name: str, launch: Launch, arch: int) -> Result:
-    """What a launch became for the architecture that is Triton's current target."""
+    """Return a launch's kernel, compiled for the architecture that is Triton's target."""
     made = launch.kernel.warmup(**launch.values, **launch.options, grid=(launch.programs,))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -277,7 +277,7 @@ def cuda_kernels(arch: int, nvcc: str, part: int) -> Iterator[Result]:
 def read(
     cubin: Path, arch: int
 ) -> Iterator[tuple[int, int, int, int, int, int, int, tuple[str, ...]]]:
-    """What `Result` holds of each function, but for the name."""
+    """Yield the fields of each function's `Result` but the name."""
     usage = _tool("--dump-resource-usage", str(cubin))
     code = {
         name: body
@@ -300,13 +300,13 @@ def _tool(*arguments: str) -> str:
 
 
 def kernels(task: tuple[int, int], nvcc: str | None) -> list[Result]:
-    """A part of an architecture's kernels."""
+    """Return a part of an architecture's kernels."""
     arch, part = task
     return [*triton_kernels(arch, part), *(cuda_kernels(arch, nvcc, part) if nvcc else ())]
 
 
 def main() -> int:
-    """Returns 1 where a kernel is not as it should be."""
+    """Return 1 where a kernel is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", default="80,90,100")
     options = parser.parse_args()

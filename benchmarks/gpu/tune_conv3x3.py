@@ -122,7 +122,7 @@ def time_candidates(
     """Return the seconds of each candidate (None is cuDNN; 1 on CPUs), and how many failed."""
     from triton.testing import do_bench_cudagraph
 
-    from cdrl_fast.ops.conv3x3 import cudnn, triton
+    from cdrl_fast.ops.conv3x3 import cudnn, triton_kernel
 
     arguments, generator = problem.arguments(device), torch.Generator(device).manual_seed(0)
     for tensor in (t for t in arguments if isinstance(t, torch.Tensor)):
@@ -138,7 +138,7 @@ def time_candidates(
     for blocks in (None, *problem.blocks(capability)):
         run = partial(cudnn.conv3x3, *arguments)
         if blocks is not None:
-            run = partial(triton.conv3x3, capability, *arguments, blocks)
+            run = partial(triton_kernel.conv3x3, capability, *arguments, blocks)
         arguments[0].fill_(math.nan)
         try:
             run()
