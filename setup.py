@@ -1,10 +1,10 @@
-"""Builds the compiled module with CMake; everything else about the package is in pyproject.toml.
+"""Build of the compiled module with CMake; pyproject.toml has everything else about the package.
 
 Environment variables:
-    CDRL_NATIVE     AUTO (default): build where there is a compiler, else install pure Python and
-                    say why; ON: fail where it cannot be built; OFF: pure Python.
-    CDRL_CUDA       AUTO (default): CUDA kernels where nvcc is found; ON: fail without; OFF.
-    CDRL_CUDA_ARCHS architectures, "80;90;100" by default; a comma will do as well.
+    CDRL_NATIVE     AUTO (default): build if there is a compiler, else install pure Python and
+                    print the reason; ON: fail if the build fails; OFF: pure Python.
+    CDRL_CUDA       AUTO (default): build CUDA kernels if there is nvcc; ON: fail without; OFF.
+    CDRL_CUDA_ARCHS architectures, separated by ; or a comma; default "80;90;100".
 """
 
 import json
@@ -24,6 +24,7 @@ MODULE = "cdrl_fast._C"
 
 
 def choice(name: str) -> str:
+    """Return the value of an environment variable: AUTO, ON or OFF."""
     value = os.environ.get(name, "AUTO").upper()
     if value not in ("AUTO", "ON", "OFF"):
         raise SystemExit(f"{name}: expected AUTO, ON or OFF, got {value!r}")
@@ -31,13 +32,13 @@ def choice(name: str) -> str:
 
 
 def interface() -> str:
-    """The number that the loader expects of the module."""
+    """Return the interface number that the loader expects of the module."""
     text = (ROOT / "cdrl_fast" / "_extension.py").read_text()
     return re.search(r"^INTERFACE = (\d+)$", text, re.MULTILINE)[1]
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake and ninja; where that fails under AUTO, leaves a note of the reason instead."""
+    """A build command that runs CMake and ninja; under AUTO it notes the reason of a failure."""
 
     def run(self) -> None:
         native, cuda = choice("CDRL_NATIVE"), choice("CDRL_CUDA")
@@ -48,17 +49,18 @@ class CMakeBuild(build_ext):
             try:
                 self.build(module, cuda)
             except OSError as error:
-                for name, asked in (("CDRL_NATIVE", native), ("CDRL_CUDA", cuda)):
-                    if asked == "ON":
+                for name, value in (("CDRL_NATIVE", native), ("CDRL_CUDA", cuda)):
+                    if value == "ON":
                         raise SystemExit(f"{name}=ON: {error}") from error
                 reason = f"could not be built when this was installed: {error}"
         if reason is not None:
             print(f"cdrl_fast: pure Python; the compiled module {reason}", file=sys.stderr)
             module.unlink(missing_ok=True)
-        # Kept beside the package, so that the library can say it later.
+        # Installed with the package, so that the library can report the reason later.
         module.with_name("_build.json").write_text(json.dumps({"absent": reason}) + "\n")
 
     def build(self, module: Path, cuda: str) -> None:
+        """Build the module; raise OSError with the reason if that fails."""
         for tool in ("cmake", "ninja"):
             if shutil.which(tool) is None:
                 raise OSError(f"{tool} was not found")
@@ -66,31 +68,31 @@ class CMakeBuild(build_ext):
             import pybind11
         except ImportError as error:
             raise OSError(f"pybind11 cannot be imported: {error}") from error
-        # One folder whatever asks for the build, so that another one compiles what has changed.
+        # Every front end builds in one folder, so that later builds only compile changed files.
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         work = ROOT.resolve() / "build" / tag
         work.mkdir(parents=True, exist_ok=True)
-        beside = str(Path(sys.executable).parent)
+        scripts = str(Path(sys.executable).parent)
         archs = os.environ.get("CDRL_CUDA_ARCHS", "80;90;100").replace(",", ";")
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
-            # An earlier build's may have been in an environment that is gone. The one beside Python
-            # comes first: another version cannot read its log and would compile all again.
-            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=beside) or shutil.which('ninja')}",
+            # CMake's cache may name a ninja of a deleted environment. Python's own comes first: a
+            # different version cannot read the build log and would compile everything again.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=scripts) or shutil.which('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCDRL_INTERFACE={interface()}",
             f"-DCDRL_CUDA={cuda}",
             f"-DCDRL_CUDA_ARCHS={archs}",
         ]  # fmt: skip
-        for what, command in (
+        for action, command in (
             ("configure (is there a C++ compiler?)", configure),
             ("compile", ["cmake", "--build", str(work)]),
         ):
             if subprocess.run(command).returncode:
-                raise OSError(f"cmake could not {what}; the install's output says more")
+                raise OSError(f"cmake could not {action}; see the output of the installation")
 
 
 setup(

@@ -2,9 +2,9 @@
 
     python examples/checkerboard.py --out runs/checkerboard
 
-Prints the share of samples inside the eight squares and each square's share, next to what exact
-samples of the data reach once they are blurred by one Langevin step's noise: a chain's last step
-adds that much, and points have no denoising step. Stopped by Ctrl-C, it goes on when run again.
+Prints the share of samples inside the eight squares and the share per square, next to those of
+exact samples blurred by the noise of one Langevin step: the last step of a chain adds that noise,
+and chains of points have no denoising step. A run stopped by Ctrl-C resumes when started again.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from cdrl_fast.training.trainer import Trainer
 
 
 def train(out, recipe, iterations):
+    """Train by a recipe, or resume the run in ``out``; return the trainer."""
     data = load_data(recipe.data)
     if any((out / "checkpoints").glob("[0-9]*")):
         trainer = Trainer.resume(out, data)
@@ -42,7 +43,7 @@ def train(out, recipe, iterations):
 
 
 def plot_density(model, path, points=200, reach=8.0):
-    """f(m_t x, λ_{t-1}) / s_t² over a grid: the log-density of x_{t-1} up to a constant."""
+    """Draw f(m_t x, λ_{t-1}) / s_t² on a grid: the log-density of x_{t-1} up to a constant."""
     axis = torch.linspace(-reach, reach, points)
     grid = torch.cartesian_prod(axis, axis)
     maps = []
@@ -54,7 +55,7 @@ def plot_density(model, path, points=200, reach=8.0):
 
 
 def figures(model, samples):
-    """Shares of the model's samples and of exact samples blurred by one step's noise."""
+    """Return the shares of the model's samples and of exact samples blurred by one step's noise."""
     noise_std = model.schedule.level(1).noise_std
     exact = checkerboard(samples, seed=1)
     blurred = exact + noise_std * np.random.default_rng(0).standard_normal(exact.shape)
@@ -76,11 +77,11 @@ def main():
     options = parser.parse_args()
     recipe = load_recipe(options.recipe)
     trainer = train(options.out, recipe, options.iterations or recipe.iterations)
-    measured = figures(trainer.ema, options.samples)
-    measured["seconds of training"] = round(trainer.seconds)
-    print(json.dumps(measured, indent=2))
-    measured["command"] = shlex.join(["python", *sys.argv])
-    (options.out / "figures.json").write_text(json.dumps(measured, indent=2) + "\n")
+    record = figures(trainer.ema, options.samples)
+    record["seconds of training"] = round(trainer.seconds)
+    print(json.dumps(record, indent=2))
+    record["command"] = shlex.join(["python", *sys.argv])
+    (options.out / "figures.json").write_text(json.dumps(record, indent=2) + "\n")
     samples = Sampler(trainer.ema).sample(5000)
     scatter_figure(samples, "5,000 samples").savefig(options.out / "samples.png", dpi=100)
     plot_density(trainer.ema, options.out / "log-density.png")

@@ -1,12 +1,13 @@
-"""Combinations of densities against the truth, in two dimensions.
+"""Compare samples of combined densities with the exact densities, in two dimensions.
 
     python examples/composition.py --out DIR
     python examples/composition.py --train 1000 --out DIR
 
-Guidance, a product, a negation and a mixture of mixtures of Gaussians: a histogram of samples
-against the combined density on a grid, in total variation distance, next to the distance of as many
-exact samples. With each number of corrector steps a level. With ``--train`` the densities that are
-combined are models trained here, for so many iterations each, on samples of the mixtures.
+The combinations are guidance, a product, a negation and a mixture of Gaussian mixtures. For each
+number of corrector steps per level, a histogram of samples is compared with the combined density on
+a grid, in total variation distance, next to the distance of as many exact samples. With ``--train``
+the combined densities are models that are trained here on samples of the mixtures, for the given
+number of iterations each.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ from cdrl_fast.training.recipe import load_recipe
 from gaussians import GaussianMixture, model_of  # isort: skip
 
 SIDE, BINS, FINE = 5.0, 40, 8
-"""Half the square's side, bins a side, and grid points a bin's side."""
+"""Half the side of the square, bins per side, and grid points per side of a bin."""
 
 ROW = GaussianMixture([[-3, 0], [-1, 0], [1, 0], [3, 0]], [0.45] * 4)
 COLUMN = GaussianMixture([[-1, -3], [-1, 0], [-1, 3], [1, 1.5]], [0.55] * 4)
 ALL = GaussianMixture([[0, 0], [1, 1], [-1, -1]], [2.6, 1.8, 1.8])
 PART = GaussianMixture([[-1.5, 1.5], [1.5, -1.5]], [0.8, 0.8])
 CORNERS = GaussianMixture([[-2, -2], [-2, 2], [2, -2], [2, 2]], [0.7] * 4)
-# A density that is divided by must not have thinner tails than the others.
+# The divisor must not have thinner tails than the other densities.
 CORNER = GaussianMixture([[2, 2], [0, 0]], [0.9, 2.5], [0.6, 0.4])
 WEIGHTS = (0.6, 0.4)
 
-Log = Callable[[Tensor], Tensor]
-Made = Callable[[Callable[[GaussianMixture], CDRL]], Density]
-"""From what makes a model of each mixture to the combination."""
-CASES: dict[str, tuple[Made, Log]] = {
+LogDensity = Callable[[Tensor], Tensor]
+Combination = Callable[[Callable[[GaussianMixture], CDRL]], Density]
+"""A function from a maker of models, which takes a mixture, to the combination of models."""
+CASES: dict[str, tuple[Combination, LogDensity]] = {
     "guidance, w = 0.5": (
         lambda model: guided(model(PART), model(ALL), 0.5),
         lambda x: 1.5 * PART.log_density(x) - 0.5 * ALL.log_density(x),
@@ -69,7 +70,7 @@ CASES: dict[str, tuple[Made, Log]] = {
 
 
 def trained(energy: GaussianMixture, iterations: int) -> CDRL:
-    """A model of the checkerboard-small recipe, trained on 50,000 samples of a mixture."""
+    """Return a model of the checkerboard-small recipe trained on 50,000 samples of a mixture."""
     recipe = load_recipe("checkerboard-small")
     data = Dataset("mixture", energy.sample(50_000).numpy(), None, (), None)
     trainer = Trainer(recipe.model.build(data, seed=0), data, recipe.training)
@@ -77,8 +78,8 @@ def trained(energy: GaussianMixture, iterations: int) -> CDRL:
     return trainer.ema
 
 
-def truth(log_density: Log) -> NDArray[np.float64]:
-    """Probability of each bin, (BINS, BINS), x first; within the square."""
+def bin_probabilities(log_density: LogDensity) -> NDArray[np.float64]:
+    """Return the probability of each bin within the square, (BINS, BINS), x first."""
     count = BINS * FINE
     axis = (torch.arange(count, dtype=torch.float64) + 0.5) / count * 2 * SIDE - SIDE
     grid = torch.cartesian_prod(axis, axis)
@@ -87,23 +88,23 @@ def truth(log_density: Log) -> NDArray[np.float64]:
 
 
 def histogram(points: Tensor) -> NDArray[np.float64]:
-    """Shares of points in each bin; those outside are nowhere."""
+    """Return the share of points in each bin, (BINS, BINS), x first; no bin counts points outside."""
     x, y = points.double().numpy().T
     edges = np.linspace(-SIDE, SIDE, BINS + 1)
     counts, _, _ = np.histogram2d(x, y, bins=(edges, edges))
     return counts / len(points)
 
 
-def distance(shares: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
-    """Total variation: half the L1 distance; what is outside counts as error."""
+def distance(shares: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+    """Return the total variation, half the L1 distance; points outside count as error."""
     outside = 1.0 - shares.sum()
-    return float(0.5 * (np.abs(shares - wanted).sum() + outside))
+    return float(0.5 * (np.abs(shares - expected).sum() + outside))
 
 
-def floor(wanted: NDArray[np.float64], n: int, seed: int = 0) -> float:
-    """The distance of n exact samples."""
-    counts = np.random.default_rng(seed).multinomial(n, wanted.ravel())
-    return distance(counts.reshape(wanted.shape) / n, wanted)
+def exact_sample_distance(expected: NDArray[np.float64], n: int, seed: int = 0) -> float:
+    """Return the distance of n exact samples."""
+    counts = np.random.default_rng(seed).multinomial(n, expected.ravel())
+    return distance(counts.reshape(expected.shape) / n, expected)
 
 
 def main() -> None:
@@ -120,43 +121,50 @@ def main() -> None:
         return trained(energy, options.train) if options.train else model_of(energy)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    rows, pictures = [], {}
-    print("| combination | floor |", " | ".join(f"{c} correctors" for c in options.correctors), "|")
-    for name, (made, log_density) in CASES.items():
-        wanted = truth(log_density)
-        row = {"combination": name, "floor": floor(wanted, options.samples)}
+    rows, histograms = [], {}
+    columns = " | ".join(f"{c} correctors" for c in options.correctors)
+    print(f"| combination | exact samples | {columns} |")
+    for name, (combination, log_density) in CASES.items():
+        expected = bin_probabilities(log_density)
+        row = {
+            "combination": name,
+            "exact samples": exact_sample_distance(expected, options.samples),
+        }
         for correctors in options.correctors:
             begun = time.perf_counter()
-            points = Sampler(made(model)).sample(
+            points = Sampler(combination(model)).sample(
                 options.samples, steps=options.steps, correctors=correctors
             )
-            row[f"{correctors} correctors"] = distance(histogram(points), wanted)
+            row[f"{correctors} correctors"] = distance(histogram(points), expected)
             row[f"{correctors} correctors, seconds"] = time.perf_counter() - begun
         rows.append(row)
-        pictures[name] = (wanted, histogram(points))
-        shown = (row[f"{c} correctors"] for c in options.correctors)
-        print(f"| {name} | {row['floor']:.3f} |", " | ".join(f"{f:.3f}" for f in shown), "|")
+        histograms[name] = (expected, histogram(points))
+        distances = (row[f"{c} correctors"] for c in options.correctors)
+        cells = " | ".join(f"{value:.3f}" for value in distances)
+        print(f"| {name} | {row['exact samples']:.3f} | {cells} |")
     figures = {"command": shlex.join(["python", *sys.argv]), "samples": options.samples}
     figures |= {"steps": options.steps, "rows": rows}
     kind = "exact"
     if options.train:
         kind, figures["iterations"] = "trained", options.train
     (options.out / f"composition-{kind}.json").write_text(json.dumps(figures, indent=2) + "\n")
-    draw(pictures, options.out / "composition.png")
+    draw(histograms, options.out / "composition.png")
 
 
-def draw(pictures: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path: Path) -> None:
-    """The truth above, the samples below."""
+def draw(
+    histograms: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path: Path
+) -> None:
+    """Draw the exact probabilities above and the shares of samples below."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(pictures), figsize=(2.4 * len(pictures), 5))
-    for column, (name, pair) in enumerate(pictures.items()):
+    figure, axes = plt.subplots(2, len(histograms), figsize=(2.4 * len(histograms), 5))
+    for column, (name, pair) in enumerate(histograms.items()):
         axes[0, column].set_title(name, fontsize=10)
-        for row, (what, shares) in enumerate(zip(("truth", "samples"), pair, strict=True)):
+        for row, (label, shares) in enumerate(zip(("exact", "samples"), pair, strict=True)):
             axes[row, column].imshow(shares.T, origin="lower", cmap="magma", vmax=pair[0].max())
             axes[row, column].set(xticks=[], yticks=[])
             if column == 0:
-                axes[row, column].set_ylabel(what)
+                axes[row, column].set_ylabel(label)
     figure.tight_layout()
     figure.savefig(path, dpi=80)
 

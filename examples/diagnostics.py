@@ -1,12 +1,12 @@
-"""How well a model's chains mix: acceptance by level, and the energy along the chain.
+"""Measure how well a model's chains mix: acceptance per level, and the energy along the chain.
 
     python examples/diagnostics.py --out DIR
     python examples/diagnostics.py --model RUN --steps 15 5 --out DIR
 
-Acceptance is the mean probability with which a Metropolis test would accept a Langevin step; a step
-without an error in its discretisation has 1. At the first number of steps the energies along the
-chain are drawn too, next to those of chains that the test corrects (MALA). Writes
-``diagnostics.json`` and ``diagnostics.png``.
+Acceptance is the mean probability that a Metropolis test would accept a Langevin step; it is 1 for
+a step without discretisation error. For the first number of steps, the energies along the chain
+are drawn too, next to those of Metropolis-adjusted chains (MALA). Writes ``diagnostics.json`` and
+``diagnostics.png``.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from cdrl_fast.sampling.label_terms import cycled_classes
 
 
 def chains(sampler: Sampler, n: int, steps: int, metropolis: bool = False) -> Trace:
-    """The trace of ``n`` chains, classes in turn."""
+    """Return the trace of ``n`` chains, whose labels cycle through the classes."""
     label = cycled_classes(sampler.model, n)
     return sampler.sample(n, label=label, steps=steps, metropolis=metropolis, trace="steps")[1]
 
 
 def acceptance(trace: Trace) -> dict[str, float]:
-    """Mean acceptance by level, 1 … T."""
+    """Return the mean acceptance by level, 1 … T."""
     assert trace.acceptance is not None
     means = trace.acceptance.mean(dim=1).flip(0).tolist()
     return {str(t): round(mean, 4) for t, mean in enumerate(means, start=1)}
 
 
 def gains(trace: Trace) -> list[Tensor]:
-    """For each level, T first: each chain's log-density less its proposal's, (steps + 1, n).
+    """Return, per level from T to 1, the log-densities less the proposal's, (steps + 1, n).
 
-    A level's log-density has a constant of its own, so only differences within it have a meaning.
+    The unknown constant of the log-density differs by level, so only differences are comparable.
     """
-    found = []
+    differences = []
     for t in sorted(set(trace.levels.tolist()), reverse=True):
         energies = trace.energies[trace.levels == t]
-        found.append(energies - energies[0])
-    return found
+        differences.append(energies - energies[0])
+    return differences
 
 
 def draw(rows: dict[str, dict[str, float]], plain: Trace, corrected: Trace, path: Path) -> None:
-    """Acceptance by level, and the energies along the chain with their middle 80 %."""
+    """Draw the acceptance by level, and the energies along the chain with their middle 80 %."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(
@@ -59,7 +59,7 @@ def draw(rows: dict[str, dict[str, float]], plain: Trace, corrected: Trace, path
     for steps, row in rows.items():
         left.plot([int(t) for t in row], list(row.values()), marker="o", ms=3, label=steps)
     left.set(xlabel="level (6 is noisiest)", ylabel="acceptance", ylim=(0.0, 1.02))
-    left.legend(title="steps a level", fontsize=8, title_fontsize=8)
+    left.legend(title="steps per level", fontsize=8, title_fontsize=8)
     names = {"Langevin": plain, "with Metropolis test": corrected}
     for color, (name, trace) in zip(("tab:blue", "tab:orange"), names.items(), strict=True):
         begun = 0
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    # Energies of neighbouring states can be compared in full precision only.
+    # Only float32 resolves the differences of energies between successive states.
     sampler = Sampler(CDRL.from_pretrained(options.model), precision="fp32")
     traces = {steps: chains(sampler, options.n, steps) for steps in options.steps}
     first = options.steps[0]
@@ -91,7 +91,7 @@ def main() -> None:
     rows = {str(steps): acceptance(trace) for steps, trace in traces.items()}
     rows[f"{first}, Metropolis"] = acceptance(corrected)
     levels = list(next(iter(rows.values())))
-    print("| steps a level |", " | ".join(f"level {t}" for t in levels), "|")
+    print("| steps per level |", " | ".join(f"level {t}" for t in levels), "|")
     for name, row in rows.items():
         print(f"| {name} |", " | ".join(f"{value:.2f}" for value in row.values()), "|")
     middle = {
@@ -99,9 +99,9 @@ def main() -> None:
         for name, trace in (("plain", traces[first]), ("metropolis", corrected))
     }
     command = shlex.join(["python", *sys.argv])
-    made = {"command": command, "model": options.model, "chains": options.n}
-    made |= {"acceptance": rows, "median_gain": middle}
-    (options.out / "diagnostics.json").write_text(json.dumps(made, indent=2) + "\n")
+    record = {"command": command, "model": options.model, "chains": options.n}
+    record |= {"acceptance": rows, "median_gain": middle}
+    (options.out / "diagnostics.json").write_text(json.dumps(record, indent=2) + "\n")
     draw(rows, traces[first], corrected, options.out / "diagnostics.png")
 
 

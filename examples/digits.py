@@ -1,8 +1,8 @@
-"""A hundred digits, a class a row, and beside them a chain of each class from noise to digit.
+"""Draw a hundred digits, one class per row, next to a chain per class from noise to digit.
 
     python examples/digits.py --out digits.png
 
-The first picture of the README.
+It is the first picture of the README.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from cdrl_fast import CDRL, Sampler
 from cdrl_fast.report import film_strip, image_grid
 
 GAP = 24
-"""Pixels between the two."""
+"""Pixels between the digits and the chains."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--steps", type=int, default=None, help="a level; as trained by default")
+    parser.add_argument("--steps", type=int, default=None, help="per level; default: as trained")
     parser.add_argument("--out", type=Path, default=Path("digits.png"))
     options = parser.parse_args()
     sampler = Sampler(CDRL.from_pretrained("digits"), precision="fp32")

@@ -1,6 +1,6 @@
-"""Mixtures of Gaussians as CDRL models: densities that are known exactly, at every noise level.
+"""Mixtures of Gaussians as CDRL models, whose densities are known exactly at every noise level.
 
-A test bed for anything that is done with densities: what a sampler should give can be computed.
+They test samplers and combinations of densities, because the expected samples can be computed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class GaussianMixture(nn.Module):
     """The energy of Σ_k p_k N(mean_k, std_k² I), diffused: f(y, λ) = s² log p_λ(y / m).
 
     Args:
-        means: (K, dim).
-        stds, shares: one number a component.
-        schedule: decides m and s of each λ.
+        means: the means of the components, (K, dim).
+        stds: the standard deviations, one per component.
+        shares: the weights p_k, one per component; None: equal weights.
+        schedule: the noise schedule that m and s of each λ come from.
 
     Shapes: y (batch, dim), logsnr (1,) or (batch,); returns (batch,).
     """
@@ -49,7 +50,7 @@ class GaussianMixture(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))  # tells dtype and device
 
     def log_density(self, x: Tensor, signal: Tensor | float = 1.0) -> Tensor:
-        """log p of points (batch, dim) that keep a share ``signal`` of the variance; (batch,)."""
+        """Return log p of points (batch, dim), diffused to a share ``signal`` of variance; (batch,)."""
         signal = torch.as_tensor(signal, dtype=x.dtype).reshape(-1, 1)
         variance = signal * self.stds.to(x) ** 2 + 1.0 - signal
         centre = signal.sqrt()[:, :, None] * self.means.to(x)
@@ -65,7 +66,7 @@ class GaussianMixture(nn.Module):
         return variance * density
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """Exact samples, float32 (n, dim)."""
+        """Draw exact samples, float32 (n, dim)."""
         rng = np.random.default_rng(seed)
         chosen = rng.choice(len(self.means), size=n, p=self.shares.numpy())
         noise = rng.normal(size=(n, self.means.shape[1])) * self.stds.numpy()[chosen, None]
@@ -73,5 +74,5 @@ class GaussianMixture(nn.Module):
 
 
 def model_of(energy: GaussianMixture) -> CDRL:
-    """The density as a model that starts each level from x_t."""
+    """Return the density as a model without initializer, which starts each level from x_t."""
     return CDRL(energy, None, SCHEDULE, sample_shape=(energy.means.shape[1],))

@@ -1,13 +1,12 @@
-"""Complete held-out images of which a part is missing, and count how many show the right class.
+"""Complete held-out images with missing parts, and count the completions of the right class.
 
     python examples/inpainting.py --model digits --data digits --out runs/inpainting
 
-A classifier trained on the training images tells the class of each completion, in which the known
-pixels are the image's own. Next to the completions of nearest neighbours: the unknown pixels of the
-training image that is closest in the known ones. No completion is given the label but where the
-table says so. The last two columns count images of which only the completion is right, and only
-the nearest neighbour's. Writes ``figures.json`` and a picture: what is known, five completions, the
-image.
+A classifier trained on the training images predicts the class of each completion; known pixels are
+those of the image. The baseline takes the unknown pixels from the nearest neighbour: the training
+image closest in the known pixels. Completions use the label only in the rows that say so. The last
+two columns count the images for which only the completion, or only the nearest neighbour, has the
+right class. Writes ``figures.json`` and a picture: known pixels, five completions, the image.
 """
 
 from __future__ import annotations
@@ -45,23 +44,23 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 
 def cost(setting: dict[str, Any]) -> float:
-    """Steps, those of 15 steps a level in one pass being 1."""
+    """Return the cost of a setting relative to one pass with 15 steps per level."""
     steps = setting.get("steps", 15) + setting.get("correctors", 0)
     return float(setting.get("passes", 1) * steps / 15)
 
 
 def nearest_completion(images: Tensor, known: Tensor, train: Tensor) -> Tensor:
-    """Each image with the unknown pixels of the training image closest in the known ones."""
-    rows, found = train.flatten(1), []
-    for held, kept in zip(images.split(500), known.expand_as(images).split(500), strict=True):
-        mask = kept.flatten(1).to(images.dtype)
-        # ‖known (a - b)‖² less the part that is the same for all training images.
-        distances = mask @ (rows * rows).T - 2 * (mask * held.flatten(1)) @ rows.T
-        found.append(distances.argmin(dim=1))
-    return torch.where(known, images, train[torch.cat(found)])
+    """Return images with the unknown pixels of the training image closest in the known ones."""
+    rows, nearest = train.flatten(1), []
+    for batch, part in zip(images.split(500), known.expand_as(images).split(500), strict=True):
+        mask = part.flatten(1).to(images.dtype)
+        # ‖known (a - b)‖² without the term that is the same for all training images.
+        distances = mask @ (rows * rows).T - 2 * (mask * batch.flatten(1)) @ rows.T
+        nearest.append(distances.argmin(dim=1))
+    return torch.where(known, images, train[torch.cat(nearest)])
 
 
-def measured(
+def measure(
     sampler: Sampler,
     images: Tensor,
     labels: Tensor,
@@ -71,16 +70,17 @@ def measured(
     seeds: int,
     nearest_right: Tensor,
 ) -> dict[str, Any]:
-    """Accuracy of the completions at each seed, their mean, and seconds a seed.
+    """Return the accuracy of the completions, per seed and on average, and the seconds per seed.
 
-    And of how many images, a seed, only the completion or only the nearest neighbour's is right.
+    ``only_this`` and ``only_nearest`` are the numbers of images per seed for which only the
+    completion, or only the nearest neighbour, has the right class.
     """
     options = {**setting, "label": labels} if setting.get("label") else setting
-    start, found = time.perf_counter(), []
+    start, right_by_seed = time.perf_counter(), []
     for seed in range(seeds):
         completions = sampler.inpaint(images, known, seed=seed, batch_size=512, **options).cpu()
-        found.append(classifier.predict(completions) == labels)
-    right = torch.stack(found)
+        right_by_seed.append(classifier.predict(completions) == labels)
+    right = torch.stack(right_by_seed)
     return {
         "accuracy": float(right.double().mean()),
         "accuracies": right.double().mean(dim=1).tolist(),
@@ -93,7 +93,7 @@ def measured(
 def table(
     sampler: Sampler, train: Dataset, held_out: Dataset, seeds: int, settings: Any
 ) -> list[dict[str, Any]]:
-    """One row a mask and way to complete, printed as they are measured."""
+    """Return one row per mask and setting; print each as soon as it is measured."""
     classifier = metrics.train_classifier(train)
     images, labels = held_out.batch(np.arange(len(held_out)))
     assert labels is not None
@@ -101,8 +101,8 @@ def table(
 
     def add(mask: str, name: str, figures: dict[str, Any]) -> None:
         rows.append({"mask": mask, "completion": name, **figures})
-        alone = [f"{figures[k]:6.1f}" for k in ("only_this", "only_nearest") if k in figures]
-        print(f"{mask:12s} {name:40s} {100 * figures['accuracy']:6.1f} %", *alone, flush=True)
+        counts = [f"{figures[k]:6.1f}" for k in ("only_this", "only_nearest") if k in figures]
+        print(f"{mask:12s} {name:40s} {100 * figures['accuracy']:6.1f} %", *counts, flush=True)
 
     add("none", "the images", {"accuracy": metrics.label_accuracy(images, labels, classifier)})
     for mask in MASKS:
@@ -115,7 +115,7 @@ def table(
                 continue
             name = ", ".join(f"{key} {value}" for key, value in setting.items())
             name = name.replace("label True", "label given")
-            figures = measured(
+            figures = measure(
                 sampler, images, labels, known, classifier, setting, seeds, nearest_right
             )
             add(mask, name, figures)
@@ -123,7 +123,7 @@ def table(
 
 
 def picture(sampler: Sampler, held_out: Dataset, path: Path, passes: int) -> None:
-    """Four images with each mask: known pixels, five completions, the image."""
+    """Save four images per mask: known pixels, five completions, the image."""
     images, _ = held_out.batch(np.arange(8))
     known = torch.cat([known_mask(mask, 8, images.shape[2:])[i::2] for i, mask in enumerate(MASKS)])
     images = torch.cat([images[0::2], images[1::2]])
@@ -135,16 +135,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="digits")
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--held-out", type=float, default=0.2, help="share unseen in training")
-    parser.add_argument("--images", type=int, default=None, help="so many of the held-out ones")
+    parser.add_argument("--held-out", type=float, default=0.2, help="share held out from training")
+    parser.add_argument("--images", type=int, default=None, help="held-out images at most")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--most-cost",
         type=int,
         default=16,
-        help="leave out what takes longer than so many plain chains",
+        help="leave out settings that cost more than this many plain chains",
     )
-    parser.add_argument("--candidates", type=int, nargs="*", default=[10], help="of 2 passes")
+    parser.add_argument("--candidates", type=int, nargs="*", default=[10], help="with 2 passes")
     parser.add_argument("--device", default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/inpainting"))
     options = parser.parse_args()
@@ -158,10 +158,10 @@ def main() -> None:
         held_out = held_out.subset(np.arange(min(options.images, len(held_out))))
     rows = table(sampler, train, held_out, options.seeds, settings)
     command = shlex.join(["python", *sys.argv])
-    about = {"command": command, "model": options.model, "data": options.data}
-    about |= {"seeds": options.seeds, "images": len(held_out), "rows": rows}
-    about |= {"precision": sampler.precision.name}
-    (options.out / "figures.json").write_text(json.dumps(about, indent=2) + "\n")
+    record = {"command": command, "model": options.model, "data": options.data}
+    record |= {"seeds": options.seeds, "images": len(held_out), "rows": rows}
+    record |= {"precision": sampler.precision.name}
+    (options.out / "figures.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"{options.out}: figures.json, inpainting.png")
 
 

@@ -1,9 +1,9 @@
-"""What happens at each level, in two pictures: noise on data, and proposals revised.
+"""Draw the noise levels in two pictures: data with noise, and chains with their proposals.
 
     python examples/levels.py --out DIR
 
-``noising.png``: held-out digits, x_0 … x_T. ``proposals.png``: four chains from x_T to x_0, and
-between two levels what the initializer proposes, of which the Langevin steps make the next.
+``noising.png`` shows held-out digits, x_0 … x_T. ``proposals.png`` shows four chains from x_T to
+x_0; between two levels is the initializer's proposal, which the Langevin steps refine.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from cdrl_fast.training.recipe import load_recipe
 
 
 def noised(model: CDRL, x0: Tensor) -> list[Tensor]:
-    """√ᾱ_t x_0 + √(1 - ᾱ_t) ε for t = 0 … T, one ε a sample."""
+    """Return √ᾱ_t x_0 + √(1 - ᾱ_t) ε for t = 0 … T, with one ε per sample."""
     noise = normal(x0.shape, seed=0, draw=0)
     schedule = model.schedule
     return [schedule.add_noise(x0, noise, t) for t in range(schedule.levels + 1)]
 
 
 def proposals(model: CDRL, chains: int) -> tuple[list[Tensor], list[str]]:
-    """Of some chains x_T … x_0, each x_{t-1} after the proposal for it; and their names."""
+    """Return the states x_T … x_0 of chains, each after its proposal, and the names of both."""
     labels = torch.arange(chains) + 1
     _, trace = Sampler(model, precision="fp32").sample(chains, label=labels, trace="levels")
     assert model.initializer is not None

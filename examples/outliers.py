@@ -1,11 +1,11 @@
-"""Telling a model's data from other data by its log-density.
+"""Detect outliers by a model's log-density.
 
     python examples/outliers.py --out DIR
     python examples/outliers.py --model RUN --data idx:FOLDER --other digits --out DIR
 
-Held-out images of the data against another data set, uniform noise and means of two held-out
-images: AUROC of the model's log-density at the cleanest level, of its mean over levels, and of a
-Gaussian with the training images' mean and covariance.
+Held-out images are compared with another data set, uniform noise and means of two held-out images.
+The scores are the model's log-density at each level, its means over levels, and a Gaussian with
+the training images' mean and covariance; the table shows their AUROC.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from cdrl_fast.metrics import GaussianBaseline, auroc
 from cdrl_fast.sampling.scoring import LevelStatistics
 
 HELD_OUT = {"digits": 0.2}
-"""Share that training did not see; a seventh of others."""
-MOST = 5000
-"""Images of each kind, at most."""
+"""The share held out from training; of other data sets it is a seventh."""
+MAX_IMAGES = 5000
+"""The maximum number of images of each kind."""
 
 
 def images(name: str, size: int, held_out: float | None = None) -> tuple[Tensor, Tensor]:
-    """Training and held-out images of a data set, at a size."""
+    """Return the training and held-out images of a data set, resized to ``size``."""
     data = load_data(name, image_size=size)
     train, rest = data.split(held_out or HELD_OUT.get(name, 1 / 7))
-    return tuple(part.batch(range(min(len(part), 4 * MOST)))[0] for part in (train, rest))
+    return tuple(part.batch(range(min(len(part), 4 * MAX_IMAGES)))[0] for part in (train, rest))
 
 
 def main() -> None:
@@ -48,50 +48,50 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     model = CDRL.from_pretrained(options.model)
     size = model.sample_shape[-1]
-    train, held = images(options.data, size, options.held_out)
-    held = held[:MOST]
+    train, held_out = images(options.data, size, options.held_out)
+    held_out = held_out[:MAX_IMAGES]
     generator = torch.Generator().manual_seed(0)
-    pairs = torch.randperm(len(held), generator=generator)
+    pairs = torch.randperm(len(held_out), generator=generator)
     kinds = {
-        "other data": images(options.other, size)[1][:MOST],
-        "uniform noise": torch.rand(held.shape, generator=generator) * 2 - 1,
-        "means of two": (held + held[pairs]) / 2,
+        "other data": images(options.other, size)[1][:MAX_IMAGES],
+        "uniform noise": torch.rand(held_out.shape, generator=generator) * 2 - 1,
+        "means of two": (held_out + held_out[pairs]) / 2,
     }
     sampler, gaussian = Sampler(model), GaussianBaseline(train)
-    everywhere = range(1, model.schedule.levels + 1)
-    statistics = sampler.level_statistics(train[:MOST])
+    all_levels = range(1, model.schedule.levels + 1)
+    statistics = sampler.level_statistics(train[:MAX_IMAGES])
     densities = {
-        name: torch.stack([sampler.log_density(x, levels=(t,)) for t in everywhere])
-        for name, x in {"held-out": held, **kinds}.items()
+        name: torch.stack([sampler.log_density(x, levels=(t,)) for t in all_levels])
+        for name, x in {"held-out": held_out, **kinds}.items()
     }
-    averages = [tuple(range(1, last + 1)) for last in everywhere if last > 1]
-    scores = {f"level {t}": lambda d, t=t: d[t - 1] for t in everywhere}
+    averages = [tuple(range(1, last + 1)) for last in all_levels if last > 1]
+    scores = {f"level {t}": lambda d, t=t: d[t - 1] for t in all_levels}
     scores |= {f"levels 1 to {a[-1]}": lambda d, a=a: average(statistics, a, d) for a in averages}
     table = {
         name: {kind: auroc(score(densities["held-out"]), score(densities[kind])) for kind in kinds}
         for name, score in scores.items()
     }
-    normal = gaussian.log_density(held)
+    normal = gaussian.log_density(held_out)
     table["Gaussian"] = {kind: auroc(normal, gaussian.log_density(x)) for kind, x in kinds.items()}
     print("| score |", " | ".join(kinds), "|")
     for name, row in table.items():
         print(f"| {name} |", " | ".join(f"{value:.3f}" for value in row.values()), "|")
     command = shlex.join(["python", *sys.argv])
-    made = {"command": command, "model": options.model, "data": options.data}
-    made |= {"other": options.other, "auroc": table}
+    record = {"command": command, "model": options.model, "data": options.data}
+    record |= {"other": options.other, "auroc": table}
     (options.out / f"outliers-{Path(options.model).name}.json").write_text(
-        json.dumps(made, indent=2) + "\n"
+        json.dumps(record, indent=2) + "\n"
     )
     draw(densities, options.out / "outliers.png")
 
 
 def average(statistics: LevelStatistics, levels: tuple[int, ...], densities: Tensor) -> Tensor:
-    """The standardised mean of the first levels' densities."""
+    """Return the standardised mean of the densities at these levels, which start at 1."""
     return statistics.score(levels, densities[: len(levels)])
 
 
 def draw(densities: dict[str, Tensor], path: Path) -> None:
-    """Histograms of log-densities at the cleanest level."""
+    """Draw histograms of the log-densities at level 1."""
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6, 2.6))

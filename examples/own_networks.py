@@ -1,10 +1,10 @@
-"""Networks of your own, trained and sampled: anything with ``forward(y, logsnr, label)``.
+"""Train and sample with your own networks: any modules with ``forward(y, logsnr, label)``.
 
     python examples/own_networks.py --out DIR
 
 An energy and an initializer in plain PyTorch learn eight Gaussians on a circle. Writes the training
-run and a picture of samples, and prints how many of them are near a centre. The run's checkpoints
-hold the weights; ``CDRL.from_pretrained(DIR, networks=(Energy(), Perceptron(2)))`` reads them.
+run and a picture of samples, and prints the share of samples near a centre. The checkpoints contain
+the weights; ``CDRL.from_pretrained(DIR, networks=(Energy(), Perceptron(2)))`` reads them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CENTRES = 4.0 * torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1)
 
 
 class Perceptron(nn.Module):
-    """(y, logsnr) → ``out`` numbers a sample."""
+    """A small network of (y, logsnr) with ``out`` numbers per sample."""
 
     def __init__(self, out: int, width: int = 128) -> None:
         super().__init__()
@@ -37,27 +37,27 @@ class Perceptron(nn.Module):
         )
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """``logsnr`` has one entry a sample or one for all; ``label`` is None here."""
+        """Return (n, out); ``logsnr`` has one entry per sample or one for all, ``label`` is None."""
         level = (logsnr / 10).expand(len(y)).unsqueeze(1)
         return self.layers(torch.cat([y, level.to(y.dtype)], dim=1))
 
 
 class Energy(Perceptron):
-    """Log-density up to a constant and a factor: (n, 2) → (n,)."""
+    """The log-density up to a constant and a factor: (n, 2) → (n,)."""
 
     def __init__(self) -> None:
         super().__init__(out=1)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """f(y); without spectral norms the square keeps the chain from running away."""
+        """Return f(y); without spectral norms, the square keeps the chain bounded."""
         return super().forward(y, logsnr)[:, 0] - 0.05 * y.square().sum(dim=1)
 
 
 def circle(n: int) -> Dataset:
-    """Points of eight Gaussians of standard deviation 0.3 around `CENTRES`."""
+    """Draw points from eight Gaussians of standard deviation 0.3 around `CENTRES`."""
     generator = torch.Generator().manual_seed(0)
-    which = torch.randint(8, (n,), generator=generator)
-    points = CENTRES[which] + 0.3 * torch.randn(n, 2, generator=generator)
+    index = torch.randint(8, (n,), generator=generator)
+    points = CENTRES[index] + 0.3 * torch.randn(n, 2, generator=generator)
     return Dataset("eight Gaussians", points.numpy(), None, (), None)
 
 
@@ -78,8 +78,8 @@ def main() -> None:
     trainer.fit(options.iterations, folder=options.out, progress=True)
     samples = Sampler(trainer.ema).sample(options.samples)
     near = (torch.cdist(samples, CENTRES).amin(dim=1) < 0.9).float().mean()
-    print(f"{100 * near:.1f} % of the samples are within 0.9 of a centre (of the data 98.9 %)")
-    scatter_figure(samples, "networks of one's own").savefig(options.out / "samples.png", dpi=100)
+    print(f"{100 * near:.1f} % of the samples are within 0.9 of a centre (data: 98.9 %)")
+    scatter_figure(samples, "own networks").savefig(options.out / "samples.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Examples that no other test runs, in short: what they write, and whether it can be true."""
+"""Short runs of the examples that no other test runs, and checks of their output."""
 
 import json
 import sys
@@ -18,8 +18,8 @@ from cdrl_fast.data import load_data
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     def run(example, *options):
-        words = [f"{example.__name__}.py", "--out", str(tmp_path / "out"), *options]
-        monkeypatch.setattr(sys, "argv", words)
+        arguments = [f"{example.__name__}.py", "--out", str(tmp_path / "out"), *options]
+        monkeypatch.setattr(sys, "argv", arguments)
         example.main()
         return tmp_path / "out"
 
@@ -33,8 +33,8 @@ def test_levels(run):
 
 
 def test_digits(tmp_path, monkeypatch):
-    words = ["digits.py", "--out", str(tmp_path / "digits.png"), "--steps", "1", "--guidance", "0"]
-    monkeypatch.setattr(sys, "argv", words)
+    options = ["--out", str(tmp_path / "digits.png"), "--steps", "1", "--guidance", "0"]
+    monkeypatch.setattr(sys, "argv", ["digits.py", *options])
     digits.main()
     assert Image.open(tmp_path / "digits.png").width > (10 + 7) * 48
 
@@ -53,18 +53,19 @@ def test_attributes(run, capsys, attribute):
     assert Image.open(out / "attributes.png").width > 2 * 8
 
 
-def test_what_is_mirrored():
-    """Images and their mirror images, each with its digit and its way; of some digits alone."""
-    train, held = load_data("digits").split(0.2)
-    flip = attributes.Attribute.flip(train, held)
+def test_mirrored_images():
+    """The flip attribute has images and mirror images with their digits and orientations."""
+    train, held_out = load_data("digits").split(0.2)
+    flip = attributes.Attribute.flip(train, held_out)
     n = len(train)
     both = flip.of_class.values
     np.testing.assert_array_equal(both[n:], both[:n, :, :, ::-1])
     np.testing.assert_array_equal(flip.of_class.labels[n:], train.labels)
     assert flip.training.labels.tolist() == [1] * n + [2] * n
-    telling = attributes.only(held, attributes.TELLING)
-    assert {held.classes[label - 1] for label in telling.labels} == set(attributes.TELLING)
-    assert len(flip.held_out) == 2 * len(telling) < 2 * len(held)
+    asymmetric = attributes.only(held_out, attributes.ASYMMETRIC)
+    digits_left = {held_out.classes[label - 1] for label in asymmetric.labels}
+    assert digits_left == set(attributes.ASYMMETRIC)
+    assert len(flip.held_out) == 2 * len(asymmetric) < 2 * len(held_out)
 
 
 def test_inpainting(run):
@@ -78,9 +79,10 @@ def test_inpainting(run):
 def test_composition_of_trained_models(run, capsys):
     options = ["--train", "1", "--samples", "50", "--steps", "1", "--correctors", "0"]
     out = run(composition, *options)
-    made = json.loads((out / "composition-trained.json").read_text())
-    assert made["iterations"] == 1
-    assert [row["combination"] for row in made["rows"]] == list(composition.CASES)
-    assert all(0 < row["0 correctors"] <= 1 for row in made["rows"])
+    figures = json.loads((out / "composition-trained.json").read_text())
+    assert figures["iterations"] == 1
+    assert [row["combination"] for row in figures["rows"]] == list(composition.CASES)
+    assert all(0 < row["exact samples"] < 1 for row in figures["rows"])
+    assert all(0 < row["0 correctors"] <= 1 for row in figures["rows"])
     assert "| mixture, 3 : 2 |" in capsys.readouterr().out
     assert Image.open(out / "composition.png").width > 400

@@ -1,4 +1,4 @@
-"""Where the compiled module comes from, and when pure Python is warned of."""
+"""Tests of the compiled module's loader: where it looks, and when it warns of pure Python."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def install(site, version=cdrl_fast.__version__, module=None, absent=None):
-    """Lay out an installed distribution in a folder: its metadata, its module or the note."""
+    """Create an installed distribution in a folder: metadata, build note and perhaps a module."""
     package = site / "cdrl_fast"
     package.mkdir(parents=True)
     info = site / f"cdrl_fast-{version}.dist-info"
@@ -33,19 +33,19 @@ def install(site, version=cdrl_fast.__version__, module=None, absent=None):
 
 
 @pytest.fixture
-def alone(tmp_path, monkeypatch):
-    """The loader beside no module, among the distributions that the list holds."""
-    found = []
+def distributions(tmp_path, monkeypatch):
+    """Hide the module from the loader; yield a list of the distributions that it looks in."""
+    distributions = []
     monkeypatch.setattr(_extension, "_PACKAGE", tmp_path / "package")
     monkeypatch.setattr(_extension, "_beside", lambda: None)
-    monkeypatch.setattr(_extension.metadata, "distributions", lambda **_: iter(found))
+    monkeypatch.setattr(_extension.metadata, "distributions", lambda **_: iter(distributions))
     _extension._loaded.cache_clear()
-    yield found
+    yield distributions
     _extension._loaded.cache_clear()
 
 
-def warned():
-    """What two calls of the loader warn of; it must find no module."""
+def warnings_of_load():
+    """Return the warnings of two calls of the loader, and check that it finds no module."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert _extension.load() is None
@@ -60,7 +60,7 @@ def test_the_package_and_its_distribution_have_one_version():
 
 
 def test_a_source_folder_takes_the_installed_module(tmp_path):
-    """A package without a module, Python started beside it: nothing is built, and it is native."""
+    """In a source folder without a module, Python uses the installed module."""
     module = _extension.load()
     if module is None:
         pytest.skip("there is no compiled module")
@@ -100,54 +100,54 @@ def test_the_file_in_a_distribution(tmp_path):
         assert _extension.module_file(distribution) == file
 
 
-def test_another_version_is_not_taken(tmp_path, alone):
+def test_another_version_is_not_taken(tmp_path, distributions):
     file = tmp_path / f"_C{EXTENSION_SUFFIXES[0]}"
     file.write_bytes(b"")
-    alone.append(install(tmp_path / "site", "0.0.1", file))
-    (message,) = warned()
+    distributions.append(install(tmp_path / "site", "0.0.1", file))
+    (message,) = warnings_of_load()
     assert "pure Python" in message
     assert "installed cdrl-fast is version 0.0.1" in message
     assert f"version {cdrl_fast.__version__}; run `pip install .`" in message
     assert _extension.reason() in message
 
 
-def test_a_module_that_cannot_be_loaded_is_warned_of(tmp_path, alone):
+def test_a_module_that_cannot_be_loaded_is_warned_of(tmp_path, distributions):
     file = tmp_path / f"_C{EXTENSION_SUFFIXES[0]}"
     file.write_bytes(b"no module")
-    alone.append(install(tmp_path / "site", module=file))
-    (message,) = warned()
+    distributions.append(install(tmp_path / "site", module=file))
+    (message,) = warnings_of_load()
     assert f"{tmp_path / 'site' / 'cdrl_fast' / file.name} cannot be loaded" in message
 
 
-def test_a_module_with_other_calls_is_not_taken(monkeypatch):
+def test_a_module_with_another_interface_is_not_taken(monkeypatch):
     module = _extension.load()
     if module is None:
         pytest.skip("there is no compiled module")
     monkeypatch.setattr(_extension, "INTERFACE", -1)
     _extension._loaded.cache_clear()
-    (message,) = warned()
+    (message,) = warnings_of_load()
     _extension._loaded.cache_clear()
     assert f"has interface {module.interface}, expected -1" in message
 
 
-def test_nothing_installed_is_warned_of(alone):
-    (message,) = warned()
+def test_nothing_installed_is_warned_of(distributions):
+    (message,) = warnings_of_load()
     assert "cdrl-fast is not installed; run `pip install .` in the source folder" in message
 
 
-def test_an_install_that_lost_its_module_is_warned_of(tmp_path, alone):
-    alone.append(install(tmp_path / "site"))
-    (message,) = warned()
+def test_an_install_that_lost_its_module_is_warned_of(tmp_path, distributions):
+    distributions.append(install(tmp_path / "site"))
+    (message,) = warnings_of_load()
     assert "nor the installed cdrl-fast has a compiled module" in message
 
 
-@pytest.mark.parametrize("place", ["beside", "installed"])
-def test_pure_python_that_was_chosen_is_not_warned_of(tmp_path, alone, place):
-    if place == "beside":
+@pytest.mark.parametrize("package", ["imported", "installed"])
+def test_pure_python_that_was_chosen_is_not_warned_of(tmp_path, distributions, package):
+    if package == "imported":
         install(tmp_path / "site", absent="switched off").locate_file("cdrl_fast").rename(
             tmp_path / "package"
         )
     else:
-        alone.append(install(tmp_path / "site", absent="switched off"))
-    assert warned() == []
+        distributions.append(install(tmp_path / "site", absent="switched off"))
+    assert warnings_of_load() == []
     assert _extension.reason() == "the compiled module switched off"

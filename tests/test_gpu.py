@@ -1,4 +1,4 @@
-"""The library on a CUDA device: the CPU's results, no waiting on the device, capture in graphs."""
+"""Tests on a CUDA device: the CPU's results, no synchronisation in chains, capture in graphs."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def state(batch=257):
     return x, rng_state(seed=3, draw=5, device=DEVICE)
 
 
-def chain(x, rng, backend, steps):
+def run_steps(x, rng, backend, steps):
     anchor = x.clone()
     for _ in range(steps):
         langevin_step_(x, -x, anchor, rng=rng, backend=backend, **STEP)
@@ -28,9 +28,9 @@ def chain(x, rng, backend, steps):
 
 def test_sampler_gives_the_cpu_samples(point_model):
     expected = Sampler(point_model).sample(200, seed=1)
-    got = Sampler(point_model.to(DEVICE)).sample(200, seed=1)
-    assert got.is_cuda
-    torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-3)
+    actual = Sampler(point_model.to(DEVICE)).sample(200, seed=1)
+    assert actual.is_cuda
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_langevin_gives_the_cpu_chain():
@@ -39,39 +39,40 @@ def test_langevin_gives_the_cpu_chain():
 
     x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
     options = {"steps": 20, "step_size": 0.05, "seed": 1}
-    got = langevin(log_density, x.to(DEVICE), **options)
-    torch.testing.assert_close(got.cpu(), langevin(log_density, x, **options), rtol=1e-5, atol=1e-5)
+    expected = langevin(log_density, x, **options)
+    actual = langevin(log_density, x.to(DEVICE), **options)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_steps_do_not_wait_on_the_device(backend):
+def test_steps_do_not_synchronise(backend):
     x, rng = state()
-    chain(x, rng, backend, 1)  # builds and loads the kernel
+    run_steps(x, rng, backend, 1)  # builds and loads the kernel
     torch.cuda.set_sync_debug_mode("error")
     try:
-        chain(x, rng, backend, 3)
+        run_steps(x, rng, backend, 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_a_captured_chain_draws_new_noise_each_time(backend):
-    """Replays of a graph go on with the state's draws, as the same steps outside of it do."""
+    """Replays of a graph advance the draws like the same steps without a graph."""
     expected, rng = state()
-    chain(expected, rng, backend, 3)
-    first, last_draw = expected.clone(), rng.tolist()[1]
-    chain(expected, rng, backend, 3)
+    run_steps(expected, rng, backend, 3)
+    first, draw_after_first = expected.clone(), rng.tolist()[1]
+    run_steps(expected, rng, backend, 3)
     x, rng = state()
     start = x.clone()
-    chain(x, rng, backend, 3)  # warms up
+    run_steps(x, rng, backend, 3)  # warms up
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        chain(x, rng, backend, 3)
+        run_steps(x, rng, backend, 3)
     x.copy_(start)
     rng.copy_(rng_state(seed=3, draw=5, device=DEVICE))
     graph.replay()
     assert torch.equal(x, first)
-    assert rng.tolist()[1] == last_draw
+    assert rng.tolist()[1] == draw_after_first
     graph.replay()
     assert torch.equal(x, expected)
 

@@ -1,8 +1,8 @@
-"""Data sets in memory or mapped: images as they are stored on disk, or points of the plane.
+"""Data sets in memory or memory-mapped: images as they are stored on disk, or points in the plane.
 
 ``load_data`` reads a data set from a one-line description such as ``digits`` or
-``folder:photos``; ``Dataset.batch`` hands out the scaled tensors that a model trains on. A data
-file cannot run code: pickles, where a format is one, may hold arrays, lists and numbers alone.
+``folder:photos``; ``Dataset.batch`` returns the scaled tensors that a model trains on. Reading a
+file never runs code from it: pickles may contain only arrays, lists, dictionaries and numbers.
 """
 
 from cdrl_fast.data.dataset import Dataset

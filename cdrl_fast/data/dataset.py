@@ -1,4 +1,4 @@
-"""The data set that everything reads, and the checks that its readers share."""
+"""The `Dataset` class, and the checks that the readers share."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ from cdrl_fast.errors import DataError
 Indices = Sequence[int] | NDArray[np.integer[Any]] | torch.Tensor
 
 # More classes than this means that the labels are identifiers, not classes.
-_MOST_CLASSES = 100_000
+_MAX_CLASSES = 100_000
 
 
-def require(holds: bool | np.bool_, message: str) -> None:
-    """Raises DataError with ``message`` unless ``holds``."""
-    if not holds:
+def require(condition: bool | np.bool_, message: str) -> None:
+    """Raise DataError with ``message`` unless ``condition`` is true."""
+    if not condition:
         raise DataError(message)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples in memory or in a mapped file, with or without a class label each.
+    """Samples in memory or in a memory-mapped file, with or without class labels.
 
     Attributes:
-        name: what the data set is called in messages; ``load_data`` puts its ``spec`` here.
+        name: the name of the data set in messages; ``load_data`` uses its ``spec``.
         values: images, uint8 of shape (n, C, H, W), or points, float32 of shape (n, 2).
         labels: int64 of shape (n,), each in 1 … len(classes), or None. 0 means "no label" to a
             model, so no sample has it.
-        classes: the name of class 1, 2, …; empty without labels.
+        classes: the names of classes 1, 2, …; empty without labels.
         maximum: the pixel value that maps to +1, where 0 maps to -1; None for points, which are
             not scaled.
-        files: of images read from a folder each one's path within it; None for others.
+        files: the path of each image within the folder it was read from; None for other sources.
 
     Raises:
-        DataError: the data set is empty, or an array's dtype, shape or range is not the above.
+        DataError: the data set is empty, or the dtype, shape or range of an array is not as
+            described above.
 
     Examples:
         >>> import numpy as np
         >>> from cdrl_fast.data import Dataset
         >>> pixels = np.zeros((10, 3, 32, 32), dtype=np.uint8)
-        >>> images, labels = Dataset("mine", pixels, labels=None, classes=()).batch(range(4))
+        >>> images, labels = Dataset("black", pixels, labels=None, classes=()).batch(range(4))
         >>> images.shape, float(images.max())
         (torch.Size([4, 3, 32, 32]), -1.0)
     """
@@ -61,7 +62,7 @@ class Dataset:
         name, values, labels, maximum = self.name, self.values, self.labels, self.maximum
         require(values.size > 0, f"{name}: empty, values have shape {values.shape}")
         if values.dtype == np.uint8 and values.ndim == 4:
-            # No pixel exceeds 255, and a mapped file need not be read to know it.
+            # uint8 never exceeds 255, so a mapped file need not be read to check it.
             peak = 255 if maximum == 255 else max(1, int(values.max()))
             require(
                 maximum is not None and peak <= maximum <= 255,
@@ -103,14 +104,15 @@ class Dataset:
         return self.values.shape[1:]
 
     def batch(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The samples at ``indices``, as a model takes them.
+        """Return the samples at ``indices``, scaled for a model, and their labels.
 
         Args:
             indices: integers of shape (b,); negative ones count from the end, repeats are allowed.
 
         Returns:
-            float32 of shape (b, *sample_shape), images scaled to ``2 * value / maximum - 1`` and
-            points as they are; and the int64 labels of shape (b,), or None without labels.
+            The samples, float32 of shape (b, *sample_shape), images scaled to
+            ``2 * value / maximum - 1`` and points unchanged; and the labels, int64 of shape (b,),
+            or None without labels.
 
         Raises:
             TypeError: ``indices`` is not a flat sequence of integers.
@@ -120,39 +122,48 @@ class Dataset:
         return self.scaled(samples), labels
 
     def stored(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The samples at ``indices`` as they are kept, in ``values``' dtype, and their labels.
+        """Return the samples at ``indices`` unscaled, in the dtype of ``values``, and their labels.
 
-        With `scaled` it makes `batch`, in two steps, for what moves data to a device in between.
+        `batch` is this and then `scaled`; between the two, a caller can move the smaller stored
+        samples to a device.
         """
         index = _flat_index(indices)
         labels = None if self.labels is None else torch.from_numpy(self.labels[index])
         return torch.from_numpy(self.values[index]), labels
 
     def scaled(self, samples: torch.Tensor) -> torch.Tensor:
-        """``samples`` as `stored` gives them, float32 for a model; the same bits anywhere."""
+        """Return the samples that `stored` returned as float32 for a model.
+
+        Every device gives the same bits.
+        """
         if self.maximum is None:
             return samples
-        # Dividing, rather than multiplying by 2 / maximum, makes the largest value exactly 1. GPUs
-        # divide by a number as a product with its inverse; by a tensor of theirs they divide.
+        # Dividing, rather than multiplying by 2 / maximum, makes the largest value exactly 1. The
+        # divisor is a tensor because CUDA multiplies by the inverse of a Python number.
         maximum = torch.full((), self.maximum, dtype=torch.float32, device=samples.device)
         return samples.float().mul_(2).div_(maximum).sub_(1)
 
     def subset(self, indices: Indices) -> Dataset:
-        """The samples at ``indices``, in that order, with the same classes; raises as ``batch``."""
+        """Return the data set of the samples at ``indices``, in that order, with the same classes.
+
+        Raises:
+            TypeError: ``indices`` is not a flat sequence of integers.
+            IndexError: an index is out of range.
+        """
         index = _flat_index(indices)
         labels = None if self.labels is None else self.labels[index]
         files = None if self.files is None else tuple(self.files[i] for i in index)
         return replace(self, values=self.values[index], labels=labels, files=files)
 
     def split(self, held_out: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Sets a random share aside, the same one for the same ``seed``.
+        """Split off a random share of the samples, the same one for the same ``seed``.
 
         Args:
-            held_out: the share to set aside, between 0 and 1 (both excluded).
-            seed: of the permutation that picks the samples.
+            held_out: the share to split off, between 0 and 1 (both excluded).
+            seed: the seed of the permutation that picks the samples.
 
         Returns:
-            What is left and what is set aside, both in the original order.
+            The remaining samples and the held-out samples, both in the original order.
 
         Raises:
             ValueError: ``held_out`` is not between 0 and 1.
@@ -181,7 +192,10 @@ def _flat_index(indices: Indices) -> NDArray[np.int64]:
 def labelled(
     name: str, images: NDArray[Any], labels: Any, classes: tuple[str, ...], source: object
 ) -> Dataset:
-    """A data set from labels that count from 0, or None; ``source`` is where messages find them."""
+    """Return the data set of ``images`` and their labels, which count from 0; None: no labels.
+
+    Messages about the labels name ``source``.
+    """
     if labels is None:
         return Dataset(name, images, None, ())
     labels = np.asarray(labels)
@@ -191,7 +205,7 @@ def labelled(
         f"shape {labels.shape}",
     )
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-    count = len(classes) or min(high + 1, _MOST_CLASSES)
+    count = len(classes) or min(high + 1, _MAX_CLASSES)
     require(
         low >= 0 and high < count,
         f"{source}: labels must be from 0 to {count - 1}, got {low} to {high}",

@@ -1,4 +1,4 @@
-"""Files as readers find them: bytes, archives of arrays, and pickles that can hold arrays alone."""
+"""Reading files: bytes, archives of arrays, mapped arrays, and pickles that contain only arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from cdrl_fast.data.dataset import require
 from cdrl_fast.errors import DataError
 
-# All that a pickle of arrays, lists and numbers calls, in the modules' old names and new ones.
+# The only functions that a pickle of arrays, lists and numbers calls, under NumPy's old and new
+# module names.
 _ALLOWED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -33,8 +34,8 @@ _ALLOWED = {
 }
 
 
-def bytes_of(path: Path) -> bytes:
-    """The bytes of a file, unzipped if its name ends in .gz."""
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file, unzipped if its name ends in .gz."""
     require(path.is_file(), f"{path}: no such file; check the path or download it")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -43,10 +44,10 @@ def bytes_of(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error}); download it again") from error
 
 
-def npz_arrays(path: Path, names: Sequence[str], advice: str) -> dict[str, NDArray[Any]]:
-    """Those of the named arrays that a .npz file has; none of them may hold Python objects.
+def read_npz(path: Path, names: Sequence[str], advice: str) -> dict[str, NDArray[Any]]:
+    """Return the named arrays, as far as a .npz file has them; none may contain Python objects.
 
-    ``advice`` is what to do about one that cannot be read.
+    The message about an array that cannot be read ends with ``advice``.
     """
     require(path.is_file(), f"{path}: no such file")
     require(zipfile.is_zipfile(path), f"{path}: is not a complete .npz file; {advice}")
@@ -61,31 +62,31 @@ def npz_arrays(path: Path, names: Sequence[str], advice: str) -> dict[str, NDArr
     return arrays
 
 
-def npy_mapped(path: Path) -> NDArray[Any]:
-    """The array of a .npy file, read-only and left on the disk until it is looked at."""
+def map_npy(path: Path) -> NDArray[Any]:
+    """Return the array of a .npy file, memory-mapped and read-only."""
     require(path.is_file(), f"{path}: no such file")
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, EOFError, ValueError) as error:
         raise DataError(
-            f"{path}: is not a whole .npy file of numbers ({error}); write it again with np.save"
+            f"{path}: is not a complete .npy file of numbers ({error}); write it again with np.save"
         ) from error
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which is refused")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
         return super().find_class(module, name)
 
 
-def unpickled(path: Path) -> Any:
-    """What a pickle holds, of arrays, lists, dictionaries, text and numbers; no code of it runs.
+def read_pickle(path: Path) -> Any:
+    """Return the content of a pickle: arrays, lists, dictionaries, text and numbers.
 
-    Text of Python 2 comes out as text.
+    No code of the pickle runs. Byte strings of Python 2 become text.
 
     Raises:
-        DataError: no such file, a damaged one, or one that wants anything else.
+        DataError: the file is missing or damaged, or contains anything else.
     """
     require(path.is_file(), f"{path}: no such file; check the path or download it")
     try:
@@ -93,5 +94,5 @@ def unpickled(path: Path) -> Any:
             return _Unpickler(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle raises almost anything
         raise DataError(
-            f"{path}: is not a whole pickle of arrays ({error}); download it again"
+            f"{path}: is not a complete pickle of arrays ({error}); download it again"
         ) from error

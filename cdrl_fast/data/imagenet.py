@@ -1,4 +1,4 @@
-"""ImageNet at 32×32 pixels, in the files of its publishers."""
+"""A reader of ImageNet at 32×32 pixels, in its published files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdrl_fast.data.dataset import Dataset, labelled, require
-from cdrl_fast.data.files import npz_arrays, unpickled
+from cdrl_fast.data.files import read_npz, read_pickle
 
 CLASSES = 1000
 _ROW = 3 * 32 * 32
@@ -17,19 +17,19 @@ _TRAIN = tuple(f"train_data_batch_{i}" for i in range(1, 11))
 
 
 def imagenet32(name: str, folder: Path, split: str) -> Dataset:
-    """The downsampled ImageNet of Chrabaszcz, Loshchilov and Hutter (2017), arXiv 1707.08819.
+    """Return the downsampled ImageNet of Chrabaszcz et al. (2017), arXiv 1707.08819.
 
-    Reads ``train_data_batch_1`` … ``train_data_batch_10``, or ``val_data`` for the split ``test``:
-    each a pickle, or with ``.npz`` an archive, of ``data`` (n, 3072), rows of three planes, and of
-    ``labels`` 1 … 1000, which are the classes' names too; their ``mean`` is left alone.
+    The files are ``train_data_batch_1`` … ``train_data_batch_10``, or ``val_data`` for the split
+    ``test``. Each is a pickle, or with the suffix ``.npz`` an archive, of ``data`` (n, 3072), rows
+    of three planes, and ``labels`` 1 … 1000, which also name the classes. ``mean`` is not used.
 
     Raises:
-        DataError: a file is missing, damaged or mis-shaped.
+        DataError: a file is missing or damaged, or an array has the wrong shape.
     """
     names = _TRAIN if split == "train" else ("val_data",)
     parts = [_part(folder, stem) for stem in names]
     labels = np.concatenate([labels for _, labels in parts])
-    # Part after part, each given up once it is copied: never twice the data in memory.
+    # Each part is freed once it is copied, so that memory never holds the data twice.
     images = np.empty((len(labels), 3, 32, 32), np.uint8)
     end = len(labels)
     while parts:
@@ -42,24 +42,24 @@ def imagenet32(name: str, folder: Path, split: str) -> Dataset:
 
 
 def _part(folder: Path, stem: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Rows and labels of one file; an archive serves where there is no pickle."""
+    """Return the rows and labels of one file: the pickle, or the archive if there is no pickle."""
     path = folder / stem
     archive = path.with_suffix(".npz")
     require(
         path.is_file() or archive.is_file(),
-        f"{path}: no such file, nor {archive.name}; the folder must hold all files of ImageNet "
-        "32×32 as they are published",
+        f"{path}: no such file, nor {archive.name}; the folder must contain all published files "
+        "of ImageNet 32×32",
     )
     if path.is_file():
-        found = unpickled(path)
+        content = read_pickle(path)
     else:
-        path, found = archive, npz_arrays(archive, ("data", "labels"), "download it again")
+        path, content = archive, read_npz(archive, ("data", "labels"), "download it again")
     require(
-        isinstance(found, dict) and {"data", "labels"} <= set(found),
+        isinstance(content, dict) and {"data", "labels"} <= set(content),
         f"{path}: expected 'data' and 'labels', got "
-        f"{sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__}",
+        f"{sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__}",
     )
-    rows, labels = found["data"], _integers(found["labels"])
+    rows, labels = content["data"], _integers(content["labels"])
     require(
         isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape[1:] == (_ROW,),
         f"{path}: expected data uint8 of shape (n, {_ROW}), got {_described(rows)}",
@@ -67,7 +67,7 @@ def _part(folder: Path, stem: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     require(
         labels is not None and labels.shape == (len(rows),),
         f"{path}: expected {len(rows)} integer labels, one per image, got "
-        f"{_described(found['labels'] if labels is None else labels)}",
+        f"{_described(content['labels'] if labels is None else labels)}",
     )
     low, high = int(labels.min(initial=1)), int(labels.max(initial=1))
     require(
@@ -78,7 +78,7 @@ def _part(folder: Path, stem: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 
 
 def _integers(labels: Any) -> Any:
-    """A list or an array of integers as int64; None where it is something else."""
+    """Return a list or an array of integers as int64, or None if it is something else."""
     try:
         array = np.asarray(labels)
     except ValueError:  # a list of lists of several lengths

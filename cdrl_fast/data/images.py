@@ -1,4 +1,4 @@
-"""PIL images as arrays of one shape, and a model's images as bytes."""
+"""Conversions of images: from PIL to arrays of one shape, and from a model's range to bytes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _GREY_MODES = ("1", "L", "LA", "La")
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """round(127.5 (x + 1)) of images in [-1, 1], uint8; what is outside is clamped."""
+    """Return round(127.5 (x + 1)) of images in [-1, 1] as uint8; values outside are clamped."""
     return ((images.double() + 1.0) * 127.5).round().clamp(0, 255).byte()
 
 
 def decoded(
     sources: Sequence[tuple[str, Callable[[], Image.Image]]], size: int | None
 ) -> NDArray[np.uint8]:
-    """Named images as uint8 (n, C, size, size): C is 1 if every one is grey, else 3."""
+    """Return named images as uint8 (n, C, size, size), where C is 1 if all are grey, else 3."""
     images: list[NDArray[np.uint8]] = []
     for name, open_image in sources:
         try:
@@ -53,9 +53,9 @@ def _pixels(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("its pixels are fractions, which have no fixed range")
+        raise ValueError("its pixels are floating point, which have no fixed range")
     if image.mode.startswith("I"):
-        # Pillow's own conversion cuts 16-bit pixels off at 255 instead of scaling them.
+        # Pillow's own conversion clips 16-bit pixels at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
     square: NDArray[np.uint8] = np.asarray(ImageOps.fit(image, (size, size)))
@@ -63,7 +63,7 @@ def _pixels(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def resized(data: Dataset, size: int) -> Dataset:
-    """The images with height and width ``size``, the centre kept."""
+    """Return the data set with its images cropped to the centre and resized to ``size``."""
     from PIL import Image, ImageOps
 
     require(data.is_images, f"{data.name}: holds points, not images; leave image_size out")

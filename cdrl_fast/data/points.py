@@ -1,4 +1,4 @@
-"""Points of the plane on a checkerboard: a distribution whose support is known exactly."""
+"""Points on a checkerboard in the plane: a distribution whose support is known exactly."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 
 def checkerboard(n: int, seed: int = 0) -> NDArray[np.float32]:
-    """Random points, uniform on every other square of a 4x4 board on [-8, 8) x [-8, 8).
+    """Draw points uniformly from every other square of a 4x4 board on [-8, 8) x [-8, 8).
 
-    The squares have side 4 and hold their lower edges, not their upper ones; the eight used are
+    The squares have side 4 and contain their lower edges, not their upper ones; the eight used are
     those whose column and row add up to an even number.
+
+    Args:
+        n: the number of points.
+        seed: the seed of the draw.
 
     Returns:
         float32 of shape (n, 2).
@@ -31,10 +35,10 @@ def checkerboard(n: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def in_checkerboard(points: NDArray[Any]) -> NDArray[np.int64]:
-    """Which of the eight squares of ``checkerboard`` each point lies in.
+    """Return the index of the ``checkerboard`` square that each point lies in.
 
     Args:
-        points: real numbers of shape (n, 2); those that are not finite lie in no square.
+        points: real numbers of shape (n, 2); points that are not finite lie in no square.
 
     Returns:
         int64 of shape (n,): 0 … 7, row by row from the bottom, or -1 outside every square.

@@ -1,4 +1,4 @@
-"""The sources of data sets: files as they are published, image folders, installed packages."""
+"""The sources of data sets: published files, image folders and installed packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cdrl_fast._lazy import optional_module
 from cdrl_fast.data.dataset import Dataset, labelled, require
-from cdrl_fast.data.files import bytes_of, npy_mapped, npz_arrays
+from cdrl_fast.data.files import map_npy, read_bytes, read_npz
 from cdrl_fast.data.imagenet import imagenet32
 from cdrl_fast.data.images import decoded, resized
 from cdrl_fast.data.points import checkerboard
@@ -33,52 +33,55 @@ _NPZ_ADVICE = (
 
 
 class _Request(NamedTuple):
-    """What ``load_data`` was asked for, taken apart."""
+    """The arguments of ``load_data``; ``location`` is the part of ``spec`` after the colon."""
 
     spec: str
-    where: str
+    location: str
     split: str
     image_size: int | None
 
     @property
     def path(self) -> Path:
-        return Path(self.where).expanduser()
+        return Path(self.location).expanduser()
 
 
 def load_data(spec: str, *, image_size: int | None = None, split: str = "train") -> Dataset:
-    """Reads a data set.
+    """Read a data set from its one-line description.
 
     Args:
         spec: one of
 
             - ``digits``: scikit-learn's 1,797 digits of 8x8 pixels with values 0 … 16;
             - ``checkerboard``: 50,000 points from ``checkerboard``;
-            - ``idx:FOLDER``: files named as MNIST's, gzipped or not; the labels may be absent;
+            - ``idx:FOLDER``: files with MNIST's names, gzipped or not; labels are optional;
             - ``folder:PATH``: png, jpg, bmp, webp and gif (first frame) images; each subfolder is
-              a class, in sorted order, and without subfolders there are no labels. Transparency
-              is dropped; the images are RGB unless every one is greyscale;
+              a class, in sorted order; without subfolders there are no labels. Transparency is
+              dropped; the images are RGB unless all are greyscale;
             - ``npz:FILE``: ``images``, uint8 of shape (n, H, W), (n, H, W, C) or (n, C, H, W) with
               C 1 or 3; optional ``labels``, integers from 0; optional ``classes``, strings;
-            - ``npy:FILE``: uint8 images of shape (n, H, W) or (n, C, H, W), mapped rather than
-              read, so that they may be larger than the memory; labels, integers from 0, in
-              ``STEM-labels.npy`` beside ``STEM.npy``, if there are any. Setting samples aside or
-              resizing copies into memory what is kept;
+            - ``npy:FILE``: uint8 images of shape (n, H, W) or (n, C, H, W), memory-mapped, so that
+              they may be larger than the memory; optional labels, integers from 0, in
+              ``STEM-labels.npy`` next to ``STEM.npy``. Splitting or resizing copies the remaining
+              images into memory;
             - ``cifar10:FOLDER``: the binary version of CIFAR-10;
-            - ``imagenet32:FOLDER``: ImageNet at 32×32 pixels as it is published, pickles or npz;
+            - ``imagenet32:FOLDER``: the published files of ImageNet at 32×32 pixels, pickles or
+              npz;
             - ``hub:NAME``: a Hugging Face data set; its first image column and first class label
               column are used.
-        image_size: images get this height and width: the shorter side is resized to it, with
-            antialiasing, and the centre is kept. None keeps the stored size, which for ``folder:``
-            and ``hub:`` must then be one square for all. Resizing sets ``maximum`` to 255.
+        image_size: the height and width of the images: the shorter side is resized to it, with
+            antialiasing, and the centre is kept. None keeps the stored size; all images of
+            ``folder:`` and ``hub:`` must then be squares of one size. Resizing sets ``maximum`` to
+            255.
         split: ``train`` or ``test`` for ``idx:``, ``cifar10:`` and ``imagenet32:`` (its validation
-            images), any split's name for ``hub:``; the other sources have only ``train``.
+            images), the name of any split for ``hub:``; the other sources have only ``train``.
 
     Returns:
-        The data set, named ``spec``. Classes that have no name in the source are called
+        The data set, named ``spec``. Classes without a name in the source are called
         ``"0"``, ``"1"``, … up to the largest label of the split.
 
     Raises:
-        DataError: ``spec`` or ``split`` is not known, or a file is missing, damaged or mis-shaped.
+        DataError: ``spec`` or ``split`` is unknown, or a file is missing, damaged or has the wrong
+            shape.
         ValueError: ``image_size`` is not positive.
         ImportError: the source needs a package that is not installed.
 
@@ -88,7 +91,7 @@ def load_data(spec: str, *, image_size: int | None = None, split: str = "train")
         >>> len(train), len(held_out)
         (1438, 359)
     """
-    kind, _, where = spec.partition(":")
+    kind, _, location = spec.partition(":")
     source = _SOURCES.get(kind)
     if source is None or (":" in source.syntax) != (":" in spec) or spec.endswith(":"):
         known = ", ".join(source.syntax for source in _SOURCES.values())
@@ -96,11 +99,11 @@ def load_data(spec: str, *, image_size: int | None = None, split: str = "train")
     if source.splits and split not in source.splits:
         raise DataError(
             f"{spec}: has no split {split!r}, only {' and '.join(source.splits)}; "
-            "Dataset.split sets samples aside"
+            "use Dataset.split to hold out samples"
         )
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
-    data = source.read(_Request(spec, where, split, image_size))
+    data = source.read(_Request(spec, location, split, image_size))
     return data if image_size is None else resized(data, image_size)
 
 
@@ -124,13 +127,13 @@ def _idx(request: _Request) -> Dataset:
 
 
 def _idx_file(stem: str, axes: int) -> Path:
-    """The file under any of its usual names; where there is none, the most usual one."""
+    """Return the file with any of the usual names, or the most usual name if none exists."""
     names = [f"{stem}{mark}idx{axes}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
     return next((Path(name) for name in names if Path(name).is_file()), Path(names[0]))
 
 
 def _idx_array(path: Path, axes: int) -> NDArray[np.uint8]:
-    content = bytes_of(path)
+    content = read_bytes(path)
     magic, header = bytes([0, 0, 8, axes]), 4 + 4 * axes
     require(
         content[:4] == magic,
@@ -156,7 +159,7 @@ def _cifar10(request: _Request) -> Dataset:
     parts = [_cifar10_records(folder / name) for name in names]
     classes, meta = _CIFAR10_CLASSES, folder / "batches.meta.txt"
     if meta.is_file():
-        classes = tuple(bytes_of(meta).decode(errors="replace").split())
+        classes = tuple(read_bytes(meta).decode(errors="replace").split())
         require(len(classes) == 10, f"{meta}: expected 10 class names, got {len(classes)}")
     records = np.concatenate(parts)
     images = records[:, 1:].reshape(-1, 3, 32, 32)
@@ -164,7 +167,7 @@ def _cifar10(request: _Request) -> Dataset:
 
 
 def _cifar10_records(path: Path) -> NDArray[np.uint8]:
-    content = bytes_of(path)
+    content = read_bytes(path)
     require(
         len(content) > 0 and len(content) % _CIFAR10_RECORD == 0,
         f"{path}: expected records of {_CIFAR10_RECORD} bytes, got {len(content)} bytes in all; "
@@ -182,7 +185,7 @@ def _imagenet32(request: _Request) -> Dataset:
 
 def _npz(request: _Request) -> Dataset:
     path = request.path
-    arrays = npz_arrays(path, ("images", "labels", "classes"), _NPZ_ADVICE)
+    arrays = read_npz(path, ("images", "labels", "classes"), _NPZ_ADVICE)
     require("images" in arrays, f"{path}: has no array 'images'; save the pixels as images=…")
     images, labels = _channels_first(arrays["images"], path), arrays.get("labels")
     classes = arrays.get("classes")
@@ -198,15 +201,15 @@ def _npz(request: _Request) -> Dataset:
 
 def _npy(request: _Request) -> Dataset:
     path = request.path
-    images = npy_mapped(path)
+    images = map_npy(path)
     require(
         images.dtype == np.uint8
         and (images.ndim == 3 or (images.ndim == 4 and images.shape[1] in (1, 3))),
         f"{path}: expected uint8 of shape (n, H, W), (n, 1, H, W) or (n, 3, H, W), got "
-        f"{images.dtype} of {images.shape}; colours come before height and width",
+        f"{images.dtype} of {images.shape}; channels come before height and width",
     )
-    beside = path.with_name(f"{path.stem}-labels.npy")
-    labels = npy_mapped(beside) if beside.is_file() else None
+    labels_file = path.with_name(f"{path.stem}-labels.npy")
+    labels = map_npy(labels_file) if labels_file.is_file() else None
     return labelled(request.spec, images[:, None] if images.ndim == 3 else images, labels, (), path)
 
 
@@ -220,7 +223,7 @@ def _channels_first(images: NDArray[Any], path: Path) -> NDArray[Any]:
     first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
     require(
         first != last,
-        f"{path}: 'images' has shape {images.shape}, {'ambiguous' if first else 'no channels'}: "
+        f"{path}: 'images' has shape {images.shape}, {'ambiguous' if first else 'no channels'}; "
         "exactly one of axes 1 and 3 must have length 1 or 3; grey images may be (n, H, W)",
     )
     return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -230,16 +233,16 @@ def _folder(request: _Request) -> Dataset:
     folders, files = _listing(request.path)
     require(
         not (folders and files),
-        f"{request.path}: mixed, holds images (such as {''.join(x.name for x in files[:1])}) and "
-        "folders; move the images into the folder of their class, or the folders away",
+        f"{request.path}: contains images (such as {''.join(x.name for x in files[:1])}) next to "
+        "folders; move the images into the folders of their classes, or remove the folders",
     )
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        inner, found = _listing(folder)
-        require(not inner, f"{folder}: is a class and must hold only images, but holds folders")
-        require(bool(found), f"{folder}: holds no images ({' '.join(_IMAGE_SUFFIXES)})")
-        files += found
-        labels += [label] * len(found)
+        subfolders, class_files = _listing(folder)
+        require(not subfolders, f"{folder}: a class must contain only images, but has folders")
+        require(bool(class_files), f"{folder}: holds no images ({' '.join(_IMAGE_SUFFIXES)})")
+        files += class_files
+        labels += [label] * len(class_files)
     require(bool(files), f"{request.path}: holds no images ({' '.join(_IMAGE_SUFFIXES)})")
     from PIL import Image
 
@@ -250,7 +253,7 @@ def _folder(request: _Request) -> Dataset:
 
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the images in a folder, each sorted, without the hidden ones."""
+    """Return the folders and the images in a folder, each sorted, without hidden ones."""
     require(folder.is_dir(), f"{folder}: no such folder; check the path")
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -263,8 +266,8 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
 def _hub(request: _Request) -> Dataset:
     spec, hub = request.spec, optional_module("datasets", "datasets", "datasets")
     try:
-        table = hub.load_dataset(request.where, split=request.split)
-    except Exception as error:  # the package passes on errors of the network and of its own
+        table = hub.load_dataset(request.location, split=request.split)
+    except Exception as error:  # the package raises its own errors and those of the network
         raise DataError(
             f"{spec}: cannot load split {request.split!r} ({error}); check the name, the split "
             "and the connection"
@@ -277,7 +280,7 @@ def _hub(request: _Request) -> Dataset:
     rows = table.select_columns([image])
     named = [(f"{spec} row {i}", lambda i=i: rows[i][image]) for i in range(len(rows))]
     images = decoded(named, request.image_size)
-    # A hidden label is -1, as in test splits, or null.
+    # Test splits hide their labels as -1 or null.
     labels = [-1 if x is None else x for x in table[label]] if label else []
     if all(x == -1 for x in labels):
         return Dataset(spec, images, None, ())
@@ -287,7 +290,7 @@ def _hub(request: _Request) -> Dataset:
 
 class _Source(NamedTuple):
     syntax: str
-    splits: tuple[str, ...]  # empty: only the source itself knows
+    splits: tuple[str, ...]  # empty: any name, which the source itself checks
     read: Callable[[_Request], Dataset]
 
 

@@ -1,13 +1,13 @@
-"""How good samples are, measured without downloading a network.
+"""Metrics of sample quality that need no downloaded network.
 
-Images are compared in the features of a small classifier that is trained on the spot: Fréchet
-distance, precision and recall, label accuracy; and in pixels, to tell samples from copies of the
-training images. Points of the plane are compared with the squares of the checkerboard. Images are
+Images are compared in the features of a small classifier that is trained on the same data (Fréchet
+distance, precision and recall, label accuracy), and in pixels, to detect copies of training
+images. Points in the plane are compared with the squares of the checkerboard. Images are
 floating-point tensors of shape (n, C, H, W) in [-1, 1] throughout.
 
-Unless said otherwise the functions raise TypeError for images that are not floating point,
-ValueError for a wrong shape, for too few images and for values that are not finite, and
-ImportError where scikit-learn or torchmetrics is not installed.
+Unless stated otherwise, the functions raise TypeError for images that are not floating point,
+ValueError for a wrong shape, too few images or values that are not finite, and ImportError if
+scikit-learn or torchmetrics is not installed.
 """
 
 from cdrl_fast.metrics.classifier import Classifier, train_classifier

@@ -1,4 +1,4 @@
-"""A classifier of small images that is trained on the spot, and the cache of its weights."""
+"""A classifier of small images that is trained on demand, and the cache of its weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from cdrl_fast.storage.folder import tensors_to_bytes, write_atomic
 
 
 class Classifier(nn.Module):
-    """A small convolutional network that tells the classes of small images apart.
+    """A small convolutional network that classifies small images.
 
-    It has no layer that behaves differently in training, so features never depend on the mode.
+    No layer behaves differently in training mode, so features never depend on the mode.
 
     Args:
         shape: (C, H, W) of the images: 1 to 3 channels, height and width from 8 to 64.
-        classes: how many classes ``k`` there are, at least 2.
+        classes: the number of classes ``k``, at least 2.
 
     Raises:
         ValueError: ``shape`` or ``classes`` is out of range.
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         self.shape, self.classes = tuple(shape), classes
         layers: list[nn.Module] = [nn.Conv2d(shape[0], 32, 3, padding=1), nn.ReLU()]
         width = 32
-        # The shorter side is halved until it is 4 to 7; the last time comes after its convolution.
+        # Pooling halves the shorter side until it is 4 to 7.
         for _ in range(int(math.log2(min(shape[1:]))) - 3):
             layers += [nn.MaxPool2d(2), nn.Conv2d(width, 64, 3, padding=1), nn.ReLU()]
             width = 64
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(64, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """The penultimate layer of images: float32 (n, C, H, W) → (n, 64), none negative."""
+        """Return the penultimate layer's output: float32 (n, C, H, W) → (n, 64), nonnegative."""
         if images.shape[1:] != self.shape:
             raise ValueError(
                 f"images must have shape (n, {', '.join(map(str, self.shape))}), "
@@ -70,15 +70,20 @@ class Classifier(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log-probabilities of images + constant: (n, C, H, W) → (n, k); column 0 is class 1."""
+        """Return the logits of images: (n, C, H, W) → (n, k), where column 0 is class 1."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
     @torch.no_grad()
     def predict(self, images: Tensor, batch_size: int = 1000) -> Tensor:
-        """The likeliest class of each image, int64 (n,) in 1 … k, on the device of ``images``.
+        """Return the most likely class of each image, ``batch_size`` images at a time.
 
-        They are computed ``batch_size`` at a time.
+        Args:
+            images: float32 (n, C, H, W) in [-1, 1], n at least 1.
+            batch_size: at least 1.
+
+        Returns:
+            int64 (n,) in 1 … k, on the device of ``images``.
         """
         device = self.head.weight.device
         parts = [self(x.to(device)).argmax(1) + 1 for x in torch.split(images, batch_size)]
@@ -87,10 +92,11 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class _Recipe:
-    """All that fixes the trained weights besides the data and the seed; part of the cache key.
+    """The training options, which are part of the cache key.
 
-    ``version`` must change whenever the network or the code of the training loop does. ``shift``
-    is in half image widths, ``rotation`` in radians; both and ``zoom`` are the largest drawn.
+    With the data and the seed they determine the weights, so ``version`` must change whenever the
+    network or the training loop changes. ``rotation`` (radians), ``zoom`` (relative) and ``shift``
+    (half image widths) are the limits of the random augmentation.
     """
 
     epochs: int
@@ -108,28 +114,29 @@ class _Recipe:
 def train_classifier(
     data: Dataset, *, seed: int = 0, epochs: int | None = None, cache: Path | None = None
 ) -> Classifier:
-    """Trains a classifier on labelled images, or takes it from the cache.
+    """Train a classifier on labelled images, or load it from the cache.
 
     Training runs on the CPU and gives the same weights for the same data, seed and number of
-    threads; the global random state is left as it was. Images are slightly turned, zoomed, moved
-    and noised, never mirrored. On scikit-learn's digits, 80 % of them for training, the accuracy
-    on the rest is about 99.5 % after some 5 seconds on one core.
+    threads; the global random state does not change. Training images are slightly rotated, zoomed,
+    shifted and noised, never mirrored. On scikit-learn's digits, with 80 % of them for training,
+    the accuracy on the rest is about 99.5 % after about 5 seconds on one core.
 
     Args:
         data: images with labels of at least 2 classes.
-        seed: of the initial weights, the order of the images and their changes.
-        epochs: how often each image is seen; None: 20 times, less often where that would be more
-            than 240,000 images, but at least twice.
+        seed: the seed of the initial weights, the order of the images and their augmentation.
+        epochs: the number of passes over the data; None: 20, fewer if that is more than 240,000
+            images, but at least 2.
         cache: the folder for trained weights, one safetensors file per data, recipe and seed.
             None means ``$CDRL_FAST_CACHE``, or else ``~/.cache/cdrl_fast``. A damaged file there
-            is replaced, with a warning; a folder that cannot be written is warned about.
+            is replaced with a warning; if the folder cannot be written, there is a warning.
 
     Returns:
         The classifier on the CPU, in evaluation mode.
 
     Raises:
-        DataError: ``data`` holds points or has no labels.
-        ValueError: ``epochs`` is not positive, or ``data`` is not something for a ``Classifier``.
+        DataError: ``data`` contains points or has no labels.
+        ValueError: ``epochs`` is not positive, or ``Classifier`` does not support the image shape
+            or the number of classes.
 
     Examples:
         >>> from cdrl_fast.data import load_data
@@ -149,7 +156,7 @@ def train_classifier(
     folder = cache or Path(os.environ.get("CDRL_FAST_CACHE") or "~/.cache/cdrl_fast")
     path = folder.expanduser() / f"classifier-{_key(data, recipe, seed)}.safetensors"
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
-        # torch.manual_seed would also reseed the accelerators, which nothing here uses.
+        # torch.manual_seed would also reseed the accelerators, whose state is not restored.
         torch.default_generator.manual_seed(seed)
         model = Classifier(data.sample_shape, len(data.classes))
         if not _restored(model, path):
@@ -159,15 +166,15 @@ def train_classifier(
 
 
 def _key(data: Dataset, recipe: _Recipe, seed: int) -> str:
-    about = [data.values.shape, data.maximum, len(data.classes), asdict(recipe), seed]
-    key = hashlib.sha256(json.dumps(about).encode())
+    settings = [data.values.shape, data.maximum, len(data.classes), asdict(recipe), seed]
+    key = hashlib.sha256(json.dumps(settings).encode())
     for array in (data.values, data.labels):
         key.update(np.ascontiguousarray(array).data)
     return key.hexdigest()[:32]
 
 
 def _fit(model: Classifier, data: Dataset, recipe: _Recipe) -> None:
-    """AdamW on the smoothed cross-entropy; the learning rate follows half a sine wave."""
+    """Minimise the smoothed cross-entropy by AdamW; the learning rate is half a sine wave."""
     images, labels = data.batch(torch.arange(len(data)))
     assert labels is not None
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay)
@@ -204,7 +211,7 @@ def _digest(state: dict[str, Tensor]) -> str:
 
 
 def _restored(model: Classifier, path: Path) -> bool:
-    """Loads the weights if there is a sound file."""
+    """Load the weights and return True if the file exists and is undamaged."""
     if not path.exists():
         return False
     from safetensors import SafetensorError, safe_open
@@ -229,5 +236,5 @@ def _save(model: Classifier, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(state, metadata={"sha256": _digest(state)}))
     except OSError as error:
-        # The weights are good without a cache, so a full disk must not cost the training.
+        # The weights are usable without a cache, so a full disk must not fail the training.
         warnings.warn(f"{path}: cannot be written ({error}); it is not cached", stacklevel=3)

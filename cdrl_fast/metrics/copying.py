@@ -1,4 +1,4 @@
-"""Samples next to training and held-out images: copies, and all figures at once."""
+"""Comparison of samples with training and held-out images: copies, and all metrics at once."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cdrl_fast.metrics.distances import (
 
 @dataclass(frozen=True)
 class CopyingCheck:
-    """How close samples are to the training images, next to images the model never saw.
+    """The distances of samples to the training images, compared with those of held-out images.
 
-    Distances are those of ``nearest_distances`` to the training images.
+    Distances are the ``nearest_distances`` to the training images.
 
     Attributes:
         samples_median: median distance of the samples.
         held_out_median: median distance of the held-out images.
         ratio: samples_median / held_out_median.
         threshold: 1st percentile of the held-out images' distances.
-        share: the share of samples at ``threshold`` or closer.
+        share: the share of samples whose distance is at most ``threshold``.
     """
 
     samples_median: float
@@ -39,29 +39,33 @@ class CopyingCheck:
 
     @property
     def copied(self) -> bool:
-        """Whether more than 5 % of the samples are closer than 99 % of the held-out images are.
+        """Whether more than 5 % of the samples are closer than 99 % of the held-out images.
 
-        Samples of a perfect model are distributed as the held-out images, so about 1 % of them are
-        that close, and the median would miss a model that copies only now and then. By chance a
-        perfect model fails with probability 0.001 for 359 samples and as many held-out images,
-        0.015 for 180 and 0.06 for 100. Not every failure is a copy: a model that smooths, or
-        prefers typical images, moves towards the training images too, so look at the closest
-        pairs.
+        Samples of a perfect model are distributed like the held-out images, so about 1 % of them
+        are that close. The median would miss a model that copies only occasionally. A perfect
+        model fails by chance with probability 0.001 for 359 samples and as many held-out images,
+        0.015 for 180 and 0.06 for 100. A failure does not prove copying: a model whose samples are
+        smooth or typical is closer to the training images too, so look at the closest pairs.
         """
         return self.share > 0.05
 
 
 def copying_check(samples: Tensor, train: Tensor, held_out: Tensor) -> CopyingCheck:
-    """Tells samples from copies of training images, by their pixels.
+    """Check in pixel space whether samples are copies of training images.
 
     Args:
-        samples: (n, C, H, W) in [-1, 1]; some 300 or more, see ``CopyingCheck.copied``.
-        train: the images the model was trained on.
-        held_out: images from the same source that it was not trained on, without duplicates of
-            training images; some 300 or more.
+        samples: (n, C, H, W) in [-1, 1]; n about 300 or more, see ``CopyingCheck.copied``.
+        train: the images that the model was trained on.
+        held_out: images from the same source that the model was not trained on, without duplicates
+            of training images; about 300 or more.
+
+    Returns:
+        The medians, the threshold and the share of close samples.
 
     Raises:
-        ValueError: besides the above, half of the held-out images are training images.
+        TypeError: images are not floating point.
+        ValueError: images have a wrong shape or non-finite values, a set is empty, or at least
+            half of the held-out images are training images.
 
     Examples:
         >>> import torch
@@ -71,54 +75,70 @@ def copying_check(samples: Tensor, train: Tensor, held_out: Tensor) -> CopyingCh
         1.0
     """
     check_images(samples=samples, train=train, held_out=held_out)
-    own = nearest_distances(samples, train)
-    other = nearest_distances(held_out, train).to(own.device)
-    samples_median, held_out_median = float(own.quantile(0.5)), float(other.quantile(0.5))
+    distances = nearest_distances(samples, train)
+    baseline = nearest_distances(held_out, train).to(distances.device)
+    samples_median, held_out_median = float(distances.quantile(0.5)), float(baseline.quantile(0.5))
     if held_out_median == 0:
         raise ValueError("held_out must not consist of training images: its median distance is 0")
-    threshold = other.quantile(0.01)
+    threshold = baseline.quantile(0.01)
     return CopyingCheck(
         samples_median,
         held_out_median,
         samples_median / held_out_median,
         float(threshold),
-        float((own <= threshold).double().mean()),
+        float((distances <= threshold).double().mean()),
     )
 
 
 def evaluate_images(
     samples: Tensor, train: Tensor, held_out: Tensor, classifier: Classifier
 ) -> dict[str, float]:
-    """All figures about a set of image samples that need no labels.
+    """Compute all metrics of image samples that need no labels.
 
-    The Fréchet distance is biased upwards, the more so the fewer images enter. ``frechet`` and
-    ``frechet_noise`` take all samples and all training images, ``frechet_held_out`` all held-out and
-    all training images: 359 and 1,438 on digits split 80:20, which is what a perfect model would
-    get with 359 samples. Only with as many samples as held-out images are the two fairly
-    compared; more samples can get below the floor. The counts are part of the result.
+    The Fréchet distance is biased upwards, the more the fewer images there are. A perfect model
+    would reach ``frechet_held_out``, the held-out baseline, with as many samples as there are
+    held-out images (359 on digits split 80:20). Only at equal counts can the two be compared: a
+    larger number of samples can reach a lower distance.
 
     Args:
         samples: float32 (n, C, H, W) in [-1, 1], at least 6.
-        train: the images that ``samples`` should look like, at least 6.
-        held_out: images from the same source that no model saw, at least 2.
-        classifier: its features are compared; it may be trained on ``train``.
+        train: the training images, at least 6.
+        held_out: images from the same source that the model was not trained on, at least 2.
+        classifier: the network whose features are compared; it may be trained on ``train``.
 
     Returns:
-        ``frechet`` (samples), ``frechet_held_out`` (held_out) and ``frechet_noise`` (standard normal
-        noise clipped to [-1, 1]), each against train; ``precision`` and ``recall`` with 5
-        neighbours, train being real; ``copying_*``, the attributes of ``CopyingCheck``, and
-        ``copied``, 0 or 1; ``samples_count``, ``train_count`` and ``held_out_count``.
+        A dictionary of floats:
+
+        - ``frechet``, ``frechet_held_out`` and ``frechet_noise``: Fréchet distances to ``train``
+          of the samples, the held-out images, and standard normal noise clipped to [-1, 1];
+        - ``precision`` and ``recall`` of the samples, with 5 neighbours and ``train`` as real set;
+        - ``copying_*``: the attributes of ``CopyingCheck``; ``copied``: 0 or 1;
+        - ``samples_count``, ``train_count`` and ``held_out_count``.
+
+    Raises:
+        TypeError: images are not floating point.
+        ValueError: images have a wrong shape or non-finite values, a set has too few images, or
+            ``held_out`` consists of training images.
+        ImportError: scikit-learn or torchmetrics is not installed.
+
+    Examples:
+        >>> import torch
+        >>> from cdrl_fast.metrics import Classifier, evaluate_images
+        >>> images, untrained = torch.rand(60, 1, 8, 8), Classifier((1, 8, 8), 10).eval()
+        >>> metrics = evaluate_images(images[:20], images[:40], images[40:], untrained)
+        >>> metrics["precision"], metrics["copied"]
+        (1.0, 1.0)
     """
     check_images(6, samples=samples, train=train)
     check_images(2, held_out=held_out, train=train)
     noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(0)).clamp_(-1, 1)
-    real, fake, other, random = (
+    real, fake, baseline, random = (
         extracted(x, classifier) for x in (train, samples, held_out, noise)
     )
     check = copying_check(samples, train, held_out)
     return {
         "frechet": frechet(real, fake),
-        "frechet_held_out": frechet(real, other),
+        "frechet_held_out": frechet(real, baseline),
         "frechet_noise": frechet(real, random),
         "precision": covered_share(fake, real, 5),
         "recall": covered_share(real, fake, 5),

@@ -1,4 +1,4 @@
-"""Distances between sets of samples, in features and in pixels."""
+"""Distances between sets of samples, in feature space and in pixel space."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from cdrl_fast.metrics.classifier import Classifier
 
 
 class FeatureExtractor(Protocol):
-    """Anything that turns images into feature vectors, such as a ``Classifier``."""
+    """A protocol for anything that turns images into feature vectors, such as a ``Classifier``."""
 
     def features(self, images: Tensor) -> Tensor:
-        """One feature vector of each of ``images``: (n, C, H, W) to floating point (n, d)."""
+        """Return the feature vectors of images: (n, C, H, W) → floating point (n, d)."""
 
 
-def check_images(least: int = 1, **images: Tensor) -> None:
-    """Each set: floating point, (n, C, H, W), n at least ``least``; all of one image shape."""
+def check_images(minimum: int = 1, **images: Tensor) -> None:
+    """Check that sets of images are floating point (n, C, H, W), of one image shape and finite.
+
+    Args:
+        minimum: the smallest allowed n.
+        images: the sets by the names that messages use.
+
+    Raises:
+        TypeError: a set is not floating point.
+        ValueError: a set has another shape, fewer than ``minimum`` images or non-finite values.
+    """
     first, *_ = images.values()
     for name, x in images.items():
         if not x.is_floating_point():
@@ -31,28 +40,29 @@ def check_images(least: int = 1, **images: Tensor) -> None:
         if x.ndim != 4 or x.shape[1:] != first.shape[1:]:
             shapes = {key: tuple(value.shape) for key, value in images.items()}
             raise ValueError(f"expected images of one shape (n, C, H, W), got {shapes}")
-        if len(x) < least:
-            raise ValueError(f"{name} must hold at least {least} images, got {len(x)}")
+        if len(x) < minimum:
+            raise ValueError(f"{name} must contain at least {minimum} images, got {len(x)}")
         if not x.isfinite().all():
-            raise ValueError(f"{name} holds values that are not finite")
+            raise ValueError(f"{name} must be finite, got NaN or Inf values")
 
 
 @torch.no_grad()
 def extracted(images: Tensor, extractor: FeatureExtractor, batch_size: int = 1000) -> Tensor:
-    """The features of all images, float64 (n, d) on the CPU."""
+    """Return the features of all images, float64 (n, d) on the CPU."""
     if isinstance(extractor, nn.Module):
         images = images.to(next(extractor.parameters(), images).device)
     parts = [extractor.features(x) for x in torch.split(images, batch_size)]
     features = torch.cat(parts).to("cpu", torch.float64)
     if features.ndim != 2 or not features.isfinite().all():
         raise ValueError(
-            f"extractor must give finite features of shape (n, d), got {tuple(features.shape)}"
+            "extractor must return finite features of shape (n, d), got "
+            f"{'NaN or Inf values' if features.ndim == 2 else tuple(features.shape)}"
         )
     return features
 
 
-class _Given(nn.Module):
-    """Stands in for a feature network where the features are there already."""
+class _Identity(nn.Module):
+    """A feature network for torchmetrics whose inputs are the features themselves."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -63,19 +73,18 @@ class _Given(nn.Module):
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:
-    """Fréchet distance of features, float64 (n, d) and (m, d)."""
+    """Return the Fréchet distance of features, float64 (n, d) and (m, d)."""
     fid = optional_module("torchmetrics.image.fid", "torchmetrics", "demo")
-    # Not set_dtype(float64): it would convert a network given as ``feature`` in place, and the
-    # sums are float64 anyway as long as the features are.
-    metric = fid.FrechetInceptionDistance(feature=_Given(real.shape[1]))
-    centre = real.mean(0)  # the distance does not change, but the covariances lose no digits
+    # No set_dtype(float64): the sums are float64 whenever the features are.
+    metric = fid.FrechetInceptionDistance(feature=_Identity(real.shape[1]))
+    centre = real.mean(0)  # centring avoids cancellation in the covariances
     metric.update(real - centre, real=True)
     metric.update(fake - centre, real=False)
     return max(0.0, float(metric.compute()))
 
 
 def frechet_distance(real: Tensor, fake: Tensor, extractor: FeatureExtractor) -> float:
-    """Fréchet distance between Gaussians fitted to the features of two sets of images.
+    """Return the Fréchet distance between Gaussians fitted to the features of two sets of images.
 
         |mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r S_f)^(1/2))
 
@@ -87,7 +96,10 @@ def frechet_distance(real: Tensor, fake: Tensor, extractor: FeatureExtractor) ->
     Args:
         real: images (n, C, H, W) in [-1, 1], n at least 2.
         fake: images (m, C, H, W) in [-1, 1], m at least 2.
-        extractor: what turns images into feature vectors.
+        extractor: a network, or any object, whose ``features`` turns images into vectors.
+
+    Returns:
+        The distance, at least 0.
 
     Examples:
         >>> import torch
@@ -101,11 +113,11 @@ def frechet_distance(real: Tensor, fake: Tensor, extractor: FeatureExtractor) ->
 
 
 def covered_share(points: Tensor, manifold: Tensor, neighbours: int) -> float:
-    """The share of points in a ball around some manifold point that reaches its k-th neighbour."""
+    """Return the share of points within the k-th neighbour distance of some manifold point."""
     search = optional_module("sklearn.neighbors", "scikit-learn", "demo").NearestNeighbors
     distances, _ = search(n_neighbors=neighbours).fit(manifold.numpy()).kneighbors()
     radius = torch.from_numpy(distances[:, -1])
-    # Matrix products would blur the distance of a point to itself.
+    # By matrix products the distance of a point to itself would not be exactly 0.
     exact = "donot_use_mm_for_euclid_dist"
     covered = [
         (torch.cdist(x, manifold, compute_mode=exact) <= radius).any(1)
@@ -117,20 +129,23 @@ def covered_share(points: Tensor, manifold: Tensor, neighbours: int) -> float:
 def precision_recall(
     real: Tensor, fake: Tensor, extractor: FeatureExtractor, *, neighbours: int = 5
 ) -> tuple[float, float]:
-    """Improved precision and recall.
+    """Return improved precision and recall.
 
-    A set's manifold is the union of balls around its feature vectors, each reaching its
-    ``neighbours``-th nearest neighbour in the set. Precision is the share of ``fake`` on the
-    manifold of ``real`` (are the samples realistic?), recall the share of ``real`` on that of
-    ``fake`` (is everything covered?). Both depend on the counts.
+    The manifold of a set is the union of balls around its feature vectors; the radius of each ball
+    is the distance to the ``neighbours``-th nearest neighbour in the set. Precision is the share
+    of ``fake`` on the manifold of ``real`` (are the samples realistic?), recall the share of
+    ``real`` on the manifold of ``fake`` (is everything covered?). Both depend on the counts.
     Source: Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative
     Models", NeurIPS 2019.
 
     Args:
         real: images (n, C, H, W) in [-1, 1], n above ``neighbours``.
         fake: images (m, C, H, W) in [-1, 1], m above ``neighbours``.
-        extractor: what turns images into feature vectors.
-        neighbours: at least 1.
+        extractor: a network, or any object, whose ``features`` turns images into vectors.
+        neighbours: k of the k-nearest neighbours, at least 1.
+
+    Returns:
+        Precision and recall, each from 0 to 1.
 
     Examples:
         >>> import torch
@@ -147,12 +162,19 @@ def precision_recall(
 
 
 def label_accuracy(images: Tensor, labels: Tensor, classifier: Classifier) -> float:
-    """The share of images in which ``classifier`` sees the class that was asked for.
+    """Return the share of images that ``classifier`` assigns to the class in ``labels``.
 
     Args:
         images: float32 (n, C, H, W) in [-1, 1], n at least 1.
         labels: int64 (n,) in 1 … k.
-        classifier: of those classes.
+        classifier: a classifier of the k classes.
+
+    Returns:
+        The accuracy, from 0 to 1.
+
+    Raises:
+        TypeError: images are not floating point.
+        ValueError: images or labels have a wrong shape or range.
 
     Examples:
         >>> import torch
@@ -175,7 +197,7 @@ def label_accuracy(images: Tensor, labels: Tensor, classifier: Classifier) -> fl
 
 @torch.no_grad()
 def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
-    """The L2 pixel distance of each image to the nearest reference image.
+    """Return the L2 pixel distance of each image to the nearest reference image.
 
     Args:
         images: (n, C, H, W) in [-1, 1], n at least 1.
@@ -198,7 +220,7 @@ def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
         nearest = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
         for block in torch.split(reference, 5000):
             index = torch.cdist(x, block.double()).argmin(1)
-            # cdist's matrix product leaves a rounding error that hides exact copies.
+            # The rounding error of cdist's matrix product would hide exact copies.
             nearest = nearest.minimum((x - block[index].double()).norm(dim=1))
         parts.append(nearest.float())
     return torch.cat(parts)
@@ -207,19 +229,28 @@ def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
 def sliced_wasserstein(
     real: Tensor, fake: Tensor, *, directions: int = 100, seed: int = 0
 ) -> float:
-    """Sliced 2-Wasserstein distance between two sets of points.
+    """Return the sliced 2-Wasserstein distance between two sets of points.
 
         sqrt(mean over directions u of the integral over q in [0, 1] of (R_u(q) - F_u(q))^2)
 
-    with R_u and F_u the quantile functions of the sets' projections on the unit vector u; the
-    integral is exact where one count divides the other, else a sum over the larger one. Its
-    expectation falls as the sets grow, so only distances at the same two counts can be compared.
+    R_u and F_u are the quantile functions of the sets' projections on the unit vector u. The
+    integral is exact if one count divides the other; otherwise it is a sum over the quantiles of
+    the larger set. Its expectation falls as the sets grow, so only distances at the same two
+    counts can be compared.
     Source: Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures", JMIV 2015.
 
     Args:
         real: finite points (n, d), n at least 1.
         fake: finite points (m, d), m at least 1.
-        directions: how many random unit vectors, at least 1. seed: of their draw.
+        directions: the number of random unit vectors, at least 1.
+        seed: the seed of the unit vectors.
+
+    Returns:
+        The distance, at least 0.
+
+    Raises:
+        ValueError: the sets differ in dimension, one is empty or not finite, or ``directions`` is
+            not positive.
 
     Examples:
         >>> import torch
@@ -232,29 +263,33 @@ def sliced_wasserstein(
         raise ValueError(
             f"expected points (n, d) and (m, d), got {tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    if not (len(real) and len(fake) and real.isfinite().all() and fake.isfinite().all()):
-        raise ValueError("expected finite points, one or more in each set")
+    if not (len(real) and len(fake)):
+        raise ValueError(
+            f"expected one or more points in each set, got {len(real)} and {len(fake)}"
+        )
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        raise ValueError("expected finite points, got NaN or Inf coordinates")
     if directions < 1:
         raise ValueError(f"directions must be at least 1, got {directions}")
     generator = torch.Generator().manual_seed(seed)
     axes = torch.randn(real.shape[1], directions, generator=generator, dtype=torch.float64)
     axes /= axes.norm(dim=0)
     sets = [(x.detach().to("cpu", torch.float64) @ axes).sort(dim=0).values for x in (real, fake)]
-    shares = max(len(real), len(fake))
-    middles = (torch.arange(shares, dtype=torch.float64) + 0.5) / shares
-    upper, lower = (x[(middles * len(x)).long()] for x in sets)
+    count = max(len(real), len(fake))
+    quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    upper, lower = (x[(quantiles * len(x)).long()] for x in sets)
     return float((upper - lower).square().mean().sqrt())
 
 
 def checkerboard_shares(points: NDArray[Any]) -> tuple[float, NDArray[np.float64]]:
-    """How points spread over the eight squares of ``cdrl_fast.data.checkerboard``.
+    """Return how points are distributed over the squares of ``cdrl_fast.data.checkerboard``.
 
     Args:
         points: real numbers of shape (n, 2), n at least 1.
 
     Returns:
-        The share of points in any of the squares (1 for the data), and float64 (8,): how the
-        points inside divide over the squares (1/8 each for the data; zeros if none is inside).
+        The share of points in any of the squares (1 for the data), and float64 (8,), each square's
+        share of the points inside (1/8 for the data; zeros if no point is inside).
 
     Raises:
         ValueError: ``points`` is empty or does not have shape (n, 2).
@@ -268,6 +303,6 @@ def checkerboard_shares(points: NDArray[Any]) -> tuple[float, NDArray[np.float64
     """
     square = in_checkerboard(points)
     if not len(square):
-        raise ValueError("points must hold at least one point")
+        raise ValueError("points must contain at least one point, got none")
     counts = np.bincount(square[square >= 0], minlength=8)
     return float((square >= 0).mean()), counts / max(1, int(counts.sum()))

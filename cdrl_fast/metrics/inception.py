@@ -1,4 +1,4 @@
-"""The usual FID, for those who have the Inception weights."""
+"""The standard FID, in the features of the Inception network."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ _INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def inception_fid(real: Tensor, fake: Tensor, *, weights: Path | None = None) -> float:
-    """The usual FID: ``frechet_distance`` in the 2048 pooled features of Inception v3.
+    """Return the standard FID: ``frechet_distance`` in the 2048 pooled features of Inception v3.
 
-    Grey images are repeated over three channels, pixels rounded to 8 bits and resized as in the
-    original TensorFlow network. Nothing is downloaded. Published values use 50,000 samples.
+    Grey images are repeated over three channels; pixels are rounded to 8 bits and resized as in
+    the original TensorFlow network. Nothing is downloaded. Published values use 50,000 samples.
 
     Args:
         real: images (n, C, H, W) in [-1, 1], C 1 or 3, n at least 2, better above 2048.
-        fake: images (m, C, H, W) in [-1, 1], of the same shape.
-        weights: torch-fidelity's file of weights; None looks for it where PyTorch keeps
+        fake: images (m, C, H, W) in [-1, 1], of the same image shape.
+        weights: the weights file of torch-fidelity; None: the file in PyTorch's folder of
             downloads, ``torch.hub.get_dir()/checkpoints``.
 
+    Returns:
+        The distance, at least 0.
+
     Raises:
+        TypeError: images are not floating point.
+        ValueError: images have a wrong shape, C other than 1 or 3, or non-finite values.
         ImportError: torchmetrics or torch-fidelity is not installed.
         CheckpointError: the weights are missing or cannot be loaded.
 
@@ -47,18 +52,17 @@ def inception_fid(real: Tensor, fake: Tensor, *, weights: Path | None = None) ->
 def _inception(weights: Path) -> _Inception:
     if not weights.is_file():
         raise CheckpointError(
-            f"{weights}: no Inception weights there, and they are not downloaded unasked; get "
-            f"{_INCEPTION_WEIGHTS} from the releases of github.com/toshas/torch-fidelity and pass "
-            "weights="
+            f"{weights}: no Inception weights; download {_INCEPTION_WEIGHTS} from the releases of "
+            "github.com/toshas/torch-fidelity and pass its path as weights="
         )
     fid = optional_module("torchmetrics.image.fid", "torchmetrics", "inception")
     try:
-        # torch-fidelity unpickles anything; a file that passes here holds only tensors.
+        # torch-fidelity unpickles any object, so the file is first checked to hold only tensors.
         torch.load(weights, map_location="cpu", weights_only=True)
         network = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
-    except Exception as error:  # a damaged archive makes the reader raise almost anything
+    except Exception as error:  # a damaged archive can raise almost any exception
         raise CheckpointError(f"{weights}: not Inception weights ({error})") from error
-    # Only the resizing without antialiasing gives the values of the original.
+    # The original network resizes without antialiasing.
     network.use_antialias = False
     return _Inception(network)
 

@@ -1,4 +1,4 @@
-"""How well scores tell data from what it is not."""
+"""Metrics and a baseline for the detection of outliers by scores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ from cdrl_fast._lazy import optional_module
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """The chance that a sample of the data scores higher than one from elsewhere.
+    """Return the area under the receiver operating characteristic of scores.
 
-    The area under the receiver operating characteristic: 0.5 is guessing, 1 is perfect.
+    It is the probability that a sample of the data has a higher score than an outlier: 0.5 for
+    guessing, 1 for perfect detection.
 
     Args:
-        inside, outside: scores (n,) and (m,), high ones for the data.
+        inside: scores (n,) of the data, higher for more typical samples.
+        outside: scores (m,) of the outliers.
+
+    Returns:
+        The area, from 0 to 1.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
 
     Examples:
         >>> import torch
@@ -33,11 +41,11 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 
 class GaussianBaseline:
-    """log N(x; mean, Σ) with the data's mean and covariance: what any density should beat.
+    """A Gaussian with the mean and covariance of the training data, as a baseline for densities.
 
     Args:
         images: (n, …), the training data.
-        floor: added to the variances, so that pixels that are always black have one.
+        min_variance: added to each variance, so that pixels that are always black have one.
 
     Examples:
         >>> import torch
@@ -47,19 +55,19 @@ class GaussianBaseline:
         torch.Size([3])
     """
 
-    def __init__(self, images: Tensor, floor: float = 1e-3) -> None:
+    def __init__(self, images: Tensor, min_variance: float = 1e-3) -> None:
         flat = _flat(images)
         self._mean = flat.mean(axis=0)
         centred = flat - self._mean
-        covariance = centred.T @ centred / len(flat) + floor * np.eye(flat.shape[1])
-        self._values, self._vectors = np.linalg.eigh(covariance)
+        covariance = centred.T @ centred / len(flat) + min_variance * np.eye(flat.shape[1])
+        self._eigenvalues, self._eigenvectors = np.linalg.eigh(covariance)
 
     def log_density(self, images: Tensor) -> Tensor:
-        """Of images (n, …), (n,), up to a constant; float64."""
-        white = (_flat(images) - self._mean) @ self._vectors
-        return torch.from_numpy(-0.5 * (white**2 / self._values).sum(axis=1))
+        """Return log N(x; mean, Σ) of images (n, …) up to a constant, float64 (n,)."""
+        rotated = (_flat(images) - self._mean) @ self._eigenvectors
+        return torch.from_numpy(-0.5 * (rotated**2 / self._eigenvalues).sum(axis=1))
 
 
 def _flat(images: Tensor) -> NDArray[Any]:
-    result: NDArray[Any] = images.double().flatten(1).cpu().numpy()
-    return result
+    flat: NDArray[Any] = images.double().flatten(1).cpu().numpy()
+    return flat

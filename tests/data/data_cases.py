@@ -1,4 +1,4 @@
-"""What the tests of data sets share: some pixels, and the check of a refusal."""
+"""Pixels, files and a check of refusals that the tests of data sets share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = np.array([2, 0, 1, 2], dtype=np.uint8)
 
 
 def fails(spec: str, *fragments: object, **options: Any) -> None:
-    """``load_data`` refuses, and its message holds every fragment."""
+    """Check that ``load_data`` refuses, with a message that contains every fragment."""
     with pytest.raises(DataError) as caught:
         load_data(spec, **options)
     for fragment in fragments:
@@ -27,7 +27,7 @@ def fails(spec: str, *fragments: object, **options: Any) -> None:
 
 
 def cifar10_files(folder: Path, names: list[str]) -> np.ndarray:
-    """Writes two records to each file; returns all of them."""
+    """Write two records to each file and return all of them."""
     folder.mkdir(exist_ok=True)
     records = RNG.integers(0, 256, (2 * len(names), 3073), dtype=np.uint8)
     records[:, 0] = np.arange(len(records)) % 10
@@ -43,14 +43,14 @@ IMAGENET_TRAIN = [f"train_data_batch_{i}" for i in range(1, 11)]
 def imagenet32_files(
     folder: Path, names: list[str], *, archives: bool = False, protocol: int = 4
 ) -> tuple[np.ndarray, list[int]]:
-    """Writes two images to each file, as published; returns all rows and labels."""
+    """Write two images to each file, as published, and return all rows and labels."""
     rows = RNG.integers(0, 256, (2 * len(names), 3072), dtype=np.uint8)
     labels = [1, 1000, *RNG.integers(1, 1001, len(rows) - 2).tolist()]
     for i, name in enumerate(names):
         pair = slice(2 * i, 2 * i + 2)
-        found = {"data": rows[pair], "labels": labels[pair], "mean": rows.mean(0)}
+        content = {"data": rows[pair], "labels": labels[pair], "mean": rows.mean(0)}
         if archives:
-            np.savez(folder / f"{name}.npz", **found)
+            np.savez(folder / f"{name}.npz", **content)
         else:
-            (folder / name).write_bytes(pickle.dumps(found, protocol=protocol))
+            (folder / name).write_bytes(pickle.dumps(content, protocol=protocol))
     return rows, labels

@@ -1,4 +1,4 @@
-"""The data set itself and the checkerboard: exact scaling, subsets, and what is refused."""
+"""Tests of `Dataset` and the checkerboard: exact scaling, subsets, and refused arguments."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_batch_takes_any_integers_in_order(make):
     assert labels.tolist() == [2, 2, 2]
 
 
-def test_batch_leaves_points_as_they_are_and_is_a_copy():
+def test_batch_leaves_points_unchanged_and_is_a_copy():
     data = Dataset("p", np.array([[3.5, -7], [1, 2]], dtype=np.float32), None, (), None)
     samples, _ = data.batch([0])
     samples.zero_()

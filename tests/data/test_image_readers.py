@@ -1,4 +1,4 @@
-"""Folders of images and the hub: exact pixels, classes, and a message for every fault."""
+"""Tests of image folders and the hub: exact pixels, classes, and a message for every fault."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_folder_faults(tmp_path):
     save(tmp_path / "cat" / "a.png", GREY[0])
     fails(f"folder:{tmp_path}", tmp_path / "cat" / "a.png", "5x6 pixels", "need image_size")
     save(tmp_path / "loose.png", GREY[0])
-    fails(f"folder:{tmp_path}", tmp_path, "mixed", "loose.png")
+    fails(f"folder:{tmp_path}", tmp_path, "contains images (such as loose.png) next to folders")
     (tmp_path / "loose.png").unlink()
     (tmp_path / "cat" / "inner").mkdir()
-    fails(f"folder:{tmp_path}", tmp_path / "cat", "holds folders")
+    fails(f"folder:{tmp_path}", tmp_path / "cat", "must contain only images, but has folders")
 
 
 def test_folder_of_different_sizes_needs_image_size(tmp_path):
@@ -90,8 +90,8 @@ def test_folder_of_different_sizes_needs_image_size(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a picture", "truncated"])
 def test_broken_image_is_named(tmp_path, content):
     save(tmp_path / "a.png", RNG.integers(0, 256, (40, 40), dtype=np.uint8))
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "b.png").write_bytes(whole[:700] if content == "truncated" else content)
+    complete = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(complete[:700] if content == "truncated" else content)
     fails(f"folder:{tmp_path}", tmp_path / "b.png", "cannot be read as an image")
 
 
@@ -112,7 +112,7 @@ class ClassFeature(Feature):
 
 
 class Table:
-    """As much of ``datasets.Dataset`` as reading takes."""
+    """A stand-in for ``datasets.Dataset``, with the methods that the reader uses."""
 
     def __init__(self, columns: dict[str, tuple[Feature, list[Any]]]) -> None:
         self.columns = columns
@@ -132,7 +132,7 @@ class Table:
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the ``datasets`` package; its ``tables`` are by name and split."""
+    """Install a stand-in for the ``datasets`` package; its ``tables`` are by name and split."""
     module = ModuleType("datasets")
     tables: dict[tuple[str, str], Table] = {}
     module.Image, module.ClassLabel, module.tables = ImageFeature, ClassFeature, tables
@@ -174,4 +174,4 @@ def test_hub_faults(hub):
     hub.tables["pets", "train"] = table([0, 1], img=(ImageFeature(), [good, None]))
     fails("hub:pets", "hub:pets row 1: cannot be read as an image")
     hub.tables["pets", "train"] = table([0], img=(ImageFeature(), [fractions]))
-    fails("hub:pets", "hub:pets row 0", "its pixels are fractions")
+    fails("hub:pets", "hub:pets row 0", "its pixels are floating point")

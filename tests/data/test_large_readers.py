@@ -1,4 +1,4 @@
-"""Data sets too large to copy about: mapped arrays, and ImageNet at 32×32 as it is published."""
+"""Tests of large data sets: memory-mapped arrays, and the published files of ImageNet at 32×32."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.data.data_cases import COLOUR, GREY, IMAGENET_TRAIN, LABELS, fails, i
 @pytest.mark.parametrize(
     ("stored", "expected"), [(GREY, GREY[:, None]), (GREY[:, None], GREY[:, None]), (COLOUR,) * 2]
 )
-def test_npy_is_mapped_and_read_as_it_is(tmp_path, stored, expected):
+def test_npy_is_mapped_and_read_unchanged(tmp_path, stored, expected):
     np.save(tmp_path / "a.npy", stored)
     data = load_data(f"npy:{tmp_path / 'a.npy'}")
     assert np.array_equal(data.values, expected)
@@ -35,7 +35,7 @@ def test_npy_is_mapped_and_read_as_it_is(tmp_path, stored, expected):
     assert np.array_equal(np.load(tmp_path / "a.npy"), stored)
 
 
-def test_npy_labels_lie_beside(tmp_path):
+def test_npy_labels_come_from_the_file_next_to_it(tmp_path):
     np.save(tmp_path / "a.npy", COLOUR)
     np.save(tmp_path / "a-labels.npy", LABELS)
     data = load_data(f"npy:{tmp_path / 'a.npy'}")
@@ -52,12 +52,12 @@ def test_npy_faults(tmp_path):
     wrong = (GREY.astype(float), GREY[0], COLOUR.transpose(0, 2, 3, 1), COLOUR[:, :2])
     for array in wrong:
         np.save(path, array)
-        fails(f"npy:{path}", path, f"{array.dtype} of {array.shape}; colours come before")
+        fails(f"npy:{path}", path, f"{array.dtype} of {array.shape}; channels come before")
     np.save(path, GREY.astype(object))
-    fails(f"npy:{path}", path, "is not a whole .npy file of numbers")
+    fails(f"npy:{path}", path, "is not a complete .npy file of numbers")
     np.save(path, GREY)
     path.write_bytes(path.read_bytes()[:-1])
-    fails(f"npy:{path}", path, "is not a whole .npy file of numbers")
+    fails(f"npy:{path}", path, "is not a complete .npy file of numbers")
 
 
 # ImageNet
@@ -65,9 +65,9 @@ def test_npy_faults(tmp_path):
 
 @pytest.mark.parametrize("kind", [2, 4, 5, "npz"])
 def test_imagenet32_round_trip(tmp_path, kind):
-    how = {"archives": True} if kind == "npz" else {"protocol": kind}
-    rows, labels = imagenet32_files(tmp_path, IMAGENET_TRAIN, **how)
-    val_rows, val_labels = imagenet32_files(tmp_path, ["val_data"], **how)
+    options = {"archives": True} if kind == "npz" else {"protocol": kind}
+    rows, labels = imagenet32_files(tmp_path, IMAGENET_TRAIN, **options)
+    val_rows, val_labels = imagenet32_files(tmp_path, ["val_data"], **options)
     for split, pixels, expected in (("train", rows, labels), ("test", val_rows, val_labels)):
         data = load_data(f"imagenet32:{tmp_path}", split=split)
         # Planes of red, green and blue, each row by row.
@@ -79,6 +79,7 @@ def test_imagenet32_round_trip(tmp_path, kind):
 
 
 def published(**changes: object) -> dict[str, object]:
+    """Return the content of a published file, with changes."""
     rows = np.zeros((2, 3072), np.uint8)
     return {"data": rows, "labels": [1, 2], "mean": rows.mean(0)} | changes
 
@@ -99,7 +100,7 @@ def published(**changes: object) -> dict[str, object]:
         (published(labels=[[1], [1, 2]]), "expected 2 integer labels"),
         (published(labels=[0, 1]), "labels must be from 1 to 1000, got 0 to 1"),
         (published(labels=[1, 1001]), "got 1 to 1001"),
-        (published(labels=Path("x")), "it wants pathlib"),
+        (published(labels=Path("x")), "it refers to pathlib"),
     ],
 )
 def test_imagenet32_faults(tmp_path, content, fault):
@@ -115,10 +116,10 @@ def test_missing_and_damaged_imagenet32(tmp_path):
     fails(spec, path, "no such file, nor train_data_batch_10.npz")
     fails(spec, tmp_path / "val_data", "no such file", split="test")
     imagenet32_files(tmp_path, IMAGENET_TRAIN)
-    whole = path.read_bytes()
-    for content in (b"", whole[:-100], b"\x80\x04" + whole[3:], b"not a pickle"):
+    complete = path.read_bytes()
+    for content in (b"", complete[:-100], b"\x80\x04" + complete[3:], b"not a pickle"):
         path.write_bytes(content)
-        fails(spec, path, "is not a whole pickle of arrays")
+        fails(spec, path, "is not a complete pickle of arrays")
     path.unlink()
     archive = path.with_suffix(".npz")
     archive.write_bytes(b"PK")
@@ -130,8 +131,8 @@ def test_missing_and_damaged_imagenet32(tmp_path):
     fails(spec, archive, "got []")
 
 
-class Maker:
-    """Makes a folder when it is unpickled."""
+class FolderMaker:
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,12 +143,12 @@ class Maker:
 
 def test_a_pickle_runs_no_code(tmp_path):
     imagenet32_files(tmp_path, IMAGENET_TRAIN)
-    (tmp_path / "train_data_batch_1").write_bytes(pickle.dumps(Maker(tmp_path / "made")))
-    fails(f"imagenet32:{tmp_path}", tmp_path / "train_data_batch_1", "which is refused")
-    assert not (tmp_path / "made").exists()
+    (tmp_path / "train_data_batch_1").write_bytes(pickle.dumps(FolderMaker(tmp_path / "new")))
+    fails(f"imagenet32:{tmp_path}", tmp_path / "train_data_batch_1", "which is not allowed")
+    assert not (tmp_path / "new").exists()
 
 
-def test_batches_of_mapped_data_are_those_of_data_in_memory(tmp_path):
+def test_batches_of_mapped_data_equal_batches_of_data_in_memory(tmp_path):
     imagenet32_files(tmp_path, ["val_data"])
     data = load_data(f"imagenet32:{tmp_path}", split="test")
     np.save(tmp_path / "mapped.npy", data.values)

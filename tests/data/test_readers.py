@@ -1,4 +1,4 @@
-"""Published file formats: exact pixels, and a message that names the file for every fault."""
+"""Tests of published file formats: exact pixels, and a message that names the file of a fault."""
 
 from __future__ import annotations
 
@@ -178,10 +178,10 @@ def test_damaged_npz(tmp_path):
     path = tmp_path / "a.npz"
     fails(f"npz:{path}", path, "no such file")
     np.savez(path, images=GREY)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-30])
+    complete = path.read_bytes()
+    path.write_bytes(complete[:-30])
     fails(f"npz:{path}", path, "not a complete .npz file")
-    path.write_bytes(whole.replace(GREY.tobytes()[:8], b"damaged!"))
+    path.write_bytes(complete.replace(GREY.tobytes()[:8], b"damaged!"))
     fails(f"npz:{path}", path, "cannot read 'images'")
     np.save(tmp_path / "b.npy", GREY)
     fails(f"npz:{tmp_path / 'b.npy'}", "b.npy", "not a complete .npz file")

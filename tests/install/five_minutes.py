@@ -1,11 +1,11 @@
-"""Run the five-minute start as a newcomer would, line by line, and time each step.
+"""Run the five-minute start of the docs line by line, and time each step.
 
     python tests/install/five_minutes.py --out benchmarks/results/five-minutes.json
 
-In a copy of the tree, a new environment is made and the commands and Python blocks of
-``docs/index.md`` are run in their order; a folder ``photos`` with a few pictures is put there for
-the last. ``--torch`` replaces the line that fetches PyTorch's CPU build, where its index cannot be
-reached. Status 1 at the first line that fails.
+The commands and Python blocks of ``docs/index.md`` run in their order in a copy of the source
+tree, with a new environment; a folder ``photos`` with a few pictures is created for the last one.
+``--torch`` replaces the line that installs PyTorch's CPU build, if its index cannot be reached.
+Exits with 1 at the first line that fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from install_matrix import NOT_SOURCE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "index.md"
-# By the page the last run is one's own and takes as long as one likes.
+# The last command of the page trains without a limit.
 SHORT = {"--data folder:photos": " --iterations 20 --batch-size 16"}
 PHOTOS = """
 import numpy as np
@@ -40,26 +40,26 @@ for i, name in enumerate(("a", "b") * 8):
 
 
 def steps(text: str, torch: str | None) -> list[tuple[str, str]]:
-    """("bash", a line) and ("python", a block) in the page's order."""
-    found: list[tuple[str, str]] = []
+    """Return ("bash", line) and ("python", block) in the order of the page."""
+    result: list[tuple[str, str]] = []
     for kind, block in re.findall(r"^```(bash|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         if kind == "python":
-            found.append((kind, block))
+            result.append((kind, block))
             continue
         for line in block.splitlines():
             line = line.split("   #")[0].strip()
             if "download.pytorch.org" in line and torch:
                 line = f"pip install {torch}"
-            line += "".join(more for words, more in SHORT.items() if words in line)
-            found.append(("bash", line))
-    return found
+            line += "".join(options for part, options in SHORT.items() if part in line)
+            result.append(("bash", line))
+    return result
 
 
-def run(command: str, place: Path) -> subprocess.CompletedProcess[str]:
-    """A command in the page's environment, once it is there."""
-    active = (place / ".venv" / "bin" / "activate").exists()
+def run(command: str, tree: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command, in the environment of the page once that exists."""
+    active = (tree / ".venv" / "bin" / "activate").exists()
     line = f"source .venv/bin/activate; {command}" if active else command
-    return subprocess.run(["bash", "-c", line], cwd=place, capture_output=True, text=True)
+    return subprocess.run(["bash", "-c", line], cwd=tree, capture_output=True, text=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,18 +69,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     timed: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "cdrl_fast"
-        shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+        tree = Path(folder) / "cdrl_fast"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_SOURCE))
         for kind, text in steps(PAGE.read_text(), options.torch):
             if "folder:photos" in text:
-                subprocess.run([place / ".venv/bin/python", "-c", PHOTOS], cwd=place, check=True)
+                subprocess.run([tree / ".venv/bin/python", "-c", PHOTOS], cwd=tree, check=True)
             if kind == "python":
-                # One session to the reader: what came before is run, and timed, again.
-                with (place / "session.py").open("a") as session:
+                # The blocks form one session, so each run repeats, and times, the earlier ones.
+                with (tree / "session.py").open("a") as session:
                     session.write(text)
             command = text if kind == "bash" else "python session.py"
             begun = time.perf_counter()
-            done = run(command, place)
+            done = run(command, tree)
             seconds = time.perf_counter() - begun
             shown = text if kind == "bash" else f"Python: … {text.splitlines()[-1]}"
             print(f"{seconds:7.1f} s  {shown}", flush=True)
@@ -89,9 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
                 return 1
             timed.append({"step": shown, "seconds": round(seconds, 1)})
     total = sum(float(str(row["seconds"])) for row in timed)
-    found = {"command": shlex.join(["python", *sys.argv]), "total": round(total, 1), "steps": timed}
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"{total:7.1f} s in all")
+    record = {"command": shlex.join(["python", *sys.argv])}
+    record |= {"total": round(total, 1), "steps": timed}
+    options.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{total:7.1f} s in total")
     return 0
 
 

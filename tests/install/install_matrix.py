@@ -1,10 +1,10 @@
-"""Install the library in each way that a user's machine may need, and use it there.
+"""Install the library with and without compilers, and use each installation.
 
     python tests/install/install_matrix.py
 
-Each way has its own copy of the tree, its own wheel built in isolation, and its own environment,
-which sees the packages of the environment that runs this but not the library. What is shown for
-each is what `cdrl_fast.about()` says there.
+Each case has its own copy of the tree, its own wheel built in isolation, and its own environment,
+which contains the packages of the environment that runs this, but not the library. Prints
+`cdrl_fast.about()` of each.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ NOT_SOURCE = (".*", "build", "demo", "runs", "*.so", "_build.json", "*.egg-info"
 COMPILERS = ("CC", "CXX", "CUDACXX", "CUDA_PATH", "CUDA_HOME")
 
 
-# How a wheel comes about: of the tree, or of the source distribution that is made of it.
+# Commands that build a wheel: directly from the tree, or by way of its source distribution.
 OF_TREE = ("pip", "wheel", "--no-deps", "--wheel-dir", ".", "./tree")
 OF_SDIST = ("build", "--outdir", ".", "./tree")
 
 
-def built(work: Path, how: tuple[str, ...] = OF_TREE, **environment: str) -> Path | str:
-    """The wheel of a fresh copy of the tree; the build's output where there is none."""
+def build_wheel(work: Path, build: tuple[str, ...] = OF_TREE, **environment: str) -> Path | str:
+    """Build the wheel of a new copy of the tree; return its path, or the output if that failed."""
     work.mkdir()
     shutil.copytree(ROOT, work / "tree", ignore=shutil.ignore_patterns(*NOT_SOURCE))
-    command = [sys.executable, "-m", *how]
+    command = [sys.executable, "-m", *build]
     done = subprocess.run(
         command, cwd=work, env=os.environ | environment, capture_output=True, text=True
     )
@@ -40,13 +40,13 @@ def built(work: Path, how: tuple[str, ...] = OF_TREE, **environment: str) -> Pat
 
 
 def without_compiler(work: Path) -> dict[str, str]:
-    """An environment whose PATH has no compiler."""
+    """Return environment variables whose PATH has no compiler."""
     work.mkdir()
     return {"PATH": str(work), **dict.fromkeys(COMPILERS, "/nonexistent")}
 
 
-def installed(work: Path, wheel: Path, without: tuple[str, ...] = ()) -> Path:
-    """Python of a new environment with the wheel and the packages found here, but for some."""
+def install(work: Path, wheel: Path, without: tuple[str, ...] = ()) -> Path:
+    """Install the wheel in a new environment with all packages but some; return its Python."""
     venv.create(work, with_pip=True)
     packages = Path(sysconfig.get_paths()["purelib"])
     target = next(work.glob("lib/python*/site-packages"))
@@ -60,9 +60,9 @@ def installed(work: Path, wheel: Path, without: tuple[str, ...] = ()) -> Path:
 
 
 def run(folder: Path, *command: str | Path) -> str:
-    """Output of a command that must end well, run outside the tree."""
+    """Return the output of a command run outside the tree; exit if it fails."""
     done = subprocess.run(
-        [str(word) for word in command], cwd=folder, capture_output=True, text=True
+        [str(part) for part in command], cwd=folder, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(f"{command} failed:\n{done.stdout}\n{done.stderr}")
@@ -70,29 +70,29 @@ def run(folder: Path, *command: str | Path) -> str:
 
 
 def about(folder: Path, python: Path, *expected: str) -> None:
-    """Prints what the library says there; fails where it does not say what is expected."""
-    said = run(folder, python, "-c", "import cdrl_fast; print(cdrl_fast.about())")
-    print(said, flush=True)
-    for words in expected:
-        if words not in said:
-            raise SystemExit(f"expected {words!r} in what about() says")
+    """Print the library's `about`; exit if it does not contain the expected texts."""
+    output = run(folder, python, "-c", "import cdrl_fast; print(cdrl_fast.about())")
+    print(output, flush=True)
+    for text in expected:
+        if text not in output:
+            raise SystemExit(f"expected {text!r} in the output of about()")
 
 
 def samples(folder: Path, python: Path) -> None:
-    """Draws with the installed command; the package must be the installed one."""
+    """Draw samples with the installed command, and check that the package is the installed one."""
     run(folder, python.parent / "cdrl-fast", "sample", "--n", "2", "--steps", "1", "--out", "s.png")
-    where = run(folder, python, "-c", "import cdrl_fast; print(cdrl_fast.__file__)")
-    if str(python.parents[2]) not in where or not (folder / "s.png").stat().st_size:
-        raise SystemExit(f"not the installed package: {where}")
+    file = run(folder, python, "-c", "import cdrl_fast; print(cdrl_fast.__file__)")
+    if str(python.parents[2]) not in file or not (folder / "s.png").stat().st_size:
+        raise SystemExit(f"not the installed package: {file}")
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        print("== everything that is found here, by way of a source distribution", flush=True)
-        wheel = built(work / "full", OF_SDIST)
+        print("== all compilers, by way of a source distribution", flush=True)
+        wheel = build_wheel(work / "full", OF_SDIST)
         assert isinstance(wheel, Path), wheel
-        python = installed(work / "full" / "env", wheel)
+        python = install(work / "full" / "env", wheel)
         about(work, python, ": native\n")
         about(work / "full" / "tree", python, ": native\n")
         samples(work, python)
@@ -102,25 +102,25 @@ def main() -> int:
         )
 
         print("== no compiler, no triton", flush=True)
-        wheel = built(work / "bare", **without_compiler(work / "empty"))
+        wheel = build_wheel(work / "bare", **without_compiler(work / "empty"))
         assert isinstance(wheel, Path), wheel
-        python = installed(work / "bare" / "env", wheel, without=("triton",))
+        python = install(work / "bare" / "env", wheel, without=("triton",))
         about(work, python, ": reference\n", "could not be built when this was installed")
         about(work / "bare" / "tree", python, ": reference\n", "could not be built when this was")
         samples(work, python)
 
         print("== CDRL_NATIVE=OFF", flush=True)
-        wheel = built(work / "off", CDRL_NATIVE="OFF")
+        wheel = build_wheel(work / "off", CDRL_NATIVE="OFF")
         assert isinstance(wheel, Path), wheel
-        python = installed(work / "off" / "env", wheel)
+        python = install(work / "off" / "env", wheel)
         about(work, python, ": reference\n", "CDRL_NATIVE=OFF")
         samples(work, python)
 
         print("== CDRL_NATIVE=ON and no compiler: an error", flush=True)
-        output = built(work / "on", CDRL_NATIVE="ON", PATH=str(work / "empty"))
+        output = build_wheel(work / "on", CDRL_NATIVE="ON", PATH=str(work / "empty"))
         assert isinstance(output, str), "a wheel came out"
         assert "CDRL_NATIVE=ON: " in output, output
-    print("== all as they should be")
+    print("== all cases passed")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks appends to the results, and what it says otherwise."""
+"""Tests of the results that a run of the benchmarks appends, and of its messages otherwise."""
 
 import json
 import shutil
@@ -13,14 +13,17 @@ from cdrl_fast import _extension
 
 pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parents[2]
-# Options that other plug-ins read must not be needed.
+# The benchmarks must run without the plug-in that reads the timeout option.
 PYTEST = "['benchmarks/', '--benchmark-only', '--commit', 'abc', '-p', 'no:timeout']"
 ABSENT = "from cdrl_fast import _extension; _extension._loaded = lambda: (None, 'switched off'); "
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Run one benchmark in a folder such as this project's; return output and results' lines."""
+    """Return a function that runs one benchmark in a small copy of the project.
+
+    It returns the output and the lines of the results file.
+    """
     (tmp_path / "benchmarks").mkdir()
     for name in ("conftest.py", "race.py"):
         shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
@@ -31,8 +34,8 @@ def run(tmp_path):
 
     def start(before="", version=cdrl_fast.__version__):
         project = (ROOT / "pyproject.toml").read_text()
-        mine = f'version = "{cdrl_fast.__version__}"'
-        (tmp_path / "pyproject.toml").write_text(project.replace(mine, f'version = "{version}"'))
+        current = f'version = "{cdrl_fast.__version__}"'
+        (tmp_path / "pyproject.toml").write_text(project.replace(current, f'version = "{version}"'))
         code = f"{before}import pytest; raise SystemExit(pytest.main({PYTEST}))"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
@@ -48,10 +51,10 @@ def test_a_line_names_the_backends(run):
     if _extension.load() is None:
         pytest.skip("there is no compiled module")
     output, (line,) = run()
-    found = json.loads(line)
-    assert found["used"] == cdrl_fast.about().used
-    assert found["used"]["cpu"]["normal"] == "native"
-    assert [row["group"] for row in found["rows"]] == ["a group"]
+    record = json.loads(line)
+    assert record["used"] == cdrl_fast.about().used
+    assert record["used"]["cpu"]["normal"] == "native"
+    assert [row["group"] for row in record["rows"]] == ["a group"]
     assert "nothing appended" not in output
     assert "arning" not in output
 
@@ -59,7 +62,7 @@ def test_a_line_names_the_backends(run):
 def test_pure_python_is_not_appended_and_another_version_is_warned_of(run):
     output, lines = run(ABSENT, version="9.9")
     assert lines == []
-    (said,) = [line for line in output.splitlines() if "nothing appended" in line]
-    assert said.endswith("benchmarks.jsonl: cdrl_fast ran in pure Python: switched off")
+    (message,) = [line for line in output.splitlines() if "nothing appended" in line]
+    assert message.endswith("benchmarks.jsonl: cdrl_fast ran in pure Python: switched off")
     assert output.count("are of cdrl-fast 9.9 and time the installed") == 1
     assert f"the installed {cdrl_fast.__version__};" in output

@@ -1,4 +1,4 @@
-"""Building the compiled module: what fails, and what installs pure Python and says why."""
+"""Tests of the build of the compiled module: failures, and pure Python with its reason."""
 
 import json
 import os
@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def build(tmp_path):
-    """Builds in a copy whose cmake fails; gives the process and the reason that it left."""
+    """Return a function that builds with a failing cmake, in a copy of the build files.
+
+    It returns the process and the reason in the build note.
+    """
     tree, tools = tmp_path / "tree", tmp_path / "tools"
     (tree / "cdrl_fast").mkdir(parents=True)
     tools.mkdir()
@@ -28,11 +31,11 @@ def build(tmp_path):
 
     def run(**variables):
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-        given = {"CDRL_NATIVE": "AUTO", "CDRL_CUDA": "AUTO", **variables}
+        choices = {"CDRL_NATIVE": "AUTO", "CDRL_CUDA": "AUTO", **variables}
         done = subprocess.run(
             [sys.executable, "setup.py", "build_ext", "--inplace"],
             cwd=tree,
-            env={**os.environ, "PATH": path, "PYTHONPATH": str(tools), **given},
+            env={**os.environ, "PATH": path, "PYTHONPATH": str(tools), **choices},
             capture_output=True,
             text=True,
         )
@@ -43,7 +46,7 @@ def build(tmp_path):
     return run
 
 
-def test_auto_survives_and_says_why(build):
+def test_auto_installs_pure_python_and_reports_the_reason(build):
     done, reason = build()
     assert done.returncode == 0, done.stderr
     assert "cmake could not configure" in reason
@@ -51,22 +54,22 @@ def test_auto_survives_and_says_why(build):
 
 
 @pytest.mark.parametrize("variable", ["CDRL_NATIVE", "CDRL_CUDA"])
-def test_what_is_asked_for_fails_where_it_cannot_be_had(build, variable):
+def test_on_fails_if_the_build_fails(build, variable):
     done, reason = build(**{variable: "ON"})
     assert done.returncode != 0
     assert f"{variable}=ON: cmake could not configure" in done.stderr
     assert reason is None
 
 
-def test_auto_survives_without_pybind11(build):
-    (build.tools / "pybind11.py").write_text("raise ImportError('it is not there')\n")
+def test_auto_installs_pure_python_without_pybind11(build):
+    (build.tools / "pybind11.py").write_text("raise ImportError('it is missing')\n")
     done, reason = build()
     assert done.returncode == 0, done.stderr
-    assert "pybind11 cannot be imported: it is not there" in reason
+    assert "pybind11 cannot be imported: it is missing" in reason
 
 
 def test_commands_are_quoted_in_a_folder_with_spaces_and_parentheses(tmp_path):
-    """The shell can read every command that ninja would run; nothing is compiled."""
+    """The shell can parse every command that ninja would run; nothing is compiled."""
     pybind11 = pytest.importorskip("pybind11")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tools = [shutil.which(tool, path=path) for tool in ("cmake", "ninja")]

@@ -1,4 +1,4 @@
-"""The wheels that would be built for publication, by their identifiers."""
+"""Tests of the identifiers of the wheels that are built for publication."""
 
 import subprocess
 import sys

@@ -1,13 +1,13 @@
-"""Builds and tests the library with the oldest torch that it accepts, and with the newest there is.
+"""Build and test the library with the oldest torch that it supports, and with the newest release.
 
     python tests/install/torch_versions.py --out benchmarks/results/torch-versions.json
     python tests/install/torch_versions.py --only newest --out RESULTS
 
-The oldest torch and triton are the lower bounds in pyproject.toml, the newest torch is the last
-release that pip installs. Each has an environment of its own in build/torch-versions (several
-gigabytes: PyPI's torch brings CUDA), made anew, where the library is installed and the tests of
-kernels, sampler, densities and training run. ``--only`` leaves the other's entry in the results as
-it is. Status 1 where a test fails.
+The oldest torch and triton are the lower bounds in pyproject.toml; the newest torch is the latest
+release that pip installs. Each gets a new environment in build/torch-versions (several gigabytes:
+PyPI's torch includes CUDA), where the library is installed and the tests of kernels, sampler,
+densities and training run. ``--only`` keeps the other's entry in the results. Exits with 1 if a
+test fails.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ VERSIONS = ("oldest", "newest")
 
 
 def requirements(version: str, text: str) -> list[str]:
-    """Return what pip installs for a version, from the text of pyproject.toml."""
+    """Return the requirements of a version for pip, from the text of pyproject.toml."""
     if version == "newest":
         return ["torch"]
-    found = re.findall(r'"(torch|triton)>=([0-9.]+)', text)
+    bounds = re.findall(r'"(torch|triton)>=([0-9.]+)', text)
     # The interpreter of that triton fails with NumPy 2.4.
-    return [*(f"{name}=={number}.0" for name, number in found), "numpy<2.4"]
+    return [*(f"{name}=={number}.0" for name, number in bounds), "numpy<2.4"]
 
 
-def environment(place: Path, needs: list[str]) -> Path:
-    """Make an environment with the library and what is needed; return its Python."""
-    venv.create(place, with_pip=True, clear=True)
-    python = place / "bin" / "python"
+def environment(folder: Path, needs: list[str]) -> Path:
+    """Create an environment with the library and its requirements; return its Python."""
+    venv.create(folder, with_pip=True, clear=True)
+    python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "--quiet"]
-    # torch comes first, so that what the library asks for cannot choose another release.
+    # torch comes first, so that the library's requirements cannot choose another release.
     subprocess.run([*pip, *needs], check=True)
     subprocess.run([*pip, f"{ROOT}[demo]", *needs, *TOOLS], check=True)
     return python
 
 
-def tested(python: Path, workers: str) -> tuple[dict[str, Any], bool]:
+def run_tests(python: Path, workers: str) -> tuple[dict[str, Any], bool]:
     """Run the tests against the installed library; return the record, and whether all passed."""
     command = [str(python), "-m", "pytest", "-n", workers, *TESTS]
     with tempfile.TemporaryDirectory() as tree:
-        # Without the package: the installed one is tested.
+        # The copy has no package, so that the installed one is tested.
         left_out = shutil.ignore_patterns(".*", "build", "cdrl_fast", "runs", "*.egg-info")
         shutil.copytree(ROOT, tree, ignore=left_out, dirs_exist_ok=True)
         threads = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=tree, env=threads, capture_output=True, text=True)
         print(done.stdout[-4000:], done.stderr[-2000:])
-        said = subprocess.run(
+        versions = subprocess.run(
             [str(python), "-c", "from cdrl_fast import about; print(about().versions)"],
             cwd=tree, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
@@ -73,7 +73,7 @@ def tested(python: Path, workers: str) -> tuple[dict[str, Any], bool]:
     record = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": said.strip(),
+        "versions": versions.strip(),
         "tests": list(TESTS),
         **{name: int(count) for count, name in counts},
     }
@@ -89,13 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     text = (ROOT / "pyproject.toml").read_text()
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    good = []
+    all_passed = []
     for version in [options.only] if options.only else VERSIONS:
         python = environment(options.environments / version, requirements(version, text))
-        results[version], passed = tested(python, options.workers)
+        results[version], passed = run_tests(python, options.workers)
         options.out.write_text(json.dumps(results, indent=2) + "\n")
-        good.append(passed)
-    return int(not all(good))
+        all_passed.append(passed)
+    return int(not all(all_passed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Digits split in two, and a classifier trained on the larger part."""
+"""Fixtures: digits split in two, and a classifier trained on the larger part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classifier: accuracy, reproducible training, and a cache that is whole or retrained."""
+"""Tests of the classifier: accuracy, reproducible training, and the cache of its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cdrl_fast.metrics import Classifier, label_accuracy, train_classifier
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes any training from now on fail."""
+    """Return a function after whose call every training fails."""
 
     def fail(*_: object) -> None:
         raise AssertionError("trained")
@@ -36,7 +36,7 @@ def test_classifier_knows_digits_it_never_saw(
     assert label_accuracy(held_out_images, labels, classifier) >= 0.98
 
 
-def test_predictions_are_the_likeliest_classes(
+def test_predictions_are_the_most_likely_classes(
     classifier: Classifier, held_out_images: Tensor
 ) -> None:
     predicted = classifier.predict(held_out_images, batch_size=100)

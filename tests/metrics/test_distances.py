@@ -1,4 +1,4 @@
-"""Metrics against closed forms and hand-made cases."""
+"""Tests of metrics against closed forms and small cases computed by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cdrl_fast.metrics.inception import _Inception
 
 
 class Pixels:
-    """A feature extractor whose features are the pixels."""
+    """A feature extractor whose features are the pixels themselves."""
 
     def features(self, images: Tensor) -> Tensor:
         return images.flatten(1)
@@ -42,12 +42,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def line(*values: float) -> Tensor:
-    """One image of a single pixel per value."""
+    """Return one image of a single pixel per value."""
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
 
 
 def gaussian_images(mean: Tensor, root: Tensor, n: int, seed: int) -> Tensor:
-    """Images of 2x2 pixels with exactly this sample mean and sample covariance root root^T."""
+    """Return 2x2 images with exactly the sample mean ``mean`` and covariance root root^T."""
     z = normal(n, 4, seed=seed)
     z = z - z.mean(0)
     z = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T.cov()), z.T, upper=False).T
@@ -138,7 +138,7 @@ def test_nearest_distances_of_many_images() -> None:
     assert distances[550] == 0
 
 
-def test_copies_of_training_images_are_found(train_images: Tensor, held_out_images: Tensor) -> None:
+def test_copies_of_training_images_are_detected(train_images: Tensor, held_out_images: Tensor) -> None:
     copies = train_images[:300] + 0.01 * normal(300, 1, 8, 8).float()
     check = copying_check(copies, train_images, held_out_images)
     assert check.copied
@@ -147,7 +147,7 @@ def test_copies_of_training_images_are_found(train_images: Tensor, held_out_imag
     assert check.ratio == check.samples_median / check.held_out_median < 0.1
 
 
-def test_images_that_were_held_out_are_not_copies(
+def test_held_out_images_are_not_copies(
     train_images: Tensor, held_out_images: Tensor
 ) -> None:
     fresh = torch.arange(len(train_images)) % 4 == 0
@@ -157,7 +157,7 @@ def test_images_that_were_held_out_are_not_copies(
     assert 0.9 < check.ratio < 1.1
 
 
-def test_rare_copies_are_found(train_images: Tensor, held_out_images: Tensor) -> None:
+def test_rare_copies_are_detected(train_images: Tensor, held_out_images: Tensor) -> None:
     samples = torch.cat([held_out_images[:180], train_images[:20]])
     check = copying_check(samples, train_images, held_out_images)
     assert check.copied
@@ -238,11 +238,11 @@ def test_inception_fid_names_the_missing_weights(
     images = torch.zeros(2, 1, 8, 8)
     with pytest.raises(CheckpointError, match=r"hub/checkpoints/.*no Inception weights"):
         inception_fid(images, images)
-    with pytest.raises(CheckpointError, match=r"given\.pth: no Inception weights"):
-        inception_fid(images, images, weights=tmp_path / "given.pth")
-    (tmp_path / "given.pth").write_bytes(b"not weights")
-    with pytest.raises(CheckpointError, match=r"given\.pth: not Inception weights"):
-        inception_fid(images, images, weights=tmp_path / "given.pth")
+    with pytest.raises(CheckpointError, match=r"my\.pth: no Inception weights"):
+        inception_fid(images, images, weights=tmp_path / "my.pth")
+    (tmp_path / "my.pth").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match=r"my\.pth: not Inception weights"):
+        inception_fid(images, images, weights=tmp_path / "my.pth")
 
 
 def test_inception_network_gets_bytes_in_three_channels() -> None:
@@ -268,17 +268,17 @@ def test_missing_packages_are_named(module: str, monkeypatch: pytest.MonkeyPatch
 
 def test_images_are_checked() -> None:
     good = torch.zeros(6, 1, 8, 8)
-    with pytest.raises(ValueError, match="fake must hold at least 2 images, got 1"):
+    with pytest.raises(ValueError, match="fake must contain at least 2 images, got 1"):
         frechet_distance(good, good[:1], Pixels())
-    with pytest.raises(ValueError, match="real must hold at least 6 images, got 5"):
+    with pytest.raises(ValueError, match="real must contain at least 6 images, got 5"):
         precision_recall(good[:5], good, Pixels())
-    with pytest.raises(ValueError, match="images must hold at least 1"):
+    with pytest.raises(ValueError, match="images must contain at least 1"):
         nearest_distances(good[:0], good)
     with pytest.raises(ValueError, match=r"one shape .*\(6, 1, 8, 9\)"):
         frechet_distance(good, torch.zeros(6, 1, 8, 9), Pixels())
     with pytest.raises(TypeError, match=r"fake must be floating point .* torch.uint8"):
         frechet_distance(good, good.byte(), Pixels())
-    with pytest.raises(ValueError, match="samples holds values that are not finite"):
+    with pytest.raises(ValueError, match="samples must be finite, got NaN or Inf values"):
         copying_check(good / 0, good, good)
     with pytest.raises(ValueError, match="neighbours must be at least 1"):
         precision_recall(good, good, Pixels(), neighbours=0)
@@ -291,7 +291,7 @@ def test_features_are_checked() -> None:
         def features(self, images: Tensor) -> Tensor:
             return images.flatten()
 
-    with pytest.raises(ValueError, match=r"extractor must give .* got \(16,\)"):
+    with pytest.raises(ValueError, match=r"extractor must return .* got \(16,\)"):
         frechet_distance(torch.zeros(4, 1, 2, 2), torch.zeros(4, 1, 2, 2), Flat())
 
 
@@ -311,8 +311,8 @@ def test_sliced_wasserstein_of_a_shift() -> None:
     """(u . v)^2 has mean |v|^2 / 2 over the directions u, and variance |v|^4 / 8."""
     points, shift = normal(50, 2), torch.tensor([3.0, -4.0])
     directions = 4000
-    found = sliced_wasserstein(points, points + shift, directions=directions) ** 2
-    assert abs(found - 12.5) < 4 * 25 / math.sqrt(8 * directions)
+    squared = sliced_wasserstein(points, points + shift, directions=directions) ** 2
+    assert abs(squared - 12.5) < 4 * 25 / math.sqrt(8 * directions)
 
 
 def test_sliced_wasserstein_does_not_see_order_or_multiplicity() -> None:
@@ -337,7 +337,7 @@ def test_sliced_wasserstein_of_equal_distributions_is_small() -> None:
     ("real", "fake", "options", "message"),
     [
         (torch.zeros(3, 2), torch.zeros(3, 3), {}, r"got \(3, 2\) and \(3, 3\)"),
-        (torch.zeros(3, 2), torch.zeros(0, 2), {}, "one or more in each set"),
+        (torch.zeros(3, 2), torch.zeros(0, 2), {}, "one or more points in each set, got 3 and 0"),
         (torch.zeros(3, 2), torch.full((3, 2), math.nan), {}, "finite points"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"directions": 0}, "at least 1, got 0"),
     ],

@@ -107,7 +107,7 @@ def test_gaussian_baseline_is_the_gaussian():
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(4, 4))
     x = torch.from_numpy(rng.normal(size=(500, 4)) @ mixing + 1.0)
-    baseline = GaussianBaseline(x.view(500, 1, 2, 2), floor=0.0)
+    baseline = GaussianBaseline(x.view(500, 1, 2, 2), min_variance=0.0)
     covariance = np.cov(x.numpy().T, bias=True)
     exact = torch.distributions.MultivariateNormal(x.mean(0), torch.from_numpy(covariance))
     actual = baseline.log_density(x.view(500, 1, 2, 2))
