@@ -267,7 +267,7 @@ def test_empty_batch():
         ({"x": torch.zeros(4, 4, 32)}, ValueError, r"x must be \(batch, height, width, channels\)"),
         ({"x": torch.zeros(2, 4, 4, 64)}, ValueError, "x has 64 channels"),
         ({"x": torch.zeros(2, 4, 32, 4).mT}, ValueError, "must be dense"),
-        ({"transposed": True}, ValueError, "x has 32 channels .* transposed"),
+        ({"transposed": True}, ValueError, "x has 32 channels, .*, transposed"),
         ({"weight": torch.zeros(9, 32, 64).half()}, TypeError, "weight must be torch.float32"),
         ({"weight": torch.zeros(9, 32, 48)}, ValueError, "multiples of 32"),
         ({"row": torch.zeros(3, 64)}, ValueError, r"row must be dense with shape \(2, 64\)"),
