@@ -1,4 +1,4 @@
-"""Options and results of the benchmarks: `pytest benchmarks/ --benchmark-only`."""
+"""Options and result lines of the benchmarks: `pytest benchmarks/ --benchmark-only`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from cdrl_fast._extension import load, reason  # noqa: E402
 
 def pytest_addoption(parser, pluginmanager):
     if not pluginmanager.hasplugin("timeout"):
-        parser.addini("timeout", "seconds per test; of no effect without pytest-timeout")
+        parser.addini("timeout", "seconds per test; no effect without pytest-timeout")
     group = parser.getgroup("cdrl_fast")
-    group.addoption("--paper", action="store_true", help="the paper's sizes as well")
-    group.addoption("--rounds", type=int, default=11, help="timed rounds of each contender")
+    group.addoption("--paper", action="store_true", help="time the paper's sizes too")
+    group.addoption("--rounds", type=int, default=11, help="timed rounds per contender")
     group.addoption(
         "--results",
         type=Path,
         default=HERE / "results" / "benchmarks.jsonl",
-        help="file that results are appended to",
+        help="file to which results are appended",
     )
-    group.addoption("--commit", help="recorded as the commit; by default git is asked")
+    group.addoption("--commit", help="recorded as the commit; by default git's")
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def rounds(request):
 
 @pytest.fixture(scope="session")
 def joules(device):
-    """Reads the energy that the GPU has used so far; None where it cannot be read."""
+    """Return a function that reads the GPU's energy counter in joules, or None without one."""
     if device.type != "cuda":
         return None
     try:
@@ -66,8 +66,8 @@ def joules(device):
 
 def pytest_configure(config):
     _warn_of_another_version(config)
-    race.CHECKED_ALONE = config.getoption("benchmark_disable", False)
-    if race.CHECKED_ALONE:  # what torch compiles computes the same, half a minute a network sooner
+    race.CHECK_ONLY = config.getoption("benchmark_disable", False)
+    if race.CHECK_ONLY:  # compiling takes half a minute per network and does not change the results
         torch.compiler.set_stance("force_eager")
 
 
@@ -81,24 +81,24 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _warn_of_another_version(config):
-    """Warn where the package that will be timed is not of the version of this folder's sources."""
+    """Warn if the installed package, which is timed, has another version than these sources."""
     sources = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["version"]
     if __version__ != sources:
         message = (
             f"these benchmarks are of cdrl-fast {sources} and time the installed {__version__}; "
-            f"run `pip install .` in {HERE.parent}"
+            f"run `pip install .` in {HERE.parent} first"
         )
         config.issue_config_time_warning(pytest.PytestWarning(message), stacklevel=2)
 
 
 def _timed(config):
-    """The benchmarks that have times; none with --benchmark-disable."""
+    """Return the benchmarks that have times; with --benchmark-disable there are none."""
     benches = getattr(config, "_benchmarksession", None)
     return [b for b in getattr(benches, "benchmarks", []) if b.stats.data]
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Says why a run's figures were not appended to the results."""
+    """Print why the results of a run in pure Python are not appended."""
     if _timed(config) and load() is None:
         path = config.getoption("--results")
         terminalreporter.write_line(
@@ -107,17 +107,20 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_sessionfinish(session):
-    """Appends one line a run, unless in pure Python: where it ran, and each contender's figures."""
+    """Append one line per run: the environment and each contender's times.
+
+    Runs in pure Python are not recorded.
+    """
     timed = _timed(session.config)
     if not timed or load() is None:
         return
-    found = about()
+    environment = about()
     line = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(session.config.getoption("--commit")),
-        "versions": found.versions,
-        "devices": found.devices,
-        "used": found.used,
+        "versions": environment.versions,
+        "devices": environment.devices,
+        "used": environment.used,
         "processor": _processor(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
@@ -141,15 +144,15 @@ def pytest_sessionfinish(session):
 
 
 def _peak():
-    """What the CPU's threads reach in the inner loop of matrix products, by precision."""
+    """Return the GFLOP/s that the CPU's threads reach in products of matrices, by precision."""
     module = load()
     threads = torch.get_num_threads()
-    names = {"fp32": False, "bf16": True}
-    return {name: module.peak_flops(half, threads) / 1e9 for name, half in names.items()}
+    is_half = {"fp32": False, "bf16": True}
+    return {name: module.peak_flops(half, threads) / 1e9 for name, half in is_half.items()}
 
 
 def _processor():
-    """Name of the CPU."""
+    """Return the name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Contenders that are timed in turn, so that what disturbs one disturbs all."""
+"""Races of contenders that are timed alternately, so that disturbances affect all of them."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from cdrl_fast.ops.sign_bits import unpack
 
 WARMUP = 3
 LONG = 0.2
-"""Seconds from which a call warms up by itself and fewer rounds do."""
+"""Calls that take more seconds than this have one warm-up round and fewer timed rounds."""
 
 
-CHECKED_ALONE = False
-"""Whether contenders are only checked, by --benchmark-disable: then small batches will do."""
+CHECK_ONLY = False
+"""Whether contenders are checked but not timed (--benchmark-disable), with small batches."""
 
 
 def batch_of(timed: int) -> int:
-    """The batch of a benchmark whose timed one is this."""
-    return min(timed, 2) if CHECKED_ALONE else timed
+    """Return the batch size: ``timed``, or at most 2 if contenders are only checked."""
+    return min(timed, 2) if CHECK_ONLY else timed
 
 
-def signs_differ(words: torch.Tensor, expected: torch.Tensor) -> float:
-    """Share of the signs that differ: sums in another order turn those of the smallest."""
-    return float((unpack(words.cpu()) != unpack(expected.cpu())).float().mean())
+def signs_differ(signs: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the share of different signs; sums in another order flip those of tiny values."""
+    return float((unpack(signs.cpu()) != unpack(expected.cpu())).float().mean())
 
 
 def with_gradients(
-    function: Callable[..., torch.Tensor], given: list[torch.Tensor], grad: torch.Tensor
+    function: Callable[..., torch.Tensor], inputs: list[torch.Tensor], grad: torch.Tensor
 ) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """A call gives the function's result and, by autograd, the gradients of all that is given."""
-    leaves = [t.requires_grad_() for t in given]
+    """Return a call of ``function`` that returns its output and the gradients of all inputs."""
+    leaves = [t.requires_grad_() for t in inputs]
 
     def run() -> tuple[torch.Tensor, ...]:
         y = function(*leaves)
@@ -46,13 +46,14 @@ def with_gradients(
 
 @dataclass
 class Race:
-    """Some ways to do the same work.
+    """Several implementations of the same work.
 
     Attributes:
-        group: name of the work, under which results are compared.
-        contenders: each does the work once when called.
-        work: how many units one call does, such as {"steps": 100}.
-        notes: by contender, what else its results should hold.
+        group: the name of the work, under which results are compared.
+        device: the device that all contenders run on.
+        work: the number of units per call, such as {"steps": 100}.
+        contenders: functions by name, each of which does the work once.
+        notes: additional entries of each contender's result row.
     """
 
     group: str
@@ -62,14 +63,14 @@ class Race:
     notes: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def time(self, benchmark: Any, name: str, rounds: int) -> None:
-        """Times one contender; before each of its rounds every other runs, timed as well.
+        """Time one contender; before each of its rounds, every other contender is timed once.
 
-        ``extra_info["others"]`` is, by other contender, the median of its times between this one's
-        rounds, and ``extra_info["ratios"]`` the median of its time divided by this one's next.
+        ``extra_info["others"]`` has the median time of each other contender, and
+        ``extra_info["ratios"]`` the median of its time divided by this contender's next time.
         """
         before: list[dict[str, float]] = []
 
-        def others() -> None:
+        def time_others() -> None:
             before.append({n: self._seconds(n) for n in self.contenders if n != name})
 
         def run() -> None:
@@ -79,20 +80,19 @@ class Race:
         long = not benchmark.disabled and self._seconds(name) > LONG
         rounds, warmup = (max(5, rounds // 3), 1) if long else (rounds, WARMUP)
         benchmark.group = self.group
-        setup = None if benchmark.disabled else others
+        setup = None if benchmark.disabled else time_others
         benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=warmup)
         notes = self.notes.get(name, {})
         benchmark.extra_info.update(contender=name, device=str(self.device), **self.work, **notes)
         if benchmark.disabled:
             return
-        mine = benchmark.stats.stats.data
-        paired = list(zip(before[-len(mine) :], mine, strict=True))
-        others = paired[0][0]
+        seconds = benchmark.stats.stats.data
+        pairs = list(zip(before[-len(seconds) :], seconds, strict=True))
         benchmark.extra_info["others"] = {
-            name: statistics.median(theirs[name] for theirs, _ in paired) for name in others
+            n: statistics.median(other[n] for other, _ in pairs) for n in before[-1]
         }
         benchmark.extra_info["ratios"] = {
-            name: statistics.median(theirs[name] / own for theirs, own in paired) for name in others
+            n: statistics.median(other[n] / own for other, own in pairs) for n in before[-1]
         }
 
     def _seconds(self, name: str) -> float:

@@ -1,16 +1,17 @@
 """Write the tables of the latest benchmark results: a few rows into README.md, all into the docs.
 
-    python benchmarks/table.py            # print all tables
-    python benchmarks/table.py --write    # put the highlights into README.md
-    python benchmarks/table.py --check    # exit with 1 where README.md is out of date
+    python benchmarks/table.py            # print all rows
+    python benchmarks/table.py --write    # write the short table into README.md
+    python benchmarks/table.py --check    # exit with 1 if README.md is out of date
 
 Each row is one group of contenders from the newest run in benchmarks/results/benchmarks.jsonl that
-timed one of ours in it, and names that run's day and commit. A run of a few benchmarks replaces
-only their rows. CPUs, GPUs and different machines have separate tables. Every cell is a rate (more
-is better) from the median of the rounds: updates, draws, Langevin steps of the whole batch or
-samples per second. "Hand-tuned" is the fastest of the ways to improve on eager PyTorch that the
-benchmark has: in place, compiled, or half precision with folded weights. The ratios are medians
-over the rounds of ours, against eager and against the fastest other contender.
+timed this library in it. A run of a few benchmarks replaces only their rows. In the full tables,
+CPUs, GPUs and different machines are separate, and each row names its run's day and commit. Every
+cell is a rate (more is better) from the median of the rounds: updates, draws, Langevin steps of the
+whole batch or samples per second. "Hand-tuned" is the fastest of the benchmark's improvements on
+eager PyTorch: in place, compiled, or half precision with folded weights. The last columns are the
+medians over the rounds of how many times faster ours is than eager and than the fastest other
+contender.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "benchmarks.jsonl"
+CONTENDER_NAMES = RESULTS.with_name("contender-names.json")
+"""The names of contenders in older results, and today's names."""
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: benchmarks/table.py --write -->", "<!-- end of benchmarks -->"
 UNITS = (
@@ -39,31 +43,36 @@ UNITS = (
 )
 OTHERS = {
     "eager": ("eager",),
-    # "afternoon" is what older results call the hand-tuned contender.
-    "hand-tuned": ("eager in place", "compiled", "hand-tuned", "afternoon"),
+    "hand-tuned": ("eager in place", "compiled", "hand-tuned"),
     "torchebm": ("torchebm",),
     "ebmkit": ("ebmkit",),
 }
+"""The columns of other contenders."""
 BACKENDS = ("native", "cuda", "triton")
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
-HIGHLIGHTS = (
-    "sampling digits, batch 64",
-    "energy gradient, paper's network, 32×32, batch 8",
-    "energy gradient, width 32, 28×28, batch 64",
-    "langevin network, batch 64",
-    "langevin network, batch 2500",
-    "langevin_step 256×3×32×32",
-    "training, digits",
-    "training, width 32",
-)
-"""The groups that the README shows."""
+HIGHLIGHTS = {
+    "sampling digits, batch 64": "samples of digits, batch 64",
+    "langevin network, batch 64": "Langevin steps of a small network, batch 64",
+    "energy gradient, paper's network, 32×32, batch 8": "gradients of the paper's energy, batch 8",
+    "training, digits": "training iterations on digits, batch 64",
+}
+"""The groups that the README shows, and their titles there."""
 
 Row = dict[str, Any]
 
 
 def lines(path: Path) -> list[Row]:
-    """Return all results, the oldest first."""
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    """Return all results, the oldest first, with today's names of contenders."""
+    if not path.exists():
+        return []
+    names = json.loads(CONTENDER_NAMES.read_text())
+    results = [json.loads(text) for text in path.read_text().splitlines()]
+    for row in (row for line in results for row in line["rows"]):
+        row["contender"] = names.get(row["contender"], row["contender"])
+        for key in ("others", "ratios"):
+            if key in row:
+                row[key] = {names.get(name, name): value for name, value in row[key].items()}
+    return results
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,9 @@ class Group:
     """Contenders that were timed together.
 
     Attributes:
+        name: the name of the group.
         line: the run that timed them.
-        rows: by contender.
+        rows: the result rows by contender.
     """
 
     name: str
@@ -81,35 +91,51 @@ class Group:
 
     @property
     def best(self) -> str:
-        """The fastest of ours."""
+        """The fastest contender of this library."""
         return min(_raced(self.rows), key=lambda n: self.rows[n]["median"])
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The units per second of each column, "ours" included, that has a contender."""
+        row = self.rows[self.best]
+        seconds = {"ours": row["median"]}
+        for title, names in OTHERS.items():
+            timed = [row["others"][name] for name in names if name in row["others"]]
+            if timed:
+                seconds[title] = min(timed)
+        return {title: row[self.unit] / value for title, value in seconds.items()}
+
+    @property
+    def unit(self) -> str:
+        """The unit of work that rates count."""
+        return next(unit for unit in UNITS if unit in self.rows[self.best])
 
 
 def _raced(rows: dict[str, Row]) -> list[str]:
-    """Return our contenders that were timed beside eager."""
+    """Return the contenders of this library that were timed next to eager."""
     return [n for n, row in rows.items() if is_ours(n) and "eager" in row.get("ratios", {})]
 
 
-Found = dict[str, list[Group]]
+GroupsByKind = dict[str, list[Group]]
 """Groups by kind of device."""
 
 
-def latest(results: list[Row]) -> Found:
+def latest(results: list[Row]) -> GroupsByKind:
     """Return the latest complete run of each group, by kind of device."""
-    found: dict[str, dict[str, Group]] = {kind: {} for kind in KINDS}
+    newest: dict[str, dict[str, Group]] = {kind: {} for kind in KINDS}
     for line in results:
-        fresh: dict[tuple[str, str], dict[str, Row]] = {}
+        rows_by_group: dict[tuple[str, str], dict[str, Row]] = {}
         for row in line["rows"]:
             kind = row["device"].split(":")[0]
-            fresh.setdefault((kind, row["group"]), {})[row["contender"]] = row
-        for (kind, name), rows in fresh.items():
+            rows_by_group.setdefault((kind, row["group"]), {})[row["contender"]] = row
+        for (kind, name), rows in rows_by_group.items():
             if _raced(rows):
-                found[kind][name] = Group(name, line, rows)
-    return {kind: list(groups.values()) for kind, groups in found.items()}
+                newest[kind][name] = Group(name, line, rows)
+    return {kind: list(groups.values()) for kind, groups in newest.items()}
 
 
 def machine(line: Row, kind: str = "cpu") -> str:
-    """Return the machine that a run was timed on."""
+    """Return the name of the machine that a run was timed on."""
     if kind != "cpu":
         return str(line["devices"]["cuda:0"])
     half, peak = "", line.get("peak_gflops")
@@ -124,32 +150,57 @@ def revision(line: Row) -> str:
     return f"{line['date'][:10]}, {commit[:7]}{mark}"
 
 
-def tables(found: Found) -> str:
-    """Return all tables as Markdown; a kind of device without results says so."""
+def tables(groups_by_kind: GroupsByKind) -> str:
+    """Return all rows as Markdown, one table per machine."""
     parts = []
     for kind, title in KINDS.items():
-        places: dict[str, list[Group]] = {}
-        for group in found[kind]:
-            where = f"{machine(group.line, kind)}, torch {group.line['versions']['torch']}"
-            places.setdefault(where, []).append(group)
-        parts += [f"{title}: {where}.\n\n{_table(groups)}" for where, groups in places.items()]
-        if not places:
+        by_machine: dict[str, list[Group]] = {}
+        for group in groups_by_kind[kind]:
+            name = f"{machine(group.line, kind)}, torch {group.line['versions']['torch']}"
+            by_machine.setdefault(name, []).append(group)
+        parts += [f"{title}: {name}.\n\n{_table(groups)}" for name, groups in by_machine.items()]
+        if not by_machine:
             parts.append(f"{title}: not measured yet.")
     return "\n\n".join(parts)
 
 
-def highlights(found: Found) -> Found:
-    """Return the groups that the README shows, in its order."""
-    return {
-        kind: [group for name in HIGHLIGHTS for group in groups if group.name == name]
-        for kind, groups in found.items()
-    }
+def highlights(groups_by_kind: GroupsByKind) -> str:
+    """Return the README's short tables as Markdown, one per measured kind of device."""
+    parts = []
+    for kind, groups in groups_by_kind.items():
+        by_name = {group.name: group for group in groups}
+        shown = [by_name[name] for name in HIGHLIGHTS if name in by_name]
+        if shown:
+            parts.append(f"{_short_table(shown)}\n\n{_sources(shown, kind)}")
+    return "\n\n".join(parts)
+
+
+def _short_table(groups: list[Group]) -> str:
+    head = ["per second", "eager PyTorch", "hand-tuned", "ours", "times eager"]
+    body = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for group in groups:
+        rates = (group.rates.get(title) for title in ("eager", "hand-tuned", "ours"))
+        times = ratios(group.rows[group.best])[0]
+        cells = (_number(rate) or "–" for rate in rates)
+        body.append([HIGHLIGHTS[group.name] + _variant(group), *cells, times])
+    return "\n".join(_line(cells) for cells in body)
+
+
+def _sources(groups: list[Group], kind: str) -> str:
+    """Return a sentence with the machines, days and commits of the rows."""
+    titles: dict[str, list[str]] = {}
+    for group in groups:
+        day, commit = revision(group.line).split(", ")
+        source = f"{machine(group.line, kind)} ({day}, commit {commit.removesuffix('-modified')})"
+        titles.setdefault(source, []).append(HIGHLIGHTS[group.name])
+    first, *others = sorted(titles, key=lambda source: -len(titles[source]))
+    parts = [first, *(f"{' and '.join(titles[source])}: {source}" for source in others)]
+    return textwrap.fill(f"Measured on {'; '.join(parts)}.", 100)
 
 
 def _table(groups: list[Group]) -> str:
-    seen = {name for group in groups for name in group.rows[group.best]["others"]}
-    others = [title for title, names in OTHERS.items() if seen & set(names)]
-    head = ["per second", *others, "ours", "ours / eager", "ours / best other", "measured"]
+    others = [title for title in OTHERS if any(title in group.rates for group in groups)]
+    head = ["per second", *others, "ours", "times eager", "times best other", "measured"]
     body = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
     return "\n".join(_line(cells) for cells in [*body, *(_cells(g, others) for g in groups)])
 
@@ -160,33 +211,29 @@ def is_ours(contender: str) -> bool:
 
 
 def ratios(row: Row) -> list[str]:
-    """Return how much faster ours is than eager and than the fastest other contender."""
-    found = row["ratios"]
-    known = [found[n] for names in OTHERS.values() for n in names if n in found]
-    return [f"{found['eager']:.2f}", f"{min(known):.2f}"]
+    """Return how many times faster ours is than eager and than the fastest other contender."""
+    by_name = row["ratios"]
+    known = [by_name[n] for names in OTHERS.values() for n in names if n in by_name]
+    return [f"{by_name['eager']:.2f}", f"{min(known):.2f}"]
 
 
 def _cells(group: Group, others: list[str]) -> list[str]:
-    best = group.best
-    row = group.rows[best]
-    unit = next(u for u in UNITS if u in row)
-    fastest = [
-        min((row["others"][n] for n in OTHERS[title] if n in row["others"]), default=None)
-        for title in others
-    ]
-    title = group.name if best in BACKENDS else group.name + best[len("ours") :]
     return [
-        f"{title}; {unit}",
-        *(_rate(row[unit], seconds) for seconds in (*fastest, row["median"])),
-        *ratios(row),
+        f"{group.name}{_variant(group)}; {group.unit}",
+        *(_number(group.rates.get(title)) for title in (*others, "ours")),
+        *ratios(group.rows[group.best]),
         revision(group.line),
     ]
 
 
-def _rate(work: float, seconds: float | None) -> str:
-    if seconds is None:
+def _variant(group: Group) -> str:
+    """Return what follows "ours" in the best contender's name, such as its precision."""
+    return "" if group.best in BACKENDS else group.best[len("ours") :]
+
+
+def _number(rate: float | None) -> str:
+    if rate is None:
         return ""
-    rate = work / seconds
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
 
 
@@ -194,27 +241,27 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def between(page: str, begin: str, end: str, shown: str) -> str:
+def between(page: str, begin: str, end: str, text: str) -> str:
     """Return the page with the text between two markers replaced."""
     before, rest = page.split(begin)
-    return f"{before}{begin}\n{shown}\n{end}{rest.split(end)[1]}"
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0; 1 where --check finds README.md out of date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--write", action="store_true", help="put the highlights into README.md")
-    parser.add_argument("--check", action="store_true", help="fail where README.md is out of date")
+    parser.add_argument("--write", action="store_true", help="write the short table into README.md")
+    parser.add_argument("--check", action="store_true", help="fail if README.md is out of date")
     options = parser.parse_args(arguments)
-    found = latest(lines(options.results))
+    groups = latest(lines(options.results))
     old = README.read_text()
-    new = between(old, BEGIN, END, tables(highlights(found)))
+    new = between(old, BEGIN, END, highlights(groups))
     if options.check:
         if new != old:
             print("README.md is out of date: run python benchmarks/table.py --write")
         return int(new != old)
-    print(tables(found))
+    print(tables(groups))
     if options.write:
         README.write_text(new)
     return 0

@@ -1,4 +1,4 @@
-"""3×3 convolutions with what follows them: torch's own (cuDNN) and passes, and our dispatch."""
+"""Benchmark of 3×3 convolutions with their epilogues: torch (cuDNN) in several passes, and ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cdrl_fast.ops import dispatch
 from cdrl_fast.ops.conv3x3 import conv3x3
 from cdrl_fast.ops.sign_bits import pack
 
-# Size and channels, batch 64, as in the paper's network; one small batch.
+# Batch, size and channels, as in the paper's network; the last has a small batch.
 CASES = {
     "64×32×32, 128 channels": (64, 32, 128),
     "64×16×16, 256 channels": (64, 16, 256),
@@ -27,7 +27,7 @@ INNER = 20
 
 
 class Problem:
-    """One block's residual convolution there, or its gradient back, in half precision."""
+    """One block's residual convolution, forward or for the gradient, in half precision."""
 
     def __init__(self, use, batch, size, channels, device):
         generator = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ class Problem:
         return convolve(self.x.permute(0, 3, 1, 2), self.filters, padding=1).permute(0, 2, 3, 1)
 
     def passes(self, y):
-        """What follows the convolution; the signs as booleans, as torch has them."""
+        """Compute the epilogue of the convolution in torch, with booleans as signs."""
         if self.back:
             return self.residual + torch.where(self.positive, y, 0.2 * y)
         h = torch.where(self.residual > 0, self.residual, 5 * self.residual)
@@ -73,7 +73,7 @@ class Problem:
 
 @pytest.fixture(autouse=True, scope="module")
 def fastest_algorithms():
-    """cuDNN measures which of its algorithms is the fastest."""
+    """Let cuDNN choose its fastest algorithms by timing them."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     yield
@@ -81,13 +81,13 @@ def fastest_algorithms():
 
 
 @cache
-def race(name, use, device):
-    """Each contender's result is checked before it is timed."""
+def build_race(name, use, device):
+    """Return the race; each contender's result is checked first."""
     batch, size, channels = CASES[name]
     exact = Problem(use, batch, size, channels, device)
     expected = exact.ours("reference")
     compiled = torch.compile(lambda p: p.passes(p.convolution()))
-    found = {
+    contenders = {
         "convolution alone": Problem.convolution,
         "eager": lambda p: p.passes(p.convolution()),
         "compiled": compiled,
@@ -95,19 +95,19 @@ def race(name, use, device):
         "triton": lambda p: p.ours("triton"),
     }
     gflop = 18 * batch * size**2 * channels**2 / 1e9
-    made = Race(f"conv3x3 {use}, {name}", device, {"calls": INNER, "gflop": INNER * gflop})
-    for contender, run in found.items():
+    race = Race(f"conv3x3 {use}, {name}", device, {"calls": INNER, "gflop": INNER * gflop})
+    for contender, run in contenders.items():
         own = Problem(use, batch, size, channels, device)
-        got = run(own)
-        got, positive = got if isinstance(got, tuple) else (got, None)
+        actual = run(own)
+        actual, positive = actual if isinstance(actual, tuple) else (actual, None)
         if contender != "convolution alone":
-            torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
+            torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
         if use == "forward" and contender != "convolution alone":
             signs = own.signs_out if positive is None else pack(positive)
-            # Rounded to half precision before its sign is taken.
+            # The output is rounded to half precision before torch takes its sign.
             assert signs_differ(signs, exact.signs_out) < 1e-2, contender
-        made.contenders[contender] = lambda run=run, own=own: [run(own) for _ in range(INNER)]
-    return made
+        race.contenders[contender] = lambda run=run, own=own: [run(own) for _ in range(INNER)]
+    return race
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -116,4 +116,4 @@ def race(name, use, device):
 def test_conv3x3(benchmark, name, use, case, device, rounds):
     if why := dispatch.reason("triton", device):
         pytest.skip(why)
-    race(case, use, device).time(benchmark, name, rounds)
+    build_race(case, use, device).time(benchmark, name, rounds)

@@ -1,6 +1,6 @@
-"""An energy network's input gradient: autograd in float32, hand-tuned PyTorch, and ours.
+"""Benchmark of an energy network's input gradient: autograd, hand-tuned PyTorch, and ours.
 
-Also that of classifier-free guidance: two conditions as one batch, and one after the other.
+A second race times classifier-free guidance: two labels as one batch, and one after the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CASES = {
     "width 32, 28×28, batch 64": (lambda: ResNetEnergy(1, 32, (1, 2, 2), 2), 28, 64),
     "digits, 8×8, batch 64": (lambda: CDRL.from_pretrained("digits").energy, 8, 64),
 }
-# Where bfloat16 is emulated it is slower than float32, and nobody waits for it.
+# CPUs that emulate bfloat16 are slower in it than in float32.
 PRECISIONS = {
     "cpu": ("fp32", "bf16") if fast_bfloat16() else ("fp32",),
     "cuda": ("fp32", "tf32", "bf16", "fp16"),
@@ -39,12 +39,12 @@ GUIDED = {
         for batch in (1, 8, 64)
     },
 }
-WAYS = ("eager", "ours, two passes", "ours, one batch")
+GUIDED_NAMES = ("eager", "ours, two passes", "ours, one batch")
 WEIGHTS = (2.0, -1.0)
 OURS = tuple(f"ours, {name}" for name in PRECISIONS["cuda"])
 NAMES = ("eager", "hand-tuned", "compiled", *OURS)
 COMPILED = "width 32, 28×28, batch 64"
-"""The case whose hand-tuned network is compiled too, which takes half a minute per network."""
+"""The only case that also compiles the hand-tuned network, which takes half a minute."""
 
 
 def autograd(network, y, logsnr, label):
@@ -59,7 +59,7 @@ def half_autograd(network, y, logsnr, label):
 
 
 def compiled(network, logsnr, label):
-    """The same, there and back in one graph."""
+    """Return the hand-tuned gradient with forward and backward compiled as one graph."""
     gradient = torch.compile(torch.func.grad(lambda y: network(y, logsnr, label).sum()))
 
     @torch.no_grad()
@@ -71,8 +71,8 @@ def compiled(network, logsnr, label):
 
 
 @cache
-def race(name, device):
-    """Each contender's gradient is checked against float64's before it is timed."""
+def build_race(name, device):
+    """Return the race; each contender's gradient is checked against float64 first."""
     build, size, batch = CASES[name]
     batch = batch_of(batch)
     torch.manual_seed(0)
@@ -84,32 +84,33 @@ def race(name, device):
     energy = energy.float()
     fix_weights(energy)
     half = folded(energy).to(torch.bfloat16).to(memory_format=torch.channels_last)
-    turned = y.to(memory_format=torch.channels_last)
-    found = {
+    channels_last = y.to(memory_format=torch.channels_last)
+    contenders = {
         "eager": lambda: autograd(energy, y, logsnr, label),
-        "hand-tuned": lambda: half_autograd(half, turned, logsnr, label),
+        "hand-tuned": lambda: half_autograd(half, channels_last, logsnr, label),
     }
     if name == COMPILED:
-        found["compiled"] = partial(compiled(half, logsnr, label), turned)
+        contenders["compiled"] = partial(compiled(half, logsnr, label), channels_last)
     for precision in PRECISIONS[device.type]:
-        plan = frozen_energy(
+        frozen = frozen_energy(
             energy, device=device, precision=resolve(precision, device, has_kernels=True)
         )
-        found[f"ours, {precision}"] = partial(plan.at(logsnr, Terms(labels=(label,))).gradient, y)
-    # There and back; what level and label take, once a batch, is little beside it.
+        at_level = frozen.at(logsnr, Terms(labels=(label,)))
+        contenders[f"ours, {precision}"] = partial(at_level.gradient, y)
+    # Forward and backward; the embeddings, computed once per batch, are negligible.
     flop = 2 * flop_of(partial(energy, y[:1], logsnr, label))
     work = {"gradients": batch, "gflop": batch * flop / 1e9}
-    made = Race(f"energy gradient, {name}", device, work, found)
-    for contender, run in found.items():
+    race = Race(f"energy gradient, {name}", device, work, contenders)
+    for contender, run in contenders.items():
         error = (run()[:2] - exact).norm() / exact.norm()
-        made.notes[contender] = {"gradient_relative_error": float(error)}
+        race.notes[contender] = {"gradient_relative_error": float(error)}
         # Half precision flips the signs of small activations; a wrong gradient errs by 1.
         assert error < (1e-2 if contender in ("eager", "ours, fp32") else 0.3), (contender, error)
-    return made
+    return race
 
 
 @cache
-def guided_race(name, device):
+def build_guided_race(name, device):
     build, size, batch = GUIDED[name]
     batch = batch_of(batch)
     torch.manual_seed(0)
@@ -118,41 +119,41 @@ def guided_race(name, device):
     logsnr = torch.full((1,), 1.0, device=device)
     labels = tuple(torch.tensor([label], device=device) for label in (1, 0))
     precision = "fp16" if device.type == "cuda" else "fp32"
-    plan = frozen_energy(
+    frozen = frozen_energy(
         energy, device=device, precision=resolve(precision, device, has_kernels=True)
     )
-    one = plan.at(logsnr, Terms(WEIGHTS, labels))
-    two = weighted(WEIGHTS, [plan.at(logsnr, Terms(labels=(label,))) for label in labels])
+    one = frozen.at(logsnr, Terms(WEIGHTS, labels))
+    two = weighted(WEIGHTS, [frozen.at(logsnr, Terms(labels=(label,))) for label in labels])
 
     def eager():
         return combined(WEIGHTS, [autograd(energy, y, logsnr, label) for label in labels])
 
     runs = (eager, partial(two.gradient, y), partial(one.gradient, y))
-    found = dict(zip(WAYS, runs, strict=True))
+    contenders = dict(zip(GUIDED_NAMES, runs, strict=True))
     flop = 2 * len(labels) * flop_of(partial(energy, y[:1], logsnr, labels[0]))
     work = {"gradients": batch, "gflop": batch * flop / 1e9}
     expected = eager()
-    for contender, run in found.items():
+    for contender, run in contenders.items():
         error = (run() - expected).norm() / expected.norm()
         assert error < (0.3 if precision == "fp16" else 1e-2), (contender, error)
-    return Race(f"guided gradient, {name}", device, work, found)
+    return Race(f"guided gradient, {name}", device, work, contenders)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_energy_gradient(benchmark, name, case, device, rounds):
     if name == "compiled" and case != COMPILED:
-        pytest.skip(f"compiled for {COMPILED} alone")
+        pytest.skip(f"compiled only for {COMPILED}")
     if CASES[case][2] > 64 and device.type == "cpu":
         pytest.skip("so large a batch is for GPUs")
     if name.startswith("ours, ") and name[6:] not in PRECISIONS[device.type]:
-        pytest.skip(f"this precision is not one of {device.type}s")
-    race(case, device).time(benchmark, name, rounds)
+        pytest.skip(f"this precision is not timed on {device.type}")
+    build_race(case, device).time(benchmark, name, rounds)
 
 
 @pytest.mark.parametrize("case", GUIDED)
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", GUIDED_NAMES)
 def test_guided_gradient(benchmark, name, case, device, rounds):
     if GUIDED[case][1] > 8 and device.type == "cpu":
         pytest.skip("so large a network is for GPUs")
-    guided_race(case, device).time(benchmark, name, rounds)
+    build_guided_race(case, device).time(benchmark, name, rounds)

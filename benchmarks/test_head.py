@@ -1,4 +1,4 @@
-"""Energies and the gradient that goes back from them: PyTorch, compiled, and ours."""
+"""Benchmark of the energy head and its gradient: PyTorch, compiled, and ours."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SIDE, CHANNELS = 4, 256
 
 
 def plain(h, row):
-    """Energies and gradient, without autograd."""
+    """Return energies and gradient, without autograd."""
     energy = (h.relu().float().sum(dim=(1, 2)) * row).sum(dim=1)
     return energy, torch.where(h > 0, row, 0.0).to(h.dtype)
 
 
 @cache
-def race(batch, device):
+def build_race(batch, device):
     h = torch.randn(batch, SIDE, SIDE, CHANNELS, device=device, dtype=torch.float16)
     a = torch.nn.functional.leaky_relu(h, 0.2)
     row = torch.randn(1, CHANNELS, device=device)
@@ -33,16 +33,20 @@ def race(batch, device):
     def ours():
         return head(a, row, out=out, gradient=gradient, backend="triton"), gradient
 
-    found = {"eager": lambda: plain(a, row), "compiled": lambda: compiled(a, row), "triton": ours}
+    contenders = {
+        "eager": lambda: plain(a, row),
+        "compiled": lambda: compiled(a, row),
+        "triton": ours,
+    }
     slope = torch.empty_like(a)
     energy = head(a, row, gradient=slope, backend="reference")
-    for name, run in found.items():
-        got = run()
-        torch.testing.assert_close(got[0], energy, rtol=1e-4, atol=1e-2, msg=name)
-        torch.testing.assert_close(got[1], slope, msg=name)
+    for name, run in contenders.items():
+        actual = run()
+        torch.testing.assert_close(actual[0], energy, rtol=1e-4, atol=1e-2, msg=name)
+        torch.testing.assert_close(actual[1], slope, msg=name)
     moved = 2 * a.nbytes
     return Race(
-        f"head, {batch}×{SIDE}×{SIDE}×{CHANNELS}", device, {"gigabytes": moved / 1e9}, found
+        f"head, {batch}×{SIDE}×{SIDE}×{CHANNELS}", device, {"gigabytes": moved / 1e9}, contenders
     )
 
 
@@ -51,4 +55,4 @@ def race(batch, device):
 def test_head(benchmark, name, batch, device, rounds):
     if why := dispatch.reason("triton", device):
         pytest.skip(why)
-    race(batch, device).time(benchmark, name, rounds)
+    build_race(batch, device).time(benchmark, name, rounds)

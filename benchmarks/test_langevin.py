@@ -1,6 +1,7 @@
-"""Whole chains of Langevin dynamics on 2-D densities, against the neighbouring libraries.
+"""Benchmark of complete chains of Langevin dynamics on 2-D densities, against related libraries.
 
-`pip install torchebm==0.8.9 ebmkit==0.16.0` brings the neighbours in; they are skipped without.
+`pip install torchebm==0.8.9 ebmkit==0.16.0` installs the related libraries; without them their
+rows are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PACKAGES = {"torchebm": "torchebm", "ebmkit": "ebm"}
 
 
 class Gaussian(nn.Module):
-    """sign · energy of N(0, diag(1, 4)); sign -1 makes it the log-density."""
+    """The energy of N(0, diag(1, 4)) times ``sign``; -1 makes it the log-density."""
 
     def __init__(self, sign=1):
         super().__init__()
@@ -35,7 +36,10 @@ class Gaussian(nn.Module):
 
 
 def network(sign=1):
-    """sign · a random two-layer network; not normalisable, which 200 small steps don't notice."""
+    """Return a random two-layer network times ``sign``.
+
+    Its density is not normalisable, which does not matter within 200 small steps.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 1), nn.Flatten(0))
     with torch.no_grad():
@@ -50,7 +54,7 @@ def gradient(energy, x):
 
 
 def eager(energy, x):
-    """The loop of a tutorial."""
+    """Run the chain as a plain loop, as in a tutorial."""
     for _ in range(STEPS):
         noise = math.sqrt(STEP_SIZE) * torch.randn_like(x)
         x = x - 0.5 * STEP_SIZE * gradient(energy, x) + noise
@@ -58,7 +62,7 @@ def eager(energy, x):
 
 
 def compiled(energy, x):
-    """The same with the energy compiled, its parameters frozen, and the update in place."""
+    """Return the same chain with compiled energy, frozen parameters and in-place updates."""
     fast, x = torch.compile(energy.requires_grad_(False)), x.clone()
 
     def chain():
@@ -94,34 +98,35 @@ def with_ebmkit(energy, x):
 
 
 @cache
-def race(kind, batch, device):
-    """The contenders; each is checked by the moments it reaches from a common beginning."""
+def build_race(kind, batch, device):
+    """Return the race; each contender's moments after a chain from a common start are checked."""
     x = 2.0 * torch.randn(batch, 2, generator=torch.Generator().manual_seed(0)).to(device)
     make = {"gaussian": Gaussian, "network": network}[kind]
     energy, log_density = make().to(device), make(sign=-1).to(device)
-    found = {
+    contenders = {
         "eager": lambda: eager(energy, x),
         "compiled": compiled(make().to(device), x),
         "ours": lambda: langevin(log_density, x, steps=STEPS, step_size=STEP_SIZE, seed=1),
     }
     for name, build in (("torchebm", with_torchebm), ("ebmkit", with_ebmkit)):
         if importlib.util.find_spec(PACKAGES[name]):
-            found[name] = build(make().to(device), x)
-    _check(found, batch)
-    return Race(f"langevin {kind}, batch {batch}", device, {"steps": STEPS, "batch": batch}, found)
+            contenders[name] = build(make().to(device), x)
+    _check(contenders, batch)
+    work = {"steps": STEPS, "batch": batch}
+    return Race(f"langevin {kind}, batch {batch}", device, work, contenders)
 
 
-def _check(found, batch):
-    """Means and variances of all agree within five standard errors of the two."""
-    expected = found["eager"]()
-    for name, run in found.items():
-        got = run().detach()
-        assert got.shape == expected.shape
+def _check(contenders, batch):
+    """Check that all means and variances agree with eager's within five standard errors."""
+    expected = contenders["eager"]()
+    for name, run in contenders.items():
+        actual = run().detach()
+        assert actual.shape == expected.shape
         spread = expected.var(0)
-        assert ((got.mean(0) - expected.mean(0)).abs() < 5 * (2 * spread / batch).sqrt()).all(), (
-            name
-        )
-        assert ((got.var(0) / spread).log().abs() < 5 * math.sqrt(4 / batch)).all(), name
+        assert (
+            (actual.mean(0) - expected.mean(0)).abs() < 5 * (2 * spread / batch).sqrt()
+        ).all(), name
+        assert ((actual.var(0) / spread).log().abs() < 5 * math.sqrt(4 / batch)).all(), name
 
 
 @pytest.mark.parametrize("batch", [64, 2500])
@@ -130,4 +135,4 @@ def _check(found, batch):
 def test_langevin(benchmark, name, kind, batch, device, rounds):
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name])
-    race(kind, batch, device).time(benchmark, name, rounds)
+    build_race(kind, batch, device).time(benchmark, name, rounds)

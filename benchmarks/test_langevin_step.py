@@ -1,4 +1,4 @@
-"""One Langevin update with noise: eager PyTorch, hand-tuned PyTorch, and each backend of ours."""
+"""Benchmark of one Langevin update with noise: PyTorch, hand-tuned PyTorch, and our backends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COEFFICIENTS = {"drift": 1e-3, "pull": 1e-3, "noise_std": 0.1}
 
 
 class Buffers:
-    """One contender's own arrays, so that none finds its data in another's cache."""
+    """The arrays of one contender, so that no contender profits from another's cached data."""
 
     def __init__(self, shape, device, coefficients):
         generator = torch.Generator().manual_seed(0)
@@ -28,22 +28,22 @@ class Buffers:
         self.x, self.grad, self.anchor = x, grad, anchor
         self.noise = torch.empty_like(self.x)
         tail = [1] * (len(shape) - 1)
-        self.c = {
+        self.coefficients = {
             name: value.reshape(-1, *tail) if isinstance(value, torch.Tensor) else value
             for name, value in coefficients.items()
         }
 
 
 def plain(b, noise):
-    c = b.c
+    c = b.coefficients
     drift, pull = c["drift"] * b.grad, c["pull"] * (b.x - b.anchor)
     return b.x + drift - pull + c["noise_std"] * noise(b.x)
 
 
 def in_place(b, noise):
-    """The fewest passes that eager PyTorch has, in a buffer that is there already."""
+    """Update x in the fewest passes of eager PyTorch, with preallocated noise."""
     noise(b.noise)
-    c = b.c
+    c = b.coefficients
     if isinstance(c["pull"], float):
         b.x.lerp_(b.anchor, c["pull"]).add_(b.grad, alpha=c["drift"])
         return b.x.add_(b.noise, alpha=c["noise_std"])
@@ -52,8 +52,8 @@ def in_place(b, noise):
 
 
 @cache
-def race(shape, per_sample, device):
-    """The contenders, each checked against the reference room before anything is timed."""
+def build_race(shape, per_sample, device):
+    """Return the race; each contender is checked against the reference backend first."""
     values = dict(COEFFICIENTS)
     if per_sample:
         scale = torch.linspace(0.5, 1.0, shape[0], device=device)
@@ -67,13 +67,13 @@ def race(shape, per_sample, device):
     inner = 20 if device.type == "cuda" else 10
     elements = start.x.numel()
     group = f"langevin_step {shape[0]}×3×32×32{', a coefficient a sample' if per_sample else ''}"
-    made = Race(group, device, {"updates": inner, "elements": elements})
+    race = Race(group, device, {"updates": inner, "elements": elements})
 
     def add(name, run, check):
         error = (check(Buffers(shape, device, values)) - reference).abs().max()
         assert error < 1e-5, f"{name} differs from the reference by {error}"
-        own = Buffers(shape, device, values)
-        made.contenders[name] = lambda: [run(own) for _ in range(inner)]
+        buffers = Buffers(shape, device, values)
+        race.contenders[name] = lambda: [run(buffers) for _ in range(inner)]
 
     add("eager", lambda b: plain(b, torch.randn_like), lambda b: plain(b, lambda x: fixed))
     add(
@@ -82,19 +82,19 @@ def race(shape, per_sample, device):
         lambda b: in_place(b, lambda z: z.copy_(fixed)),
     )
     add("compiled", lambda b: compiled(b, torch.randn_like), lambda b: compiled(b, lambda x: fixed))
-    for room in dispatch.BACKENDS[:-1]:
-        if dispatch.reason(room, device) is None:
-            options = {"rng": RNG, "backend": room, **values}
+    for backend in dispatch.BACKENDS[:-1]:
+        if dispatch.reason(backend, device) is None:
+            options = {"rng": RNG, "backend": backend, **values}
 
             def step(b, options=options):
                 return langevin_step_(b.x, b.grad, b.anchor, **options)
 
-            add(room, step, step)
-    # A copy moves what the update must: 16 bytes an element, read and written together.
+            add(backend, step, step)
+    # A copy of 16 bytes per element, read and written, moves as much memory as the update.
     source = torch.randn(2 * elements, device=device)
     target = torch.empty_like(source)
-    made.contenders["copy"] = lambda: [target.copy_(source) for _ in range(inner)]
-    return made
+    race.contenders["copy"] = lambda: [target.copy_(source) for _ in range(inner)]
+    return race
 
 
 @pytest.mark.parametrize("shape", SIZES)
@@ -103,4 +103,4 @@ def race(shape, per_sample, device):
 def test_langevin_step(benchmark, name, shape, per_sample, device, rounds):
     if name in dispatch.BACKENDS and (why := dispatch.reason(name, device)):
         pytest.skip(why)
-    race(shape, per_sample, device).time(benchmark, name, rounds)
+    build_race(shape, per_sample, device).time(benchmark, name, rounds)

@@ -1,4 +1,4 @@
-"""One level of the 2-D model: 15 steps of its default energy, in eager mode and compiled."""
+"""Benchmark of one level of the 2-D model: 15 steps, in eager mode, compiled, and ours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("eager", "compiled", "ours")
 
 
 def frozen(device):
-    """The energy with constant weights, as a good eager implementation has it."""
+    """Return the energy with constant weights, as in a good eager implementation."""
     torch.manual_seed(0)
     network = MLPEnergy()
     with torch.no_grad():
@@ -33,7 +33,7 @@ def frozen(device):
 
 
 def chain(energy, x, level, noise):
-    """The level's steps from ``x``, the gradient by autograd."""
+    """Run the level's steps from ``x``, with gradients by autograd."""
     logsnr, y = torch.full((1,), level.logsnr, device=x.device), x
     for k in range(1, level.steps + 1):
         gradient = input_gradient(lambda v: energy(v, logsnr), y)
@@ -42,7 +42,7 @@ def chain(energy, x, level, noise):
 
 
 def autocast(energy):
-    """The energy with matrix products in bfloat16."""
+    """Return the energy with matrix products in bfloat16."""
 
     def run(y, logsnr):
         with torch.autocast(y.device.type, torch.bfloat16):
@@ -75,8 +75,8 @@ def ours(x, level, precision):
 
 
 @cache
-def race(precision, device):
-    """In bf16, "compiled" has its matrix products in bfloat16 too; "eager" is always float32."""
+def build_race(precision, device):
+    """Return the race; in bf16 "compiled" also uses bfloat16, while "eager" is always float32."""
     level = NoiseSchedule().level(LEVEL)
     x = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(0)).to(device)
     plain, fast = frozen(device), frozen(device)
@@ -85,36 +85,36 @@ def race(precision, device):
     def random(k):
         return torch.randn_like(x)
 
-    found = {
+    contenders = {
         "eager": lambda: chain(plain, x, level, random),
         "compiled": lambda: chain(fast, x, level, random),
         "ours": ours(x, level, precision),
     }
     expected = chain(plain, x, level, lambda k: normal(x.shape, seed=1, draw=k, device=device))
-    _check(found, expected, 1e-5 if precision == "fp32" else 1e-2)
+    _check(contenders, expected, 1e-5 if precision == "fp32" else 1e-2)
     weights = sum(
         w.weight.numel() for w in fold_mlp(plain, x.device, torch.float32).program.linears
     )
-    # A multiplication and an addition a weight, forward and again for the gradient.
+    # One multiplication and one addition per weight, forward and again for the gradient.
     work = {"steps": level.steps, "batch": BATCH, "gflop": 4e-9 * weights * level.steps * BATCH}
-    return Race(f"2-D chain {precision}, batch {BATCH}", x.device, work, found)
+    return Race(f"2-D chain {precision}, batch {BATCH}", x.device, work, contenders)
 
 
-def _check(found, expected, tolerance):
-    """Ours are the reference's samples; the others' moments agree within five standard errors."""
+def _check(contenders, expected, tolerance):
+    """Check our samples against the reference, and all moments within five standard errors."""
     spread = expected.var(0)
-    for name, run in found.items():
-        got = run()
+    for name, run in contenders.items():
+        actual = run()
         if name == "ours":
-            difference = (got - expected).abs().amax(1) / spread.sqrt().mean()
+            difference = (actual - expected).abs().amax(1) / spread.sqrt().mean()
             assert difference.median() < tolerance
-        assert ((got.mean(0) - expected.mean(0)).abs() < 5 * (2 * spread / BATCH).sqrt()).all(), (
-            name
-        )
-        assert ((got.var(0) / spread).log().abs() < 5 * math.sqrt(4 / BATCH)).all(), name
+        assert (
+            (actual.mean(0) - expected.mean(0)).abs() < 5 * (2 * spread / BATCH).sqrt()
+        ).all(), name
+        assert ((actual.var(0) / spread).log().abs() < 5 * math.sqrt(4 / BATCH)).all(), name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_mlp_chain(benchmark, name, precision, device, rounds):
-    race(precision, device).time(benchmark, name, rounds)
+    build_race(precision, device).time(benchmark, name, rounds)

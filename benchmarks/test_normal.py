@@ -1,4 +1,4 @@
-"""The noise stream against PyTorch's own generator."""
+"""Benchmark of the noise stream against PyTorch's own generator."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ NAMES = ("eager", "reference", "native", "cuda", "triton", "fill")
 
 
 @cache
-def race(device):
+def build_race(device):
     expected = normal(SHAPE, seed=1, draw=2, device=device, backend="reference")
     inner = 20 if device.type == "cuda" else 10
-    made = Race("normal 256×3×32×32", device, {"draws": inner, "elements": expected.numel()})
+    race = Race("normal 256×3×32×32", device, {"draws": inner, "elements": expected.numel()})
     out = torch.empty(SHAPE, device=device)
-    made.contenders["eager"] = lambda: [torch.randn(SHAPE, device=device) for _ in range(inner)]
-    made.contenders["fill"] = lambda: [out.zero_() for _ in range(inner)]
-    for room in dispatch.BACKENDS:
-        if dispatch.reason(room, device) is None:
-            options = {"seed": 1, "draw": 2, "device": device, "backend": room}
+    race.contenders["eager"] = lambda: [torch.randn(SHAPE, device=device) for _ in range(inner)]
+    race.contenders["fill"] = lambda: [out.zero_() for _ in range(inner)]
+    for backend in dispatch.BACKENDS:
+        if dispatch.reason(backend, device) is None:
+            options = {"seed": 1, "draw": 2, "device": device, "backend": backend}
             assert (normal(SHAPE, **options) - expected).abs().max() < 2e-6
-            made.contenders[room] = lambda options=options: [
+            race.contenders[backend] = lambda options=options: [
                 normal(SHAPE, **options) for _ in range(inner)
             ]
-    return made
+    return race
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_normal(benchmark, name, device, rounds):
     if name in dispatch.BACKENDS and (why := dispatch.reason(name, device)):
         pytest.skip(why)
-    race(device).time(benchmark, name, rounds)
+    build_race(device).time(benchmark, name, rounds)

@@ -1,4 +1,4 @@
-"""Pooling between stages: PyTorch's pooling and activation, compiled, and ours."""
+"""Benchmark of pooling between stages: PyTorch's pooling and activation, compiled, and ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE, CHANNELS = 32, 256
 
 
 def forward(h):
-    """The mean and what is stored of it, as the plain network computes them."""
+    """Return the mean and its activation, as the plain network computes them."""
     mean = torch.nn.functional.avg_pool2d(h, 2)
     return mean, torch.nn.functional.leaky_relu(mean, 0.2)
 
@@ -27,14 +27,14 @@ def backward(g):
 
 
 @cache
-def race(batch, device):
+def build_race(batch, device):
     h = torch.randn(batch, SIDE, SIDE, CHANNELS, device=device, dtype=torch.float16)
     a = torch.nn.functional.leaky_relu(h, 0.2)
     mean, out = torch.empty(2, batch, SIDE // 2, SIDE // 2, CHANNELS, device=device).half()
     signs = torch.empty(CHANNELS // 32, mean.numel() // CHANNELS, dtype=torch.int32, device=device)
     back = torch.empty_like(a)
     channels_last = h.permute(0, 3, 1, 2)
-    quick, quick_back = torch.compile(forward), torch.compile(backward)
+    compiled_forward, compiled_backward = torch.compile(forward), torch.compile(backward)
 
     def plain(forward, backward):
         return backward(forward(channels_last)[1])
@@ -43,25 +43,25 @@ def race(batch, device):
         pool(a, out=out, signs=signs, mean=mean, backend="triton")
         return spread(out, out=back, backend="triton").permute(0, 3, 1, 2)
 
-    found = {
+    contenders = {
         "eager": lambda: plain(forward, backward),
-        "compiled": lambda: plain(quick, quick_back),
+        "compiled": lambda: plain(compiled_forward, compiled_backward),
         "triton": ours,
     }
     means, stored = torch.empty_like(mean), torch.empty_like(out)
     bits = torch.empty_like(signs)
     pool(a, out=stored, signs=bits, mean=means, backend="reference")
     expected = spread(stored, backend="reference").permute(0, 3, 1, 2)
-    for name, run in found.items():
+    for name, run in contenders.items():
         error = (run() - expected).abs().max()
         assert error < 1e-2, (name, error)
     torch.testing.assert_close(mean, means)
     torch.testing.assert_close(out, stored)
     assert signs_differ(signs, bits) < 1e-4
-    # Read and written once each way.
+    # Forward and backward each read their input and write their outputs once.
     moved = 2 * a.nbytes + 3 * mean.nbytes + signs.nbytes
     name = f"pool and spread, {batch}×{SIDE}×{SIDE}×{CHANNELS}"
-    return Race(name, device, {"gigabytes": moved / 1e9}, found)
+    return Race(name, device, {"gigabytes": moved / 1e9}, contenders)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -69,4 +69,4 @@ def race(batch, device):
 def test_pool(benchmark, name, batch, device, rounds):
     if why := dispatch.reason("triton", device):
         pytest.skip(why)
-    race(batch, device).time(benchmark, name, rounds)
+    build_race(batch, device).time(benchmark, name, rounds)

@@ -1,4 +1,4 @@
-"""Samples from the shipped model of digits: the reference, hand-tuned PyTorch, and `Sampler`."""
+"""Benchmark of sampling digits: the reference, hand-tuned PyTorch, and `Sampler`."""
 
 from __future__ import annotations
 
@@ -30,47 +30,47 @@ NAMES = ("eager", "hand-tuned", *dict.fromkeys(f"ours, {n}" for d in OURS.values
 
 
 @cache
-def race(n, device):
-    """The plain path draws its noise by torch, as a user would."""
+def build_race(n, device):
+    """Return the race; the eager contender draws its noise by torch, as a user would."""
     model = CDRL.from_pretrained("digits").to(device).eval()
     by_hand = Sampler(hand_tuned(model))
-    found = {
+    contenders = {
         "eager": lambda: reference.sample(model, n, label=1, noise="torch"),
         "hand-tuned": lambda: by_hand.sample(n, label=1),
     }
     for name, options in OURS[device.type].items():
-        found[f"ours, {name}"] = partial(Sampler(model, **options).sample, n, label=1)
+        contenders[f"ours, {name}"] = partial(Sampler(model, **options).sample, n, label=1)
     expected = reference.sample(model, n, label=1)
-    for name, run in found.items():
+    for name, run in contenders.items():
         check(name, run(), expected)
-    return Race(f"sampling digits, batch {n}", device, {"samples": n}, found)
+    return Race(f"sampling digits, batch {n}", device, {"samples": n}, contenders)
 
 
 def check(name, samples, expected):
-    """Fails unless these may be the samples that the stream's noise gives in exact numbers."""
+    """Check samples against the reference's: eager's by their mean, the others one by one."""
     if name == "eager":
-        # Other noise: the digits' mean. Another label's is farther away by 1.7.
+        # Its noise differs, so only means are compared; the mean of another label differs by 1.7.
         assert (samples.mean(0) - expected.mean(0)).abs().max() < 0.6, name
         return
-    # Chains amplify rounding: nearly all samples agree closely, and the typical one to 1e-5. Half
-    # precision errs a thousand times as much.
-    typical, most = (1e-4, 1e-2) if name == "ours, fp32" else (5e-3, 0.2)
+    # Chains amplify rounding errors, so only nearly all samples agree closely; errors of half
+    # precision are a thousand times as large.
+    median, bound = (1e-4, 1e-2) if name == "ours, fp32" else (5e-3, 0.2)
     difference = (samples - expected).abs().flatten(1)
-    assert difference.median() < typical, name
-    assert (difference.amax(1) < most).float().mean() > 0.9, name
+    assert difference.median() < median, name
+    assert (difference.amax(1) < bound).float().mean() > 0.9, name
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NAMES)
 def test_sampling(benchmark, name, size, device, rounds, joules):
-    made = race(size, device)
-    if name not in made.contenders:
-        pytest.skip(f"not one of {device.type}s")
-    made.time(benchmark, name, rounds)
+    race = build_race(size, device)
+    if name not in race.contenders:
+        pytest.skip(f"not timed on {device.type}")
+    race.time(benchmark, name, rounds)
     if joules is not None and not benchmark.disabled:
         before, begun, samples = joules(), time.perf_counter(), 0
-        while time.perf_counter() - begun < 1.0:  # the meter is updated about every 0.1 s
-            made.contenders[name]()
+        while time.perf_counter() - begun < 1.0:  # the energy counter is updated about every 0.1 s
+            race.contenders[name]()
             samples += size
         torch.cuda.synchronize(device)
         benchmark.extra_info["joules_per_sample"] = (joules() - before) / samples

@@ -1,4 +1,4 @@
-"""The first convolution and its activation: cuDNN and PyTorch, compiled, and ours."""
+"""Benchmark of the first convolution and its activation: cuDNN, compiled, and ours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plain(y, kernel, bias):
 
 
 @cache
-def race(batch, device):
+def build_race(batch, device):
     y = torch.randn(batch, IMAGE, SIDE, SIDE, device=device)
     weight = (0.2 * torch.randn(9, IMAGE, CHANNELS, device=device)).half()
     bias = torch.randn(CHANNELS, device=device)
@@ -37,15 +37,15 @@ def race(batch, device):
     def ours():
         return stem(y, weight, bias, out=out, signs=signs, backend="triton").permute(0, 3, 1, 2)
 
-    found = {
+    contenders = {
         "cudnn": lambda: plain(y, kernel, bias.half()),
         "compiled": lambda: compiled(y, kernel, bias.half()),
         "triton": ours,
     }
-    # On the CPU: torch's convolutions on GPUs round float32 to TF32.
+    # The reference runs on the CPU, because torch's convolutions on GPUs round float32 to TF32.
     bits = torch.empty(signs.shape, dtype=torch.int32)
     expected = stem(y.cpu(), weight.cpu(), bias.cpu(), signs=bits, backend="reference")
-    for name, run in found.items():
+    for name, run in contenders.items():
         error = (run().cpu() - expected.permute(0, 3, 1, 2)).abs().max()
         assert error < 2e-2, (name, error)
     assert signs_differ(signs, bits) < 1e-4
@@ -53,7 +53,7 @@ def race(batch, device):
         "gigabytes": (y.nbytes + out.nbytes + signs.nbytes) / 1e9,
         "gflop": 2 * weight.numel() * batch * SIDE**2 / 1e9,
     }
-    return Race(f"stem, {batch}×{IMAGE}×{SIDE}×{SIDE} to {CHANNELS}", device, work, found)
+    return Race(f"stem, {batch}×{IMAGE}×{SIDE}×{SIDE} to {CHANNELS}", device, work, contenders)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -61,4 +61,4 @@ def race(batch, device):
 def test_stem(benchmark, name, batch, device, rounds):
     if why := dispatch.reason("triton", device):
         pytest.skip(why)
-    race(batch, device).time(benchmark, name, rounds)
+    build_race(batch, device).time(benchmark, name, rounds)

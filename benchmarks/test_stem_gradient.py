@@ -1,4 +1,4 @@
-"""The gradient by the images and a Langevin update: cuDNN, two kernels of ours, and one."""
+"""Benchmark of the image gradient with a Langevin update: cuDNN, our two kernels, and our one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEP = {"drift": 1e-3, "pull": 1e-3, "noise_std": 0.1, "rng": (1, 2, 0)}
 
 
 @cache
-def race(batch, device):
+def build_race(batch, device):
     start, anchor, gradient = torch.randn(3, batch, IMAGE, SIDE, SIDE, device=device)
     g = torch.randn(batch, SIDE, SIDE, CHANNELS, device=device, dtype=torch.float16)
     weight = (0.2 * torch.randn(9, IMAGE, CHANNELS, device=device)).half()
@@ -38,7 +38,7 @@ def race(batch, device):
         return stem_langevin_(y, g, weight, anchor, backend="triton", **STEP)
 
     runs = dict(zip(NAMES, (library, two, one), strict=True))
-    # On the CPU: torch's convolutions on GPUs round float32 to TF32.
+    # The reference runs on the CPU, because torch's convolutions on GPUs round float32 to TF32.
     tensors = [t.cpu() for t in (g, weight)]
     expected = stem_langevin_(
         start.cpu().clone(), *tensors, anchor.cpu(), backend="reference", **STEP
@@ -48,14 +48,14 @@ def race(batch, device):
         assert error < 1e-3, (name, error)
     slope = stem_gradient(*tensors, backend="reference")
     assert (gradient.cpu() - slope).norm() < 1e-3 * slope.norm()
-    # Each contender goes on with a state of its own.
-    found = {name: partial(run, start.clone()) for name, run in runs.items()}
+    # Each contender updates its own state.
+    contenders = {name: partial(run, start.clone()) for name, run in runs.items()}
     work = {
         "gigabytes": (g.nbytes + 3 * start.nbytes) / 1e9,
         "gflop": 2 * weight.numel() * batch * SIDE**2 / 1e9,
     }
     group = f"stem gradient and update, {batch}×{IMAGE}×{SIDE}×{SIDE} from {CHANNELS}"
-    return Race(group, device, work, found)
+    return Race(group, device, work, contenders)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -63,4 +63,4 @@ def race(batch, device):
 def test_stem_gradient(benchmark, name, batch, device, rounds):
     if why := dispatch.reason("triton", device):
         pytest.skip(why)
-    race(batch, device).time(benchmark, name, rounds)
+    build_race(batch, device).time(benchmark, name, rounds)

@@ -1,4 +1,4 @@
-"""Norm, scale, shift and SiLU being learned, with gradients: PyTorch, compiled, and ours."""
+"""Benchmark of norm, scale, shift and SiLU in training, with gradients: PyTorch and ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cdrl_fast.ops import dispatch
 from cdrl_fast.ops.train_norm_silu import train_norm_silu
 
-# Batch, channels, side: of the shipped digits recipe and of width 32 at 28×28.
+# Batch, channels, side: of the digits recipe, and of width 32 at 28×28.
 CASES = {"8×8": (64, 32, 8), "28×28": (64, 32, 28)}
 NAMES = ("eager", "compiled", "native")
 GROUPS = 32
@@ -29,27 +29,27 @@ def native(x, weight, bias, row):
 
 
 @cache
-def race(name, device):
+def build_race(name, device):
     batch, channels, side = CASES[name]
     batch = batch_of(batch)
     x, grad = torch.randn(2, batch, channels, side, side)
-    small = (1 + 0.1 * torch.randn(channels), 0.1 * torch.randn(channels))
-    small = (*small, 0.3 * torch.randn(batch, 2 * channels))
-    last = [t.clone(memory_format=torch.channels_last) for t in (x, grad)]
-    found = {
-        "eager": with_gradients(plain, [x.clone(), *small], grad),
-        "compiled": with_gradients(torch.compile(plain), [x.clone(), *small], grad),
-        "native": with_gradients(native, [last[0], *small], last[1]),
+    parameters = (1 + 0.1 * torch.randn(channels), 0.1 * torch.randn(channels))
+    parameters = (*parameters, 0.3 * torch.randn(batch, 2 * channels))
+    x_last, grad_last = (t.clone(memory_format=torch.channels_last) for t in (x, grad))
+    contenders = {
+        "eager": with_gradients(plain, [x.clone(), *parameters], grad),
+        "compiled": with_gradients(torch.compile(plain), [x.clone(), *parameters], grad),
+        "native": with_gradients(native, [x_last, *parameters], grad_last),
     }
-    doubles = [t.detach().double() for t in (x, *small)]
+    doubles = [t.detach().double() for t in (x, *parameters)]
     exact = with_gradients(plain, doubles, grad.double())()
-    for contender, run in found.items():
-        for got, wanted in zip(run(), exact, strict=True):
-            error = (got - wanted).norm() / wanted.norm()
+    for contender, run in contenders.items():
+        for actual, expected in zip(run(), exact, strict=True):
+            error = (actual - expected).norm() / expected.norm()
             assert error < 1e-5, (contender, error)
-    # x is read and y written; then x and a gradient are read, and another is written.
+    # Forward reads x and writes y; backward reads x and a gradient and writes a gradient.
     work = {"calls": 1, "gigabytes": 5 * x.nbytes / 1e9}
-    return Race(f"train_norm_silu, {batch}×{channels}×{side}×{side}", device, work, found)
+    return Race(f"train_norm_silu, {batch}×{channels}×{side}×{side}", device, work, contenders)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -57,4 +57,4 @@ def race(name, device):
 def test_train_norm_silu(benchmark, name, case, device, rounds):
     if why := dispatch.reason("native", device):
         pytest.skip(why)
-    race(case, device).time(benchmark, name, rounds)
+    build_race(case, device).time(benchmark, name, rounds)

@@ -1,4 +1,4 @@
-"""A training iteration: the reference, the reference under autocast, and `Trainer`."""
+"""Benchmark of a training iteration: the reference, under autocast, and `Trainer`."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SIZES = [
     pytest.param("paper", id="paper", marks=pytest.mark.paper),
 ]
 HALF = {"cpu": torch.bfloat16 if fast_bfloat16() else None, "cuda": torch.float16}
-"""None where half precision is slower: on CPUs that do not multiply it."""
+"""The half precision of the hand-tuned contender; None on CPUs that only emulate it."""
 PRECISIONS = {
     "cpu": ("fp32", "bf16") if fast_bfloat16() else ("fp32",),
     "cuda": ("fp32", "tf32", "fp16"),
 }
 ROUNDED = 5e-2
-"""How far a loss may be from float32's where products are rounded; about 1e-2 in bfloat16."""
+"""The tolerance of losses in half precision or TF32; in bfloat16 the error is about 1e-2."""
 NAMES = (
     "eager",
     "hand-tuned",
@@ -56,25 +56,25 @@ def images(shape, classes=10):
 
 
 @cache
-def race(name, device):
+def build_race(name, device):
     recipe, shape = RECIPES[name]
     data = images(shape)
     model = recipe.model.build(data).to(device)
-    found = {"eager": by_reference(copy.deepcopy(model), data, recipe)}
+    contenders = {"eager": by_reference(copy.deepcopy(model), data, recipe)}
     half = HALF[device.type]
     if half is not None:
-        found["hand-tuned"] = by_reference(copy.deepcopy(model), data, recipe, half=half)
+        contenders["hand-tuned"] = by_reference(copy.deepcopy(model), data, recipe, half=half)
         check_half(model, data, recipe, half)
     for precision in PRECISIONS[device.type]:
         config = replace(recipe.training, precision=precision)
         trainer = Trainer(copy.deepcopy(model), data, config)
         check(trainer, copy.deepcopy(model), recipe, 1e-2 if precision == "fp32" else ROUNDED)
-        found[f"ours, {precision}"] = trainer.step
+        contenders[f"ours, {precision}"] = trainer.step
         if device.type == "cuda":
             without = replace(config, graph="off")
             plain = Trainer(copy.deepcopy(model), data, without)
-            found[f"ours, {precision}, no graph"] = plain.step
-    return Race(f"training, {name}", device, {"iterations": 1}, found)
+            contenders[f"ours, {precision}, no graph"] = plain.step
+    return Race(f"training, {name}", device, {"iterations": 1}, contenders)
 
 
 def by_reference(
@@ -84,9 +84,9 @@ def by_reference(
     half: torch.dtype | None = None,
     noise: str = "torch",
 ) -> Callable[[], dict[str, torch.Tensor]]:
-    """Plain PyTorch, its noise by torch, as a user would write it; or all of it in half precision.
+    """Return an iteration in plain PyTorch, as a user would write it, or the same under autocast.
 
-    Power iterations and weights stay in float32.
+    Under autocast, power iterations and weights stay in float32.
     """
     config, device = recipe.training, next(model.parameters()).device
     energy = torch.optim.Adam(model.energy.parameters(), lr=config.energy_lr)
@@ -105,34 +105,34 @@ def by_reference(
 
 
 def check_half(model: nn.Module, data: Dataset, recipe: Recipe, half: torch.dtype) -> None:
-    """The hand-tuned iteration's first losses are float32's, from the same noise."""
-    got, wanted = (
+    """Check the hand-tuned iteration's first losses against float32, with the same noise."""
+    actual, expected = (
         by_reference(copy.deepcopy(model), data, recipe, half=kind, noise="stream")()
         for kind in (half, None)
     )
-    for key, value in wanted.items():
-        assert float(got[key]) == pytest.approx(float(value), rel=ROUNDED, abs=1e-3), key
+    for key, value in expected.items():
+        assert float(actual[key]) == pytest.approx(float(value), rel=ROUNDED, abs=1e-3), key
 
 
 def check(trainer: Trainer, model: nn.Module, recipe: Recipe, tolerance: float) -> None:
-    """The first iteration's losses are the reference's."""
+    """Check the losses of the trainer's first iteration against the reference."""
     config = recipe.training
     x0, label = trainer.batches.at(0)
-    wanted = reference.training_iteration(
+    expected = reference.training_iteration(
         model, x0, label,
         energy_optimizer=torch.optim.Adam(model.energy.parameters(), lr=0.0),
         initializer_optimizer=torch.optim.AdamW(model.initializer.parameters(), lr=0.0),
         seed=config.seed, label_drop=0.0,
     )  # fmt: skip
     log = trainer.step()
-    for key, value in wanted.items():
+    for key, value in expected.items():
         assert log[key] == pytest.approx(float(value), rel=tolerance, abs=1e-3), key
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NAMES)
 def test_training(benchmark, name, size, device, rounds):
-    made = race(size, device)
-    if name not in made.contenders:
-        pytest.skip(f"not one of {device.type}s")
-    made.time(benchmark, name, rounds)
+    race = build_race(size, device)
+    if name not in race.contenders:
+        pytest.skip(f"not timed on {device.type}")
+    race.time(benchmark, name, rounds)

@@ -1,4 +1,4 @@
-"""The initializer's pass: the module in float32, compiled, hand-tuned PyTorch, and ours."""
+"""Benchmark of the initializer's forward pass: PyTorch, compiled, hand-tuned, and ours."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONTENDERS = {
 
 
 def hand_tuned(network):
-    """Half precision, channels-last, compiled."""
+    """Return the network in half precision, channels-last and compiled."""
     compiled = torch.compile(network)
 
     def run(x, logsnr, label):
@@ -42,19 +42,19 @@ def hand_tuned(network):
 
 
 def ours(network, precision, device, x, logsnr, label):
-    plan = frozen_initializer(
+    frozen = frozen_initializer(
         network, device=device, precision=resolve(precision, device, has_kernels=True)
     )
-    return lambda: plan.forward(x, *plan.level_inputs(logsnr, label))
+    return lambda: frozen.forward(x, *frozen.level_inputs(logsnr, label))
 
 
 def replayed(network, device, x, logsnr, label):
-    """As in a captured chain: conditions are there before."""
-    plan = frozen_initializer(
+    """Return the pass as a captured chain runs it, with precomputed level inputs."""
+    frozen = frozen_initializer(
         network, device=device, precision=resolve("fp16", device, has_kernels=True)
     )
-    conditions, out = plan.level_inputs(logsnr, label), torch.empty_like(x)
-    replay = capture(lambda: out.copy_(plan.forward(x, *conditions)), device)
+    level_inputs, out = frozen.level_inputs(logsnr, label), torch.empty_like(x)
+    replay = capture(lambda: out.copy_(frozen.forward(x, *level_inputs)), device)
 
     def run():
         replay()
@@ -64,69 +64,69 @@ def replayed(network, device, x, logsnr, label):
 
 
 @cache
-def race(name, device):
-    """Each contender's output is checked against float64's before it is timed."""
+def build_race(name, device):
+    """Return the race; each contender's output is checked against float64 first."""
     build, batch = CASES[name]
     batch = batch_of(batch)
     torch.manual_seed(0)
     network = build().to(device).eval().requires_grad_(False)
     size = network.config["image_size"]
-    with torch.no_grad():  # off the zeros of a fresh network
+    with torch.no_grad():  # a new network has zeros, which would hide errors
         for parameter in network.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     x = torch.randn(batch, network.stem.in_channels, size, size, device=device)
     logsnr = torch.full((1,), 1.0, device=device)
     label = torch.ones(1, dtype=torch.long, device=device) if network.num_classes else None
     exact = network.double()(x[:2].double(), logsnr.double(), label)
-    network, given = network.float(), (x, logsnr, label)
+    network, inputs = network.float(), (x, logsnr, label)
     compiled = torch.compile(network)
-    found = {
-        "eager": lambda: network(*given),
-        "compiled": lambda: compiled(*given),
+    contenders = {
+        "eager": lambda: network(*inputs),
+        "compiled": lambda: compiled(*inputs),
     }
     for precision in PRECISIONS[device.type]:
-        found[f"ours, {precision}"] = ours(network, precision, device, *given)
+        contenders[f"ours, {precision}"] = ours(network, precision, device, *inputs)
     if device.type == "cuda":
         half = hand_tuned(copy.deepcopy(network).to(memory_format=torch.channels_last))
-        found["hand-tuned"] = lambda: half(*given)
-        found["ours, fp16, graph"] = replayed(network, device, *given)
-    made = Race(
+        contenders["hand-tuned"] = lambda: half(*inputs)
+        contenders["ours, fp16, graph"] = replayed(network, device, *inputs)
+    race = Race(
         f"initializer, {name}",
         device,
         {"proposals": batch, "gflop": batch * gigaflops(network, x)},
-        found,
+        contenders,
     )
-    for contender, run in found.items():
+    for contender, run in contenders.items():
         error = (run()[:2] - exact).norm() / exact.norm()
-        made.notes[contender] = {"relative_error": float(error)}
+        race.notes[contender] = {"relative_error": float(error)}
         # Torch's convolutions on GPUs round float32 to TF32.
-        exactly = device.type == "cpu" or contender == "ours, fp32"
-        assert error < (1e-5 if exactly else 3e-2), (contender, error)
-    return made
+        is_float32 = device.type == "cpu" or contender == "ours, fp32"
+        assert error < (1e-5 if is_float32 else 3e-2), (contender, error)
+    return race
 
 
 def gigaflops(network, x):
-    """Of one sample's convolutions, counted while the module runs."""
-    products = 0
+    """Return the GFLOP of one sample's convolutions, counted in a forward pass."""
+    multiplications = 0
 
     def count(layer, _, out):
-        nonlocal products
-        products += layer.weight.numel() * out.shape[2] * out.shape[3]
+        nonlocal multiplications
+        multiplications += layer.weight.numel() * out.shape[2] * out.shape[3]
 
     layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     network(x[:1], torch.zeros(1, device=x.device))
     for hook in hooks:
         hook.remove()
-    return 2 * products / 1e9
+    return 2 * multiplications / 1e9
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda name: name.split(",")[0])
 @pytest.mark.parametrize("name", CONTENDERS["cuda"])
 def test_unet_forward(benchmark, name, case, device, rounds):
     if name not in CONTENDERS[device.type]:
-        pytest.skip(f"not on {device.type}s")
+        pytest.skip(f"not timed on {device.type}")
     if CASES[case][1] > 64 and device.type == "cpu":
         pytest.skip("so large a batch is for GPUs")
     with torch.no_grad():
-        race(case, device).time(benchmark, name, rounds)
+        build_race(case, device).time(benchmark, name, rounds)

@@ -88,7 +88,7 @@ def bin_probabilities(log_density: LogDensity) -> NDArray[np.float64]:
 
 
 def histogram(points: Tensor) -> NDArray[np.float64]:
-    """Return the share of points in each bin, (BINS, BINS), x first; no bin counts points outside."""
+    """Return the share of points in each bin, (BINS, BINS), x first; points outside are in none."""
     x, y = points.double().numpy().T
     edges = np.linspace(-SIDE, SIDE, BINS + 1)
     counts, _, _ = np.histogram2d(x, y, bins=(edges, edges))

@@ -50,7 +50,10 @@ class GaussianMixture(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))  # tells dtype and device
 
     def log_density(self, x: Tensor, signal: Tensor | float = 1.0) -> Tensor:
-        """Return log p of points (batch, dim), diffused to a share ``signal`` of variance; (batch,)."""
+        """Return log p of points (batch, dim) at a noise level; (batch,).
+
+        ``signal`` is the share ᾱ of the variance that is left of the data.
+        """
         signal = torch.as_tensor(signal, dtype=x.dtype).reshape(-1, 1)
         variance = signal * self.stds.to(x) ** 2 + 1.0 - signal
         centre = signal.sqrt()[:, :, None] * self.means.to(x)

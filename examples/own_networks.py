@@ -37,7 +37,7 @@ class Perceptron(nn.Module):
         )
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return (n, out); ``logsnr`` has one entry per sample or one for all, ``label`` is None."""
+        """Return (n, out); ``logsnr`` has one entry per sample or one for all."""
         level = (logsnr / 10).expand(len(y)).unsqueeze(1)
         return self.layers(torch.cat([y, level.to(y.dtype)], dim=1))
 

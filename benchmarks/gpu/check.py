@@ -1,14 +1,14 @@
-"""Check on a machine with a CUDA GPU what only such a machine can show, in under nine minutes.
+"""Build, test and benchmark the library on a machine with a CUDA GPU, in under nine minutes.
 
     python benchmarks/gpu/check.py --out FOLDER --commit HASH
     python benchmarks/gpu/check.py --out FOLDER --dry-run      # on a machine without a GPU
 
-Builds the library in place for this machine's GPU, runs the GPU tests, compute-sanitizer over the
-kernels' tests, the rooflines and the benchmarks. Each part runs whatever became of the one before,
-and the results file is written anew after each. Needs no network, no git and nothing installed
-beyond torch, triton, numpy, pybind11, cmake, ninja, pytest with its benchmark and timeout plug-ins,
-and CUDA's tools. Leaves four files in FOLDER: gpu-check.json (what passed, clocks, bandwidth),
-rates.json (rooflines), benchmarks.jsonl and log.txt.
+Builds the library in place for this machine's GPU, runs the GPU tests, the kernels' tests under
+compute-sanitizer, the rooflines and the benchmarks. Each part runs even if an earlier one failed,
+and the results file is rewritten after each. Needs no network and no git, only torch, triton,
+numpy, pybind11, cmake, ninja, pytest with its benchmark and timeout plug-ins, and CUDA's tools.
+Writes four files into FOLDER: gpu-check.json (status of the parts, clocks, bandwidth), rates.json
+(rooflines), benchmarks.jsonl and log.txt.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 ABOUT = "import cdrl_fast; print(cdrl_fast.about())"
-# What takes long under the sanitizer and touches memory in no way that the rest does not.
-HEAVY = "not large_radii and not beyond_32_bits"
+# Without the tests that are slow under the sanitizer and access memory like the others.
+FAST_TESTS = "not large_radii and not beyond_32_bits"
 LARGE = "langevin_step 16384×3×32×32"
 BYTES_PER_ELEMENT = 16  # x, gradient and anchor read, x written, in float32
 QUERY = (
@@ -46,12 +46,16 @@ Judge = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Part:
-    """One command.
+    """One command of the check.
 
     Attributes:
-        limit: seconds after which it is stopped; less where later parts need the time.
-        need: seconds that the parts before it must leave for it.
-        judge: from its output, what is wrong although it ended well; None if nothing is.
+        name: the name of the part in results.
+        command: the command and its arguments.
+        limit: seconds after which it is stopped, or earlier if later parts need the time.
+        need: seconds that earlier parts must leave for it.
+        judge: a function from the output to the reason why a run with exit status 0 failed, or
+            None if it passed.
+        environment: additional environment variables.
     """
 
     name: str
@@ -63,12 +67,12 @@ class Part:
 
 
 def tests_ran(output: str) -> str | None:
-    """Return None where a test passed: pytest is content where all are skipped."""
+    """Return None if a test passed; pytest also exits with 0 if all are skipped."""
     return None if re.search(r"\b\d+ passed", output) else "no test ran"
 
 
 def sanitized(output: str) -> str | None:
-    """Return None where the sanitizer's summary counts no errors and tests ran under it."""
+    """Return None if the sanitizer's summary counts no errors and tests ran under it."""
     summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", output)
     if not summaries:
         return "the sanitizer printed no summary"
@@ -79,19 +83,20 @@ def sanitized(output: str) -> str | None:
 def sanitizer(tool: str, tests: str, filtered: bool) -> Part:
     """Return the kernels' tests under one of compute-sanitizer's tools.
 
-    initcheck must see what writes the arrays, so it instruments all kernels, the others ours.
+    ``filtered`` instruments only the library's kernels; initcheck needs all, because torch's
+    kernels initialise the arrays.
     """
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "86")
     only = ("--kernel-regex", "kns=cdrl_") if filtered else ()
     run = (*PYTEST, "tests/ops", "-m", "gpu", "-x", "-k", tests)
-    # A pool of memory would hide where one array ends and the next begins.
+    # Torch's caching allocator would hide accesses beyond the end of an array.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return Part(f"sanitizer {tool}", (*command, *only, *run), 75, 35, sanitized, environment)
 
 
 def parts(out: Path, commit: str, architecture: str) -> list[Part]:
     """Return all parts in order."""
-    # The tools that installed the package, so that only what is new is compiled.
+    # The tools that installed the package, so that only changed files are compiled.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     build = {"CDRL_NATIVE": "ON", "CDRL_CUDA": "ON", "CDRL_CUDA_ARCHS": architecture, "PATH": path}
     rates = (str(HERE / "ceilings.py"), "--out", str(out / "rates.json"))
@@ -103,26 +108,27 @@ def parts(out: Path, commit: str, architecture: str) -> list[Part]:
         Part("about", (sys.executable, "-c", ABOUT), 40, 10),
         Part("tests", (*PYTEST, "-m", "gpu"), 180, 90, tests_ran),
         Part("ceilings", (sys.executable, *rates), 70, 30),
-        sanitizer("memcheck", HEAVY, True),
-        sanitizer("racecheck", HEAVY, True),
+        sanitizer("memcheck", FAST_TESTS, True),
+        sanitizer("racecheck", FAST_TESTS, True),
         sanitizer("initcheck", "borders or without_recovery or rng_state or odd_views", False),
         Part("benchmarks", (*benchmarks, "--rounds", "9"), 240, 150, tests_ran),
     ]  # fmt: skip
 
 
 def collected(output: str) -> str | None:
-    """Return None where tests were found and all their files could be read."""
-    return None if re.search(r"\b[1-9]\d*(/\d+)? tests? collected", output) else "no test found"
+    """Return None if tests were collected without errors."""
+    success = re.search(r"\b[1-9]\d*(/\d+)? tests? collected", output)
+    return None if success else "no test was collected"
 
 
 def tuning(out: Path) -> Part:
-    """Return a trial of what fills the table of convolutions; on a GPU it is its own command."""
+    """Return a dry run of the tuning of convolutions; on a GPU the tuning is a separate command."""
     script, table = str(HERE / "tune_conv3x3.py"), str(out / "tuned.json")
     return Part("tuning", (sys.executable, script, "--dry-run", "--table", table), 120, 0)
 
 
-def dry(part: Part) -> Part:
-    """Return what a machine without a GPU can do of a part: collect tests, time the CPU."""
+def dry_run(part: Part) -> Part:
+    """Return the part without a GPU: tests are collected, and the CPU is timed."""
     command = part.command
     if part.name == "ceilings":
         return replace(part, command=(*command, "--device", "cpu", "--quick"))
@@ -134,7 +140,7 @@ def dry(part: Part) -> Part:
 
 @dataclass
 class Check:
-    """One run: its results, and the time it has."""
+    """One run of the check: its results and its deadline."""
 
     out: Path
     commit: str
@@ -155,15 +161,16 @@ class Check:
         self.save()
 
     def save(self) -> None:
+        """Write the results file."""
         new = self.out / ".gpu-check.json"
         new.write_text(json.dumps(self.results, indent=1) + "\n")
         os.replace(new, self.out / "gpu-check.json")
 
-    def run(self, todo: list[Part]) -> None:
-        """Run the parts in order; end before the deadline whatever they do."""
-        for i, part in enumerate(todo):
+    def run(self, chosen: list[Part]) -> None:
+        """Run the parts in order, and stop them so that the deadline is met."""
+        for i, part in enumerate(chosen):
             left = self.started + self.deadline - time.monotonic()
-            seconds = min(part.limit, left - sum(later.need for later in todo[i + 1 :]))
+            seconds = min(part.limit, left - sum(later.need for later in chosen[i + 1 :]))
             begun = time.monotonic()
             if seconds <= 0:
                 record = {"status": "skipped", "why": "no time left before the deadline"}
@@ -198,7 +205,7 @@ class Check:
 
 
 def _within(seconds: float, part: Part, log: Any) -> int:
-    """Return the exit status of the part's command; stop all processes that it began."""
+    """Return the exit status of the part's command; stop all processes that it started."""
     process = subprocess.Popen(
         part.command,
         cwd=ROOT,
@@ -244,6 +251,7 @@ def bandwidth(path: Path) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> list[str]:
+    """Return lines with the status of each part and the bandwidths."""
     lines = []
     for name, part in results["parts"].items():
         lines.append(f"{name:20} {part['status']}{': ' + part['why'] if 'why' in part else ''}")
@@ -256,7 +264,7 @@ def summary(results: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0; 1 where a part did not pass; 2 where there is no GPU."""
+    """Return 0; 1 if a part did not pass; 2 if there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
     parser.add_argument("--commit", default="", help="recorded with the results")
@@ -264,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="without a GPU: build, and find all that would run",
+        help="without a GPU: build, and collect the tests",
     )
     parser.add_argument("--parts", help="comma-separated names; by default all")
     options = parser.parse_args(arguments)
@@ -275,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out.resolve()
     todo = parts(out, options.commit or "unknown", device["compute_cap"].replace(".", ""))
     if options.dry_run:
-        todo = [*(dry(part) for part in todo), tuning(out)]
+        todo = [*(dry_run(part) for part in todo), tuning(out)]
     names = [part.name for part in todo]
     chosen = options.parts.split(",") if options.parts else names
     if unknown := [name for name in chosen if name not in names]:

@@ -1,4 +1,4 @@
-"""The revision of the library that a result was measured with."""
+"""The revision of the library in the results of benchmarks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def commit(given: str | None) -> str | None:
-    """Return the commit as given, or git's, marked where tracked files differ from it.
+def commit(name: str | None) -> str | None:
+    """Return ``name``, or git's commit, marked "-modified" if tracked files differ from it.
 
-    Results do not count: a run's own line would mark the next.
+    Results are ignored, because each run changes them.
     """
-    if given:
-        return given
+    if name:
+        return name
     try:
         head = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")

@@ -1,11 +1,12 @@
-"""Time the 3×3 convolutions of the paper's network and put the fastest into the library's table.
+"""Time the 3×3 convolutions of the paper's network and write the fastest into the library's table.
 
     python benchmarks/gpu/tune_conv3x3.py --seconds 180
     python benchmarks/gpu/tune_conv3x3.py --dry-run --table FILE    # no GPU: tiny, interpreted
 
-Triton's kernel in several sizes of blocks, and cuDNN with its epilogue, are checked against the
-reference and then timed in a CUDA graph, as chains run them. The table is written anew after each
-convolution; what the time does not suffice for keeps its entry. Needs torch, triton and numpy.
+The Triton kernel with several block sizes, and cuDNN with its epilogue, are checked against the
+reference and then timed in a CUDA graph, as chains run them. The table is rewritten after each
+convolution; convolutions that are left when the time is over keep their entries. Needs torch,
+triton and numpy.
 """
 
 from __future__ import annotations
@@ -39,26 +40,26 @@ from cdrl_fast.ops.conv3x3.tiling import Blocks, capability_of, tiling  # noqa: 
 from cdrl_fast.ops.fp32_precision import fp32_precision  # noqa: E402
 from cdrl_fast.ops.sign_bits import pack  # noqa: E402
 
-# Batches, precisions, and (size, channels in, channels out); the last shape is a shortcut's. The
-# batch that a lack of time may leave out comes last.
+# Batches, precisions, and (size, channels in, channels out); the last shape is that of a shortcut.
+# The last batch matters least, because the time may be over before it.
 PAPER = (
     (64, 512, 8), ("float16", "bfloat16", "tf32"),
     ((32, 128, 128), (16, 256, 256), (8, 256, 256), (4, 256, 256), (16, 128, 256)),
 )  # fmt: skip
 TINY = ((8,), ("float16", "tf32"), ((4, 32, 32), (4, 32, 64)))
-# Pixels, channels, warps and stages of a program; a step of its sum has 128 bytes.
+# Pixels, channels, warps and stages per program; each step of its sum loads 128 bytes.
 BLOCKS = (
     (128, 256, 8, 3), (64, 256, 8, 3), (128, 128, 8, 4), (64, 128, 4, 4), (128, 64, 4, 4),
     (64, 64, 4, 6), (32, 64, 4, 4),
 )  # fmt: skip
-MOST_PROGRAMS = 8192
+MAX_PROGRAMS = 8192
 MARGIN = 0.98
-"""cuDNN must take less than this share of Triton's time: it rounds once more and allocates."""
+"""cuDNN must take less than this share of Triton's time, because it rounds and allocates more."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One convolution, with the names of the table's entries."""
+    """One convolution; its fields are those of the table's entries."""
 
     precision: str
     batch: int
@@ -68,7 +69,7 @@ class Problem:
     transposed: bool
 
     def arguments(self, device: torch.device | str) -> list[Any]:
-        """Return the arguments of a backend's `conv3x3` up to the blocks; empty memory."""
+        """Return the arguments of a backend's `conv3x3` up to the blocks, uninitialised."""
         use, shortcut = (
             "masked residual" if self.transposed else "residual",
             self.c_in != self.c_out,
@@ -82,22 +83,22 @@ class Problem:
         return [*uses[use], "tf32" if tf32 else "ieee"]
 
     def blocks(self, capability: int) -> list[Blocks]:
-        """Return the blocks that `tiling` takes by itself, and those of `BLOCKS` that fit."""
+        """Return the default blocks of `tiling`, and the `BLOCKS` that fit."""
         shape, half = (self.batch, self.size, self.size, self.c_in), self.precision != "tf32"
         options = {"half": half, "exact": False, "capability": capability, "aligned": True}
         step = min(64 if half else 32, self.c_in & -self.c_in)
-        wanted = [
+        candidates = [
             Blocks(m, n, step, capability >= 90, warps, stages)
             for m, n, warps, stages in BLOCKS
             if self.c_out % n == 0
         ]
-        tiles = [tiling(shape, self.c_out, **options, blocks=b) for b in (None, *wanted)]
-        few = [t for t in tiles if t.programs(*shape[:3], self.c_out) <= MOST_PROGRAMS]
-        return list(dict.fromkeys(tile.blocks for tile in few))
+        tiles = [tiling(shape, self.c_out, **options, blocks=b) for b in (None, *candidates)]
+        tiles = [t for t in tiles if t.programs(*shape[:3], self.c_out) <= MAX_PROGRAMS]
+        return list(dict.fromkeys(tile.blocks for tile in tiles))
 
 
 def precompile(problem: Problem, blocks: Blocks, capability: int) -> None:
-    """Leave the kernel in Triton's cache; an error comes again when it is run."""
+    """Compile the kernel into Triton's cache; errors are ignored, since running repeats them."""
     import compile_kernels
 
     compile_kernels.triton.runtime.driver.set_active(compile_kernels.Target(capability))
@@ -108,18 +109,21 @@ def precompile(problem: Problem, blocks: Blocks, capability: int) -> None:
 
 
 def check(arguments: list[Any], expected: torch.Tensor) -> None:
-    """Raise AssertionError where the result, or a sign of it, is wrong."""
+    """Raise AssertionError if the output or its signs are wrong."""
     out, signs = arguments[0], arguments[6]
     error = float((out - expected).float().norm() / expected.float().norm())
     assert error < (1.6e-2 if out.dtype == torch.bfloat16 else 2e-3), f"error {error:.1e}"
-    if signs is not None:  # they may differ where a sum rounds to zero
+    if signs is not None:  # signs may differ if a sum rounds to zero
         assert float((pack(out > 0) != signs).float().mean()) < 1e-4, "wrong signs"
 
 
 def time_candidates(
     problem: Problem, capability: int, device: torch.device
 ) -> tuple[dict[Blocks | None, float], int]:
-    """Return the seconds of each candidate (None is cuDNN; 1 on CPUs), and how many failed."""
+    """Return the seconds of each candidate (None: cuDNN), and the number that failed.
+
+    On CPUs candidates are only checked, and the seconds are 1.
+    """
     from triton.testing import do_bench_cudagraph
 
     from cdrl_fast.ops.conv3x3 import cudnn, triton_kernel
@@ -147,14 +151,14 @@ def time_candidates(
             if device.type == "cuda":
                 milliseconds = do_bench_cudagraph(run, rep=2, return_mode="median")
             times[blocks] = milliseconds / 1e3
-        except Exception as error:  # the other candidates go on
+        except Exception as error:  # the other candidates still run
             failed += type(error).__name__ != "OutOfResources"
             print(f"{problem}: {blocks}: {type(error).__name__}: {str(error)[:300]}")
     return times, failed
 
 
 def write(path: Path, problem: Problem, capability: int, times: dict[Any, float]) -> None:
-    """Put the fastest candidate into the table, one line per entry."""
+    """Write the fastest candidate into the table, one line per entry."""
     best = min((b for b in times if b is not None), key=times.__getitem__, default=None)
     if best is None:
         return
@@ -174,7 +178,7 @@ def write(path: Path, problem: Problem, capability: int, times: dict[Any, float]
 
 
 def tune(options: argparse.Namespace, device: torch.device) -> int:
-    """Return how many candidates failed."""
+    """Tune all convolutions; return the number of candidates that failed."""
     capability, failures, longest = capability_of(device), 0, 1.0
     table = json.loads(tuned.TABLE.read_text())
     table["measured"][str(capability)] = {
@@ -191,7 +195,7 @@ def tune(options: argparse.Namespace, device: torch.device) -> int:
         for batch in batches
         for precision, (size, a, b), back in product(precisions, shapes, (False, True))
     ]
-    # The batch decides which blocks are tried, not their machine code.
+    # The machine code does not depend on the batch, so each kernel is compiled once.
     kernels = {(replace(p, batch=64), b, capability) for p in todo for b in p.blocks(capability)}
     workers = 1 if options.dry_run else min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -209,19 +213,19 @@ def tune(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0; 1 where a candidate failed; 2 where there is no GPU."""
+    """Return 0; 1 if a candidate failed; 2 if there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, default=tuned.TABLE)
-    parser.add_argument("--seconds", type=float, default=180.0, help="for all of it")
-    parser.add_argument("--commit", help="recorded as the commit; by default git is asked")
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, by the interpreter")
+    parser.add_argument("--seconds", type=float, default=180.0, help="time limit")
+    parser.add_argument("--commit", help="recorded as the commit; by default git's")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, interpreted")
     options = parser.parse_args(arguments)
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
         if options.table.resolve() == tuned.TABLE:
-            parser.error("--dry-run times nothing worth keeping: give another --table")
+            parser.error("--dry-run must not overwrite the library's table; pass another --table")
     elif not torch.cuda.is_available():
-        print("tune_conv3x3: torch finds no CUDA device; elsewhere use --dry-run", file=sys.stderr)
+        print("tune_conv3x3: torch finds no CUDA device; use --dry-run", file=sys.stderr)
         return 2
     device = torch.device("cpu") if options.dry_run else torch.device("cuda", 0)
     return int(tune(options, device) > 0)

@@ -1,12 +1,12 @@
-"""Test whether samples in half precision are as good as in full: paired samples, bootstrapped.
+"""Test whether samples in half precision are as good as in float32, by a paired bootstrap.
 
     python benchmarks/quality/precision_quality.py --model digits --data digits --out FILE
 
-Both precisions draw the same seeds. The Fréchet distance of each set to the training images is
-computed in the features of a classifier trained on them, for samples drawn with labels in turn; the
-difference's distribution comes from resampling pairs. Half precision passes where the upper end of
-the 95 % interval of (half - full) is at most a tenth of the distance between training and held-out
-images at the held-out number of images.
+Both precisions use the same seeds and labels, which cycle through the classes. The Fréchet distance
+of each set to the training images is computed in the features of a classifier trained on them; the
+distribution of the difference comes from resampled pairs. Half precision passes if the upper end of
+the 95 % interval of (half - full) is at most a tenth of the held-out baseline: the distance between
+training and held-out images.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from cdrl_fast.sampling.label_terms import cycled_classes
 
 def frechet(real: np.ndarray, fake: np.ndarray) -> float:
     """Return the Fréchet distance of Gaussians fitted to features (n, d) and (m, d)."""
-    gap = real.mean(0) - fake.mean(0)
+    difference = real.mean(0) - fake.mean(0)
     a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
     # The eigenvalues of a product of two covariances are real and not negative.
     root = np.sqrt(np.clip(np.linalg.eigvals(a @ b).real, 0, None)).sum()
-    return float(gap @ gap + np.trace(a) + np.trace(b) - 2 * root)
+    return float(difference @ difference + np.trace(a) + np.trace(b) - 2 * root)
 
 
 def compared(
@@ -54,7 +54,7 @@ def compared(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 1 where half precision is worse than allowed."""
+    """Return 0; 1 if half precision is worse than allowed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="digits")
     parser.add_argument("--data", default="digits")
@@ -70,22 +70,22 @@ def main(arguments: list[str] | None = None) -> int:
         train, _ = train.split(1 - options.most / len(train))
     classifier = train_classifier(train)
     real = train.batch(np.arange(len(train)))[0]
-    other = held_out.batch(np.arange(min(len(held_out), options.samples)))[0]
+    baseline = held_out.batch(np.arange(min(len(held_out), options.samples)))[0]
     label = cycled_classes(model, options.samples)
-    drawn = {
+    samples = {
         precision: Sampler(model, precision=precision).sample(
             options.samples, label=label, batch_size=250, progress=True
         )
         for precision in ("fp32", "bf16")
     }
-    features = {name: extracted(images, classifier).numpy() for name, images in drawn.items()}
+    features = {name: extracted(images, classifier).numpy() for name, images in samples.items()}
     real_features = extracted(real, classifier).numpy()
     figures = compared(real_features, features["fp32"], features["bf16"], options.resamples)
-    figures["held_out_baseline"] = frechet(real_features, extracted(other, classifier).numpy())
+    figures["held_out_baseline"] = frechet(real_features, extracted(baseline, classifier).numpy())
     figures["allowed"] = 0.1 * figures["held_out_baseline"]
-    for name in drawn:
+    for name, images in samples.items():
         figures[f"accuracy_{name}"] = float(
-            (classifier.predict(drawn[name]) == label).double().mean() if label is not None else 0
+            (classifier.predict(images) == label).double().mean() if label is not None else 0
         )
     figures |= {"samples": options.samples, "training_images": len(real)}
     passed = figures["difference_high"] <= figures["allowed"]
@@ -93,9 +93,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name:18} {value:.6g}")
     print("passed" if passed else "half precision is worse than allowed")
     if options.out is not None:
-        where = {"command": shlex.join(["python", *sys.argv]), "model": options.model}
-        where |= {"data": options.data, "versions": about().versions}
-        options.out.write_text(json.dumps({**where, **figures, "passed": passed}, indent=1) + "\n")
+        record = {"command": shlex.join(["python", *sys.argv]), "model": options.model}
+        record |= {"data": options.data, "versions": about().versions}
+        record |= {**figures, "passed": passed}
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
     return int(not passed)
 
 

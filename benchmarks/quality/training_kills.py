@@ -1,11 +1,11 @@
-"""Kill a training run again and again; it must end with the weights of one left in peace.
+"""Kill a training run repeatedly, and compare its final weights with an undisturbed run.
 
     python benchmarks/quality/training_kills.py --kills 30 --out FILE
 
-``cdrl-fast train --resume auto`` is killed by SIGKILL at random moments, half of the times in the
-middle of writing a checkpoint, and started again; the last start runs to the end. Passes (status 0)
-where every start went on from the newest whole checkpoint and the final weights equal, bit for bit,
-those of the undisturbed run (on CPUs).
+``cdrl-fast train --resume auto`` is killed by SIGKILL at random moments, half of the times while it
+writes a checkpoint, and started again; the last start runs to the end. Passes (status 0) if every
+start resumed from the newest complete checkpoint and the final weights equal those of the
+undisturbed run to the bit (on CPUs).
 """
 
 from __future__ import annotations
@@ -32,39 +32,41 @@ SIZES: dict[str, str | int | list[int]] = {
 
 
 class Campaign:
-    """One run that is killed, beside one that is not.
+    """A run that is killed repeatedly, and an undisturbed run.
 
     Args:
-        folder: for both.
-        iterations: of each.
-        seed: of the moments.
+        folder: the folder for both runs.
+        iterations: the iterations of each run.
+        seed: the seed of the random moments.
     """
 
     def __init__(self, folder: Path, iterations: int, seed: int) -> None:
-        self.peace, self.killed = folder / "peace", folder / "killed"
+        self.undisturbed, self.killed = folder / "undisturbed", folder / "killed"
         self.iterations, self.moments = iterations, random.Random(seed)
         self.kills: list[dict[str, Any]] = []
 
     def start(self, out: Path) -> subprocess.Popen[bytes]:
-        """``cdrl-fast train`` into a folder, on one thread."""
-        words = ["train", "--recipe", "digits", "--out", str(out), "--resume", "auto"]
+        """Start ``cdrl-fast train`` into a folder, on one thread."""
+        arguments = ["train", "--recipe", "digits", "--out", str(out), "--resume", "auto"]
         for name, value in SIZES.items():
             values = value if isinstance(value, list) else [value]
-            words += [f"--{name}", *map(str, values)]
+            arguments += [f"--{name}", *map(str, values)]
+        arguments += ["--iterations", str(self.iterations)]
         program = "import torch; torch.set_num_threads(1); from cdrl_fast.cli import main; main()"
-        command = [sys.executable, "-c", program, *words, "--iterations", str(self.iterations)]
+        command = [sys.executable, "-c", program, *arguments]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def kill(self, *, writing: bool, span: float) -> None:
-        """Starts the run and kills it within ``span`` seconds of its first new iteration.
+        """Start the run and kill it within ``span`` seconds of its first new iteration.
 
         Args:
-            writing: at the next checkpoint after that moment, as soon as its unfinished folder is
-                there, or up to its own duration later.
+            writing: kill it during the next checkpoint after that moment, at most 5 ms after the
+                unfinished folder exists.
+            span: the longest time between the first new iteration and that moment.
         """
         before, log = self.newest(), self._log_file()
         process = self.start(self.killed)
-        # A run that goes on writes its log anew, without what came after the checkpoint.
+        # A resumed run rewrites its log without the lines after the checkpoint.
         self._wait(lambda: self._log_file() != log and self.logged() > before, process)
         time.sleep(self.moments.uniform(0.0, span))
         if writing:
@@ -73,7 +75,7 @@ class Campaign:
             time.sleep(self.moments.uniform(0.0, 0.005))
         process.kill()
         if process.wait() != -9:
-            raise RuntimeError("the run was over before it could be killed; more --iterations")
+            raise RuntimeError("the run ended before it could be killed; use more --iterations")
         unfinished = [p.name for p in (self.killed / "checkpoints").glob(".*")]
         done, newest = self.logged(), self.newest()
         self.kills.append(
@@ -82,17 +84,17 @@ class Campaign:
         print(f"kill {len(self.kills)}: {self.kills[-1]}", flush=True)
 
     def caught(self) -> int:
-        """How many kills so far came while a checkpoint was being written."""
+        """Return the number of kills that interrupted the writing of a checkpoint."""
         return sum(bool(kill["unfinished_checkpoint"]) for kill in self.kills)
 
     def logged(self) -> int:
-        """The last iteration in the killed run's log; 0 without one."""
+        """Return the last iteration in the killed run's log, or 0 without a log."""
         log = self.killed / "log.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         for line in reversed(lines):
             try:
                 return int(json.loads(line)["iteration"])
-            except json.JSONDecodeError:  # being written
+            except json.JSONDecodeError:  # the last line may be incomplete
                 continue
         return 0
 
@@ -101,18 +103,18 @@ class Campaign:
         return log.stat().st_ino if log.exists() else 0
 
     def newest(self) -> int:
-        """The killed run's newest checkpoint; 0 without one."""
+        """Return the iteration of the killed run's newest checkpoint, or 0 without one."""
         return max((int(f.name) for f in checkpoints_of(self.killed)), default=0)
 
     def finish(self) -> bool:
-        """Runs both to their end; whether their weights are the same."""
-        for out in (self.peace, self.killed):
+        """Run both to their end; return whether their weights are the same."""
+        for out in (self.undisturbed, self.killed):
             if self.start(out).wait() != 0:
                 raise RuntimeError(f"{out}: the run failed")
         name = f"{self.iterations:08d}"
         files = ("model.safetensors", "training.safetensors")
         runs = [[(o / "checkpoints" / name / f).read_bytes() for f in files]
-                for o in (self.peace, self.killed)]  # fmt: skip
+                for o in (self.undisturbed, self.killed)]  # fmt: skip
         return runs[0] == runs[1]
 
     def _wait(self, ready: Any, process: subprocess.Popen[bytes]) -> None:
@@ -123,18 +125,20 @@ class Campaign:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 1 where the weights differ."""
+    """Return 0; 1 if the weights differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--span", type=float, default=3.0, help="seconds from start to kill")
+    parser.add_argument(
+        "--span", type=float, default=3.0, help="longest seconds from start to kill"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/training-kills.json"))
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), options.iterations, options.seed)
         for number in range(options.kills):
-            # A checkpoint may be whole before the kill comes: half of all must have come in time.
+            # A checkpoint may be complete before the kill; half of all kills must interrupt one.
             campaign.kill(writing=2 * campaign.caught() <= number, span=options.span)
         same = campaign.finish()
     report = {
@@ -148,7 +152,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{options.out}: {'the same weights' if same else 'OTHER WEIGHTS'} after {options.kills}")
+    outcome = "the same weights" if same else "DIFFERENT WEIGHTS"
+    print(f"{options.out}: {outcome} after {options.kills} kills")
     return int(not same)
 
 

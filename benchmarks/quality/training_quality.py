@@ -1,13 +1,14 @@
-"""Test whether the fast training trains as well as the reference: same iterations, several seeds.
+"""Test whether `Trainer` trains as well as the reference in as many iterations, for several seeds.
 
     python benchmarks/quality/training_quality.py --out benchmarks/results/training-quality.json
 
-A recipe is trained by `Trainer` and by plain PyTorch (`cdrl_fast.reference`, float32, its noise by
-torch), in turn, so that both share whatever disturbs the machine. Every so often both averaged
-models draw samples, classes in turn, whose Fréchet distance to the training images is taken in the
-features of a classifier trained on them. Passes (status 0) where the last distances' means differ
-by at most a tenth of the distance between training and held-out images, or where the difference's
-95 % interval (Student's, over seeds paired) contains 0. Draws distance against training seconds.
+A recipe is trained by `Trainer` and by plain PyTorch (`cdrl_fast.reference`, float32, with torch's
+noise). Their iterations alternate, so that disturbances of the machine affect both. At regular
+intervals both averaged models draw samples with labels that cycle through the classes; their
+Fréchet distance to the training images is computed in the features of a classifier trained on
+them. Passes (status 0) if the means of the last distances differ by at most a tenth of the held-out
+baseline (the distance between training and held-out images), or if the 95 % interval of the
+difference (Student's t, seeds paired) contains 0. Draws distance against training seconds.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365
 
 
 class ByReference:
-    """The same training as a user would write it: `reference.training_iteration` and an average.
+    """Training in plain PyTorch: `reference.training_iteration` and averaged weights.
 
     Args:
-        model: trained in place.
-        data, config: as of `Trainer`, whose order of the data and schedules are used.
+        model: the model, trained in place.
+        data: the data set, in the order of `Trainer`.
+        config: the configuration, with the schedules of `Trainer`.
     """
 
     def __init__(self, model: CDRL, data: Dataset, config: TrainConfig) -> None:
         self.model, self.ema = model, copy.deepcopy(model).eval()
         self._data, self._config = data, config
-        # In this order come the trainer's; the labels it drops are the iteration's to drop.
+        # The trainer's order of the data; the reference iteration drops labels itself.
         self._batches = Batches(
             data, config, labelled=False, device=torch.device("cpu"), dtype=torch.float32
         )
@@ -59,13 +61,13 @@ class ByReference:
         self.initializer = torch.optim.AdamW(model.initializer.parameters(), weight_decay=0.0)
 
     def step(self) -> None:
-        """One iteration."""
+        """Do one iteration."""
         n, config = self.iteration, self._config
-        warm = (
+        schedules = (
             (self.energy, config.energy_lr, n),
             (self.initializer, config.initializer_lr, n + config.initializer_warmup_offset),
         )
-        for optimizer, rate, done in warm:
+        for optimizer, rate, done in schedules:
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, done / config.warmup)
         x0, label = self._data.batch(self._batches.indices(n))
@@ -88,20 +90,20 @@ class ByReference:
 
 @dataclass
 class Contender:
-    """One way to train, and what its runs have shown so far."""
+    """One way to train, and its training seconds so far."""
 
     name: str
     start: Callable[[CDRL, Dataset, TrainConfig], Any]
     seconds: float = 0.0
 
 
-def raced(
+def train_both(
     recipe: Recipe, train: Dataset, judge: Judge, seed: int, every: int, samples: int
 ) -> dict[str, list[dict[str, float]]]:
     """Return both contenders' distances by iteration and training seconds, for one seed."""
     config = replace(recipe.training, seed=seed)
     contenders = [Contender("reference", ByReference), Contender("cdrl_fast", Trainer)]
-    torch.manual_seed(seed)  # of the reference's noise
+    torch.manual_seed(seed)  # for the reference's noise
     runs = [c.start(recipe.model.build(train, seed), train, config) for c in contenders]
     rows: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
     for iteration in range(1, recipe.iterations + 1):
@@ -118,10 +120,10 @@ def raced(
     return rows
 
 
-def compared(found: list[dict[str, list[dict[str, float]]]], held_out: float) -> dict[str, Any]:
-    """Return the last distances' difference, ours less the reference's, over seeds."""
+def compare(runs: list[dict[str, list[dict[str, float]]]], held_out: float) -> dict[str, Any]:
+    """Return the difference of the last distances, ours less the reference's, over seeds."""
     last = {
-        name: np.array([rows[name][-1]["frechet"] for rows in found])
+        name: np.array([rows[name][-1]["frechet"] for rows in runs])
         for name in ("reference", "cdrl_fast")
     }
     difference = last["cdrl_fast"] - last["reference"]
@@ -139,11 +141,11 @@ def compared(found: list[dict[str, list[dict[str, float]]]], held_out: float) ->
     }
 
 
-def picture(found: list[dict[str, list[dict[str, float]]]], path: Path) -> None:
-    """Draw distance against training seconds, means over seeds."""
+def draw(runs: list[dict[str, list[dict[str, float]]]], path: Path) -> None:
+    """Draw mean distance over seeds against training seconds."""
     series = {}
     for name in ("reference", "cdrl_fast"):
-        table = [[(r["seconds"], r["frechet"]) for r in rows[name]] for rows in found]
+        table = [[(r["seconds"], r["frechet"]) for r in rows[name]] for rows in runs]
         x, y = np.moveaxis(np.array(table), -1, 0)
         series[name] = (x.mean(axis=0), y.mean(axis=0), y.std(axis=0))
     figure = curve_figure(
@@ -153,7 +155,7 @@ def picture(found: list[dict[str, list[dict[str, float]]]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 1 where the fast training is worse."""
+    """Return 0; 1 if `Trainer` is worse than the reference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--iterations", type=int, default=1000)
@@ -167,14 +169,14 @@ def main(arguments: list[str] | None = None) -> int:
     judge = Judge(train)
     baseline = judge.distance(held_out.batch(np.arange(len(held_out)))[0])
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, list[dict[str, float]]]] = []
+    runs: list[dict[str, list[dict[str, float]]]] = []
     for seed in range(options.seeds):
-        found.append(raced(recipe, train, judge, seed, options.every, options.samples))
-        report = compared(found, baseline) | {"iterations": options.iterations, "runs": found}
+        runs.append(train_both(recipe, train, judge, seed, options.every, options.samples))
+        report = compare(runs, baseline) | {"iterations": options.iterations, "runs": runs}
         report |= {"samples": options.samples, "versions": about().versions}
         report["command"] = shlex.join(["python", *sys.argv])
         options.out.write_text(json.dumps(report, indent=2) + "\n")
-        picture(found, options.out.with_suffix(".png"))
+        draw(runs, options.out.with_suffix(".png"))
     print({k: report[k] for k in ("difference", "interval", "train_against_held_out", "passed")})
     return int(not report["passed"])
 

@@ -1,9 +1,10 @@
-"""Print a table of what this library and related ones have, feature by feature.
+"""Print a table that compares the features of this library and related ones.
 
     pip install torchebm==0.8.9 ebmkit==0.16.0
-    python docs/tools/related.py    # prints the table, and exits with 1 where a name is missing
+    python docs/tools/related.py    # prints the table, and exits with 1 if a name is missing
 
-Every feature names what provides it, and each name is looked up in the installed packages.
+Each cell names the function or class that provides a feature; the names are looked up in the
+installed packages.
 """
 
 from __future__ import annotations
@@ -62,17 +63,17 @@ FEATURES: dict[str, tuple[str | None, str | None, str | None]] = {
 
 def exists(package: str, name: str) -> bool:
     """Return whether ``package`` has the dotted ``name``: a module, or an attribute of one."""
-    place = importlib.import_module(package)
+    owner = importlib.import_module(package)
     for part in name.split("."):
-        if not hasattr(place, part):
+        if not hasattr(owner, part):
             with contextlib.suppress(ModuleNotFoundError):
-                importlib.import_module(f"{place.__name__}.{part}")
-        place = getattr(place, part, None)
-    return place is not None
+                importlib.import_module(f"{owner.__name__}.{part}")
+        owner = getattr(owner, part, None)
+    return owner is not None
 
 
 def missing() -> list[str]:
-    """Return the names of the table that an installed library does not have."""
+    """Return the names in the table that an installed library does not have."""
     installed = {t: p for t, p in LIBRARIES.items() if importlib.util.find_spec(p) is not None}
     return [
         f"{title}: {name}"
@@ -88,8 +89,11 @@ def table() -> str:
     Raises:
         LookupError: an installed library does not have a name of the table.
     """
-    if gone := missing():
-        raise LookupError(f"docs/tools/related.py: not there: {', '.join(gone)}")
+    if names := missing():
+        raise LookupError(
+            f"docs/tools/related.py: the installed libraries have no {', '.join(names)}; "
+            "correct FEATURES"
+        )
     rows = [["", *LIBRARIES], ["---"] * 4]
     rows += [
         [feature, *("no" if name is None else f"`{name}`" for name in names)]

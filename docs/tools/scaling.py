@@ -1,9 +1,9 @@
-"""Write the table of docs/scaling.md: what the paper's runs would cost on GPUs.
+"""Write the table of docs/scaling.md: estimated times of the paper's runs on GPUs.
 
     python docs/tools/scaling.py --write
-    python docs/tools/scaling.py --efficiency 0.2    # print the table under other assumptions
+    python docs/tools/scaling.py --efficiency 0.2    # print the table for other assumptions
 
-FLOP and parameters are counted on the networks themselves, on meta tensors; times follow from the
+FLOP and parameters are counted on the networks, with meta tensors; times follow from the
 assumptions, which are options.
 """
 
@@ -38,12 +38,14 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What a recipe takes.
+    """The cost of a recipe.
 
     Attributes:
-        parameters: of both networks.
-        sample: FLOP of one image from noise.
-        iteration: FLOP of a training iteration, for each image of its batch.
+        name: the title of the recipe in the table.
+        recipe: the recipe.
+        parameters: the number of parameters of both networks.
+        sample: the FLOP of sampling one image.
+        iteration: the FLOP of a training iteration per image of its batch.
     """
 
     name: str
@@ -53,10 +55,10 @@ class Cost:
     iteration: float
 
     def training_seconds(self, gpus: int, rate: float, bandwidth: float) -> float:
-        """Return the time of all iterations, where nothing of the exchange is hidden.
+        """Return the time of all iterations, if no communication overlaps with computation.
 
-        GPUs share the batch, and sum the gradients in float32 around a ring once per iteration:
-        2·(N - 1)/N of their bytes go through every link.
+        GPUs split the batch and all-reduce the float32 gradients in a ring once per iteration:
+        2·(N - 1)/N of their bytes pass every link.
         """
         arithmetic = self.recipe.training.batch_size * self.iteration / gpus / rate
         exchange = 2 * (gpus - 1) / gpus * 4 * self.parameters / bandwidth
@@ -70,7 +72,7 @@ def count(name: str, recipe: Recipe, size: int) -> Cost:
     with torch.device("meta"):
         model = recipe.model.build(empty).eval()
         inputs = torch.empty(1, 3, size, size), torch.empty(1)
-    # A value and an input gradient take twice the FLOP of a value.
+    # An energy with its input gradient takes twice the FLOP of the energy.
     gradient = 2 * flop_of(partial(model.energy, *inputs))
     level = recipe.model.steps * gradient + flop_of(partial(model.initializer, *inputs))
     return Cost(
@@ -83,30 +85,31 @@ def count(name: str, recipe: Recipe, size: int) -> Cost:
 
 
 def models() -> list[Cost]:
-    """Return the paper's two CIFAR-10 runs, and its network carried on to larger images."""
+    """Return the costs of the paper's two CIFAR-10 runs, and of its network for larger images."""
     paper = load_recipe("cifar10")
     costs = [
         count("CIFAR-10, 32×32", paper, 32),
         count("CDRL-large, 32×32", load_recipe("cdrl-large"), 32),
     ]
-    for size, more in ((64, 1), (256, 3)):
+    for size, stages in ((64, 1), (256, 3)):  # additional stages
         model = replace(
             paper.model,
-            energy_multipliers=(*paper.model.energy_multipliers, *[2] * more),
-            initializer_multipliers=(*paper.model.initializer_multipliers, *[1] * more),
+            energy_multipliers=(*paper.model.energy_multipliers, *[2] * stages),
+            initializer_multipliers=(*paper.model.initializer_multipliers, *[1] * stages),
         )
         costs.append(count(f"CIFAR-10's, for {size}×{size}", replace(paper, model=model), size))
     return costs
 
 
 def duration(seconds: float) -> str:
+    """Return a time with three digits and a unit."""
     units = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
     unit, size = next((u for u in units if seconds >= 2 * u[1]), units[-1])
     return f"{seconds / size:.3g} {unit}"
 
 
 def rows(rate: float, nvlink: float, infiniband: float) -> list[list[str]]:
-    """Return the table's rows at ``rate`` FLOP per second and these bytes per second."""
+    """Return the rows of the table at ``rate`` FLOP/s and the links' bytes/s."""
     return [
         [
             cost.name,
@@ -124,17 +127,17 @@ def rows(rate: float, nvlink: float, infiniband: float) -> list[list[str]]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peak", type=float, default=989e12, help="FLOP/s; an H100 SXM, bfloat16")
-    parser.add_argument("--efficiency", type=float, default=0.4, help="share of it that is reached")
+    parser.add_argument("--efficiency", type=float, default=0.4, help="reached share of the peak")
     parser.add_argument("--nvlink", type=float, default=450e9, help="bytes/s each way")
     parser.add_argument("--infiniband", type=float, default=50e9, help="bytes/s each way")
-    parser.add_argument("--write", action="store_true", help="into docs/scaling.md")
+    parser.add_argument("--write", action="store_true", help="write it into docs/scaling.md")
     options = parser.parse_args(arguments)
-    made = rows(options.peak * options.efficiency, options.nvlink, options.infiniband)
-    lines = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)], *made]
-    shown = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    print(shown)
+    body = rows(options.peak * options.efficiency, options.nvlink, options.infiniband)
+    lines = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)], *body]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    print(table)
     if options.write:
-        PAGE.write_text(between(PAGE.read_text(), BEGIN, END, shown))
+        PAGE.write_text(between(PAGE.read_text(), BEGIN, END, table))
     return 0
 
 

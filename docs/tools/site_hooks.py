@@ -1,7 +1,7 @@
 """Fill the documentation's generated parts: tables of results, and the commands' help.
 
 MkDocs calls `on_page_markdown` for each page, which replaces a line ``<!-- generated: NAME -->`` by
-what `GENERATED` returns for that name.
+the text that the function of that name in `GENERATED` returns.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ def benchmarks() -> str:
 
 
 def history() -> str:
-    """Return every run on record: how much faster than eager each group was in it."""
+    """Return every recorded run, with how many times faster than eager each group was in it."""
     results = table.lines(table.RESULTS)
-    head = ["measured", "on", "group", "ours / eager", "ours / best other"]
+    head = ["measured", "on", "group", "times eager", "times best other"]
     rows = [head, ["---", "---", "---", "---:", "---:"]]
     for line in reversed(results):
         for row in line["rows"]:
             if table.is_ours(row["contender"]) and "eager" in row.get("ratios", {}):
-                where = table.machine(line, row["device"].split(":")[0])
+                machine = table.machine(line, row["device"].split(":")[0])
                 name = f"{row['group']}, {row['contender']}"
-                rows.append([table.revision(line), where, name, *table.ratios(row)])
+                rows.append([table.revision(line), machine, name, *table.ratios(row)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def related_speed() -> str:
     """Return the newest results of the groups in which a related library was timed."""
-    found = table.latest(table.lines(table.RESULTS))
+    groups_by_kind = table.latest(table.lines(table.RESULTS))
     timed = {
         kind: [g for g in groups if {"torchebm", "ebmkit"} & set(g.rows[g.best]["others"])]
-        for kind, groups in found.items()
+        for kind, groups in groups_by_kind.items()
     }
     return table.tables(timed)
 
@@ -62,10 +62,10 @@ def commands() -> str:
 
     parts = []
     for name in COMMANDS:
-        shown = io.StringIO()
-        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
             main([name, "--help"])
-        parts += [f"## cdrl-fast {name}", f"```text\n{shown.getvalue().strip()}\n```"]
+        parts += [f"## cdrl-fast {name}", f"```text\n{output.getvalue().strip()}\n```"]
     return "\n\n".join(parts)
 
 
@@ -84,4 +84,4 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     Raises:
         KeyError: a name that nothing generates.
     """
-    return LINE.sub(lambda found: GENERATED[found[1]](), markdown)
+    return LINE.sub(lambda match: GENERATED[match[1]](), markdown)

@@ -138,7 +138,9 @@ def test_nearest_distances_of_many_images() -> None:
     assert distances[550] == 0
 
 
-def test_copies_of_training_images_are_detected(train_images: Tensor, held_out_images: Tensor) -> None:
+def test_copies_of_training_images_are_detected(
+    train_images: Tensor, held_out_images: Tensor
+) -> None:
     copies = train_images[:300] + 0.01 * normal(300, 1, 8, 8).float()
     check = copying_check(copies, train_images, held_out_images)
     assert check.copied
@@ -147,9 +149,7 @@ def test_copies_of_training_images_are_detected(train_images: Tensor, held_out_i
     assert check.ratio == check.samples_median / check.held_out_median < 0.1
 
 
-def test_held_out_images_are_not_copies(
-    train_images: Tensor, held_out_images: Tensor
-) -> None:
+def test_held_out_images_are_not_copies(train_images: Tensor, held_out_images: Tensor) -> None:
     fresh = torch.arange(len(train_images)) % 4 == 0
     check = copying_check(train_images[fresh], train_images[~fresh], held_out_images)
     assert not check.copied
