@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 VERSION = "0.2.0"
 """Version of these sources."""
-INTERFACE = 4
+INTERFACE = 5
 """Number of the calls between Python and the module; raised when they change."""
 
 _NAME = "cdrl_fast._C"

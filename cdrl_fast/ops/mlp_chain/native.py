@@ -91,7 +91,7 @@ def _compile_energy(program: Program, precision: str) -> Any:
             biases.append(0)
     last, half = program.activation, precision == "bf16"
     kind = KINDS.index(last.kind)
-    return compiled.MlpPlan(
+    return compiled.MlpEnergy(
         list(program.widths), shapes, kind, last.slope, half, weights, biases,
         address(program.head), program.constant,
     )  # fmt: skip
