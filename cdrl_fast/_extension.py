@@ -47,8 +47,9 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
 
 def _beside() -> ModuleType | None:
     """Load the module that lies beside this file; None where there is none."""
-    spec = importlib.util.find_spec(_NAME)
-    return None if spec is None or spec.origin is None else _load(Path(spec.origin))
+    # find_spec would also find the module of an editable install of another folder.
+    file = _module_in(_PACKAGE)
+    return None if file is None else _load(file)
 
 
 def _installed(distributions: list[metadata.Distribution]) -> ModuleType:
@@ -80,8 +81,13 @@ def module_file(distribution: metadata.Distribution) -> Path | None:
     A folder of sources has metadata of its own after a build (``cdrl_fast.egg-info``), and an
     editable install keeps its files elsewhere: neither has the module where this looks.
     """
-    places = (distribution.locate_file(f"cdrl_fast/_C{suffix}") for suffix in EXTENSION_SUFFIXES)
-    return next((file for place in places if (file := Path(str(place))).is_file()), None)
+    return _module_in(Path(str(distribution.locate_file("cdrl_fast"))))
+
+
+def _module_in(package: Path) -> Path | None:
+    """Return the file of the compiled module in a package's folder; None where it has none."""
+    files = (package / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _load(file: Path) -> ModuleType:

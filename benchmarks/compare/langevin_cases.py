@@ -36,7 +36,9 @@ def langevin_cases() -> Cases:
             if isinstance(density, nn.Module):
                 function = copy.deepcopy(density).to(x.dtype)
             run = partial(langevin, function, x, steps=40, step_size=0.02)
-            for case, chain in {"": run, ", metropolis": partial(run, metropolis=True)}.items():
+            # Long steps, so that some are refused.
+            tested = partial(run, step_size=0.5, metropolis=True)
+            for case, chain in {"": run, ", metropolis": tested}.items():
                 title = f"langevin, {name}, {x.dtype}{case}"
                 yield title, chain
                 yield f"{title}, continued", partial(chain, first_step=40, first_sample=11)

@@ -41,8 +41,8 @@ def main() -> int:
 
     print(location())
     # The environment is compared as a case: it decides bits as much as the library does.
-    found = {"environment": environment()}
-    print(found["environment"], flush=True)
+    fingerprints = {"environment": environment()}
+    print(fingerprints["environment"], flush=True)
     if options.make_run is not None:
         make_runs(options.make_run)
         return 0
@@ -50,16 +50,18 @@ def main() -> int:
         print("no --run-folder: the cases that resume a run are left out")
     for name, function in all_cases(options.run_folder):
         for case, value in outcomes(name, function):
-            if case in found:
+            if case in fingerprints:
                 raise ValueError(f"two cases are named {case!r}")
-            found[case] = value
+            fingerprints[case] = value
             print(f"{value[:16] if len(value) == 64 else value}  {case}", flush=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    options.out.write_text(json.dumps(fingerprints, indent=1) + "\n")
 
-    complaints = [f"{value}: {case}" for case, value in found.items() if value.startswith("failed")]
+    complaints = [
+        f"{value}: {case}" for case, value in fingerprints.items() if value.startswith("failed")
+    ]
     if options.against is not None:
-        complaints += differences(found, json.loads(options.against.read_text()))
-    print(*complaints, f"{len(found)} cases, {len(complaints)} complaints", sep="\n")
+        complaints += differences(fingerprints, json.loads(options.against.read_text()))
+    print(*complaints, f"{len(fingerprints)} cases, {len(complaints)} complaints", sep="\n")
     return 1 if complaints else 0
 
 
@@ -95,11 +97,15 @@ def fingerprint(value: Tensor | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def differences(found: dict[str, str], other: dict[str, str]) -> list[str]:
+def differences(fingerprints: dict[str, str], other: dict[str, str]) -> list[str]:
     """Return a line for each case that differs or is missing on one side."""
-    lines = [f"missing here: {case}" for case in other if case not in found]
-    lines += [f"missing in --against: {case}" for case in found if case not in other]
-    lines += [f"differs: {case}" for case in found if found[case] != other.get(case, found[case])]
+    lines = [f"missing here: {case}" for case in other if case not in fingerprints]
+    lines += [f"missing in --against: {case}" for case in fingerprints if case not in other]
+    lines += [
+        f"differs: {case}"
+        for case in fingerprints
+        if fingerprints[case] != other.get(case, fingerprints[case])
+    ]
     return lines
 
 

@@ -52,7 +52,7 @@ def sampler_cases() -> Cases:
                 yield f"{name}, {case}", function
 
 
-def conditions(model: CDRL) -> dict[str, object]:
+def label_options(model: CDRL) -> dict[str, object]:
     """Return a label with guidance, where the model has labels."""
     return {"label": model.classes[7], "guidance": 1.0} if model.num_classes else {}
 
@@ -81,8 +81,8 @@ def sampling(sampler: Sampler, n: int, precision: str) -> Cases:
     if model.num_classes:
         options["label"] = {"steps": 2, "label": model.classes[3]}
         options["labels"] = {"steps": 2, "label": [model.classes[i % 4] for i in range(n)]}
-        options["guidance"] = {"steps": 2, **conditions(model)}
-    several = {"steps": 2, "batch_size": n - 1, "correctors": 1, **conditions(model)}
+        options["guidance"] = {"steps": 2, **label_options(model)}
+    several = {"steps": 2, "batch_size": n - 1, "correctors": 1, **label_options(model)}
     options["several options"] = several
     if precision != "auto":
         options["metropolis"] = {"steps": 2, "metropolis": True}
@@ -93,7 +93,7 @@ def sampling(sampler: Sampler, n: int, precision: str) -> Cases:
 
 
 def traces(sampler: Sampler, n: int, precision: str) -> Cases:
-    several = {"batch_size": n - 1, "correctors": 1, **conditions(sampler.model)}
+    several = {"batch_size": n - 1, "correctors": 1, **label_options(sampler.model)}
     for kind in ("levels", "steps"):
         draw = partial(traced, sampler, n, kind, steps=2)
         yield f"trace of {kind}", draw
@@ -104,7 +104,7 @@ def traces(sampler: Sampler, n: int, precision: str) -> Cases:
 
 def inpainting(sampler: Sampler, n: int, precision: str) -> Cases:
     draw = partial(sampler.inpaint, *observed(sampler.model), steps=2)
-    several = {"samples": 2, "passes": 2, "candidates": 2, **conditions(sampler.model)}
+    several = {"samples": 2, "passes": 2, "candidates": 2, **label_options(sampler.model)}
     yield "inpainting", partial(draw, samples=2)
     yield "inpainting, fresh noise", partial(draw, noise="fresh", seed=3, first_sample=7)
     yield "inpainting, passes", partial(draw, passes=3, correctors=1)
@@ -132,14 +132,17 @@ def scoring(sampler: Sampler, n: int, precision: str) -> Cases:
 def combined(model: CDRL) -> dict[str, Density]:
     """Return combinations of a model's densities, some with those of a second model."""
     other = copy.deepcopy(model)
-    found = {
-        "product of models": product(model, other, base=model),
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.05)  # Combined with an equal model, most weights would cancel.
+    combined_densities = {
+        "product of models": product(model, other, base=tempered(model, 2.0)),
         "mixture of models": mixture(model, other, weights=(1, 2)),
         "tempered model": tempered(model, 2.0),
     }
     if model.num_classes:
         a, b = (conditional(model, model.classes[i]) for i in (3, 8))
-        found |= {
+        combined_densities |= {
             "conditional": a,
             "product": product(a, b),
             "mixture": mixture(a, b, weights=(3, 1)),
@@ -148,7 +151,7 @@ def combined(model: CDRL) -> dict[str, Density]:
             "tempered": tempered(a, 0.5),
             "nested": tempered(mixture(product(a, b), negated(other, b, 0.5)), 0.8),
         }
-    return found
+    return combined_densities
 
 
 def combinations(model: CDRL, n: int) -> Cases:

@@ -147,13 +147,13 @@ def main() -> int:
     pairs: dict[str, list[tuple[float, float]]] = {}
     share = math.ceil(options.rounds / options.starts)
     for start in range(options.starts):
-        for row, found in measure(options.pythons, share, start * share).items():
-            pairs.setdefault(row, []).extend(found)
+        for row, results in measure(options.pythons, share, start * share).items():
+            pairs.setdefault(row, []).extend(results)
     rows = {}
     print(f"{'':28}{'old':>12}{'new':>12}{'old / new':>12}  95 % interval")
-    for row, found in pairs.items():
-        old, new = (statistics.median(times) for times in zip(*found, strict=True))
-        ratios = [a / b for a, b in found]
+    for row, results in pairs.items():
+        old, new = (statistics.median(times) for times in zip(*results, strict=True))
+        ratios = [a / b for a, b in results]
         ratio, (low, high) = statistics.median(ratios), interval(ratios)
         passed = low >= LIMIT
         verdict = f"lower end {'≥' if passed else '<'} {LIMIT}"

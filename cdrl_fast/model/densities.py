@@ -80,7 +80,7 @@ class Density(ABC):
 
 
 @dataclass(frozen=True)
-class Conditional(Density):
+class ClassDensity(Density):
     """Density of one class of a model, or its unconditional density."""
 
     model: CDRL
@@ -182,7 +182,7 @@ def conditional(model: CDRL, label: int | str) -> Density:
     indices = model.label_indices(label, 1)
     if indices is None or len(indices) != 1 or not isinstance(label, int | str):
         raise TypeError(f"conditional: expected one class number or name, got {label!r}")
-    return Conditional(model, int(indices))
+    return ClassDensity(model, int(indices))
 
 
 def product(*factors: CDRL | Density, base: CDRL | Density | None = None) -> Density:
@@ -370,7 +370,7 @@ def _density(function: str, a: CDRL | Density) -> Density:
     if isinstance(a, Density):
         return a
     if isinstance(a, CDRL):
-        return Conditional(a, 0 if a.num_classes else None)
+        return ClassDensity(a, 0 if a.num_classes else None)
     raise TypeError(f"{function}: expected models or their combinations, got {type(a).__name__}")
 
 

@@ -1,6 +1,7 @@
 """Tests of the results that a run of the benchmarks appends, and of its messages otherwise."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,11 @@ def run(tmp_path):
         (tmp_path / "pyproject.toml").write_text(project.replace(current, f'version = "{version}"'))
         code = f"{before}import pytest; raise SystemExit(pytest.main({PYTEST}))"
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         path = tmp_path / "benchmarks" / "results" / "benchmarks.jsonl"

@@ -21,7 +21,7 @@ from cdrl_fast import (
     product,
     tempered,
 )
-from cdrl_fast.model.densities import Conditional
+from cdrl_fast.model.densities import ClassDensity
 from cdrl_fast.sampling.label_terms import label_terms
 from tests.conftest import randomize
 
@@ -218,8 +218,8 @@ def test_invalid_combinations_are_refused(image_model, point_model):
         conditional(a, "nine")
     with pytest.raises(TypeError, match="expected one class number or name"):
         conditional(a, [1])
-    assert conditional(a, 2) == Conditional(a, 2)
-    with pytest.raises(ValueError, match=r"write conditional\(model, label\)"):
+    assert conditional(a, 2) == ClassDensity(a, 2)
+    with pytest.raises(ValueError, match=r"put conditional\(model, label\)"):
         Sampler(conditional(a, 1)).sample(1, label=1)
     with pytest.raises(ValueError, match="correctors must be in"):
         Sampler(point_model).sample(1, correctors=-1)

@@ -242,7 +242,11 @@ def test_unconditional_models_take_neither_label_nor_guidance(point_model):
     ("options", "error", "message"),
     [
         ({"precision": "fp8"}, ValueError, "precision: expected one of"),
-        ({"precision": "fp16"}, BackendUnavailable, "precision='fp16' is for the library's own"),
+        (
+            {"precision": "fp16"},
+            BackendUnavailable,
+            "precision='fp16' needs a GPU and the library's own",
+        ),
         ({"backend": "cuda"}, BackendUnavailable, 'backend="cuda" is not available'),
         (
             {"graph": "chain"},

@@ -95,7 +95,7 @@ def test_logs_of_version_0_1_are_read_and_continued(tmp_path):
     shutil.copy(Path(__file__).with_name("log_0.1.jsonl"), log)
     before = read_log(log)
     assert [row["iteration"] for row in before] == [1, 2, 3]
-    assert not any("share_of_roofline" in row for row in before)
+    assert [row.get("share_of_roofline") for row in before] == [None, 0.0049, 0.0046]
     run = RunFolder(tmp_path, TrainConfig(batch_size=10), iteration=2, roofline=0.01)
     run.log_losses(3, 1.0, {"energy_loss": 0.25})
     run.log_losses(4, 2.0, {"energy_loss": 0.25})

@@ -14,7 +14,7 @@ from cdrl_fast.storage.locate import newest_readable
 from cdrl_fast.training.step import Iteration
 from cdrl_fast.training.step_graph import IterationGraph
 from tests.conftest import weights
-from tests.sampling.test_chain_graph import Recorder
+from tests.sampling.test_chain_graph import CaptureStub
 
 CONFIG = TrainConfig(batch_size=8, warmup=0, energy_lr=1e-3, initializer_lr=1e-3, precision="fp32")
 # Operations that cannot be captured: the host waits, or copies from its memory.
@@ -30,7 +30,7 @@ def images():
 @pytest.fixture
 def recorder(monkeypatch):
     """A stand-in for graphs on the CPU; GPU operations run by their reference backend."""
-    recorder = Recorder()
+    recorder = CaptureStub()
     monkeypatch.setattr("cdrl_fast.training.step_graph.capture", recorder)
     monkeypatch.setattr("cdrl_fast.engine.select.uses_gpu_passes", lambda *_: True)
     monkeypatch.setattr(Iteration, "capturable", property(lambda self: self.config.graph == "auto"))
