@@ -13,7 +13,7 @@ GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 # What the C++ tests could not run need not be compiled for them.
 AVX512 := $(if $(shell grep -m1 -o avx512f /proc/cpuinfo 2>/dev/null),ON,OFF)
-NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
+NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f ! -name '*.md')
 
 install-torch = $(if $(TORCH_INDEX),$(BIN)/pip install --quiet '$(TORCH)' --index-url $(TORCH_INDEX))
 
