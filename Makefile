@@ -14,7 +14,7 @@ GPU_OUT ?= benchmarks/results/gpu
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 # What the C++ tests could not run need not be compiled for them.
 AVX512 := $(if $(shell grep -m1 -o avx512f /proc/cpuinfo 2>/dev/null),ON,OFF)
-NATIVE := setup.py CMakeLists.txt cdrl_fast/_extension.py $(shell find csrc -type f)
+NATIVE := setup.py CMakeLists.txt cdrl_fast/_extension.py $(shell find csrc -type f ! -name '*.md')
 
 install-torch = $(BIN)/pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 

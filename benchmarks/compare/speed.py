@@ -2,13 +2,13 @@
 
     python benchmarks/compare/speed.py PYTHON_OLD PYTHON_NEW [--rounds N] [--out FILE]
 
-One worker process per installation times the same calls, alone on the machine's cores: old, new,
-new, old, … A row has the median times, the median of the rounds' ratios old / new (above 1 the new
-one is faster) with a bootstrap 95 % interval, and whether its lower end is at least 0.97. Exit
-status 1: a row's is not. Fresh workers start several times (--starts), since where a process's
-memory lies changes its speed for its whole life.
+One worker process per installation times the same calls. A round is old, new, new, old, so that
+drift and cold caches fall on both alike. A row has the median times, the median of the rounds'
+ratios old / new (above 1 the new one is faster) with a bootstrap 95 % interval, and whether its
+lower end is at least 0.97. Exit status 1: a row's is not. Fresh workers start several times
+(--starts), since the place of a process's memory changes its speed for its whole life.
 
-A worker reads lines "ROW CALLS" from its standard input and answers with the seconds per call.
+A worker reads lines of JSON, [row, calls], and answers each with the seconds per call.
 """
 
 from __future__ import annotations
@@ -106,24 +106,19 @@ def timed_calls() -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(pythons: list[str], rounds: int, first: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the seconds per call, (old, new), of each row and round with fresh workers.
-
-    Args:
-        first: number of the first round; odd rounds begin with the new installation.
-    """
+def measure(pythons: list[str], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the seconds per call, (old, new), of each row and round with fresh workers."""
     with Worker(pythons[0]) as old, Worker(pythons[1]) as new:
-        if first == 0:
-            print(f"old: {old.about}\nnew: {new.about}", flush=True)
+        print(f"old: {old.about}\nnew: {new.about}", flush=True)
         pairs = {}
         for row in old.rows:
-            once = min(worker.seconds(row, WARMUP) for worker in (old, new))
+            once = min(worker.seconds(row, WARMUP) for worker in (new, old))
             calls = math.ceil(SHORTEST / once)
             pairs[row] = []
-            for number in range(first, first + rounds):
-                order = (new, old) if number % 2 else (old, new)
-                times = {worker: worker.seconds(row, calls) for worker in order}
-                pairs[row].append((times[old], times[new]))
+            for _ in range(rounds):
+                # A worker is timed once after the other, with cold caches, and once after itself.
+                times = [worker.seconds(row, calls) for worker in (old, new, new, old)]
+                pairs[row].append(((times[0] + times[3]) / 2, (times[1] + times[2]) / 2))
     return pairs
 
 
@@ -139,15 +134,17 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pythons", nargs=2, metavar="PYTHON", help="old and new interpreter")
-    parser.add_argument("--rounds", type=int, default=60, help="rounds per row, of all starts")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="rounds per row, of all starts together"
+    )
     parser.add_argument("--starts", type=int, default=3, help="how often fresh workers start")
     parser.add_argument("--out", type=Path, help="JSON file to write: the rows")
     options = parser.parse_args()
 
     pairs: dict[str, list[tuple[float, float]]] = {}
     share = math.ceil(options.rounds / options.starts)
-    for start in range(options.starts):
-        for row, results in measure(options.pythons, share, start * share).items():
+    for _ in range(options.starts):
+        for row, results in measure(options.pythons, share).items():
             pairs.setdefault(row, []).extend(results)
     rows = {}
     print(f"{'':28}{'old':>12}{'new':>12}{'old / new':>12}  95 % interval")
