@@ -44,7 +44,7 @@ class CMakeBuild(build_ext):
         native, cuda = choice("CDRL_NATIVE"), choice("CDRL_CUDA")
         module = Path(self.get_ext_fullpath(MODULE)).resolve()
         module.parent.mkdir(parents=True, exist_ok=True)
-        reason = "switched off when it was installed (CDRL_NATIVE=OFF)" if native == "OFF" else None
+        reason = "was switched off at the install (CDRL_NATIVE=OFF)" if native == "OFF" else None
         if reason is None:
             try:
                 self.build(module, cuda)

@@ -70,9 +70,7 @@ def _installed(distributions: list[metadata.Distribution]) -> ModuleType:
     for folder in folders:
         if why := _why_absent(folder):
             raise _PurePython(why)
-    if not distributions:
-        raise ImportError(f"{_PACKAGE} has no compiled module, and cdrl-fast is not installed")
-    raise ImportError(f"neither {_PACKAGE} nor the installed cdrl-fast has a compiled module")
+    raise ImportError(f"neither {_PACKAGE} nor an installed cdrl-fast has a compiled module")
 
 
 def module_file(distribution: metadata.Distribution) -> Path | None:
