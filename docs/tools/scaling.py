@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from table import between  # noqa: E402
 
 from cdrl_fast.data import Dataset  # noqa: E402
-from cdrl_fast.training.flops import flop_of, sample_flop  # noqa: E402
+from cdrl_fast.training.flops import flop_of, training_flop  # noqa: E402
 from cdrl_fast.training.recipe import Recipe, load_recipe  # noqa: E402
 
 PAGE = ROOT / "docs" / "scaling.md"
@@ -80,7 +80,7 @@ def count(name: str, recipe: Recipe, size: int) -> Cost:
         recipe,
         sum(p.numel() for p in model.parameters()),
         recipe.model.levels * level + gradient,
-        sample_flop(model),
+        training_flop(model),
     )
 
 
