@@ -60,7 +60,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(64, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the penultimate layer's output: float32 (n, C, H, W) → (n, 64), nonnegative."""
+        """Return features of images, the penultimate layer: float32 (n, C, H, W) → (n, 64), ≥ 0."""
         if images.shape[1:] != self.shape:
             raise ValueError(
                 f"images must have shape (n, {', '.join(map(str, self.shape))}), "
