@@ -10,7 +10,7 @@ import torch
 from race import Race
 
 from cdrl_fast import CDRL, Sampler, reference
-from cdrl_fast.cli.bench import afternoon
+from cdrl_fast.cli.bench import hand_tuned
 from cdrl_fast.precision import fast_bfloat16
 
 SIZES = [
@@ -33,7 +33,7 @@ NAMES = ("eager", "hand-tuned", *dict.fromkeys(f"ours, {n}" for d in OURS.values
 def build_race(n, device):
     """Return the race; the eager contender draws its noise by torch, as a user would."""
     model = CDRL.from_pretrained("digits").to(device).eval()
-    by_hand = Sampler(afternoon(model))
+    by_hand = Sampler(hand_tuned(model))
     contenders = {
         "eager": lambda: reference.sample(model, n, label=1, noise="torch"),
         "hand-tuned": lambda: by_hand.sample(n, label=1),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 VERSION = "0.2.0"
 """Version of these sources."""
-INTERFACE = 4
+INTERFACE = 5
 """Number of the calls between Python and the module; raised when they change."""
 
 _NAME = "cdrl_fast._C"
@@ -116,22 +116,22 @@ def _why_absent(folder: Path) -> str | None:
 
 
 def load() -> ModuleType | None:
-    """The compiled module, or None."""
+    """Return the compiled module, or None where it is absent."""
     return _loaded()[0]
 
 
 def module() -> ModuleType:
-    """The compiled module, for callers whose room was chosen because it is there."""
-    found = load()
-    assert found is not None
-    return found
+    """Return the compiled module, for callers whose backend was chosen because it is there."""
+    compiled = load()
+    assert compiled is not None
+    return compiled
 
 
 def addresses(*tensors: Tensor | None) -> list[int]:
-    """Where tensors are in memory, as the module takes them; 0 for None."""
+    """Return the memory addresses of tensors, as the module takes them; 0 for None."""
     return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def reason() -> str | None:
-    """Why `load` returns None."""
+    """Return the reason why `load` returns None; None where it does not."""
     return _loaded()[1]

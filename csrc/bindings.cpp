@@ -85,7 +85,7 @@ using MlpStepTuple = std::tuple<int, int, int, float, bool, int64_t>;
 void add_mlp_energy(py::module_& m) {
   using cdrl::cpu::MlpCall;
   using cdrl::cpu::MlpEnergy;
-  py::class_<MlpEnergy>(m, "MlpPlan")
+  py::class_<MlpEnergy>(m, "MlpEnergy")
       .def(py::init([](std::vector<int> widths, const std::vector<MlpStepTuple>& steps,
                        int activation, float leak, bool half, const std::vector<uintptr_t>& weights,
                        const std::vector<uintptr_t>& biases, uintptr_t head, float constant) {

@@ -1,11 +1,11 @@
-"""Initializers that several tests compute with."""
+"""Initializers that several tests use."""
 
 import torch
 
 from cdrl_fast import CDRL, UNetInitializer
 from tests.conftest import randomize
 
-# Image channels, size, width, multipliers, blocks and attention of a network; classes and batch.
+# Image channels, size, width, multipliers, blocks and attention of a network; classes; batch.
 CASES = {
     "grey, 28": ((1, 28, 32, (1, 1), 1, (14,)), 0, 3),
     "colour, 32": ((3, 32, 64, (1, 1, 1), 1, (16, 8)), 5, 2),
@@ -15,11 +15,13 @@ CASES = {
 }
 
 
-def made(case, *, std=0.05, seed=0):
-    """A network in eval mode, images, and mixed levels and labels, in float32.
+def network_and_inputs(case, *, std=0.05, seed=0):
+    """Return a network in eval mode, images, mixed levels and mixed labels, in float32.
 
-    ``case``: as in `CASES`; without options it is the shipped digits'. ``std`` 0 leaves the
-    network as it begins.
+    Args:
+        case: an entry of `CASES`; without options the network is that of the pretrained digits.
+        std: standard deviation of the noise on the parameters; 0 leaves their initial values.
+        seed: seed of the parameters, the noise and the images.
     """
     options, classes, batch = case
     torch.manual_seed(seed)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -103,4 +104,8 @@ def differences(found: dict[str, str], other: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that spin slow other processes down; OpenMP reads this before torch is imported.
+        environ = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        os.execve(sys.executable, sys.orig_argv, environ)
     sys.exit(main())

@@ -72,7 +72,7 @@ def sampling(sampler: Sampler, n: int, precision: str) -> Cases:
         "steps of each level": {"steps": (3, 1, 2, 1, 2, 3)},
         "step plan": {"steps": StepPlan((2,) * 6, (1.5, 1.0, 2.0, 1.0, 1.25, 1.0))},
         "other noise": {"steps": 2, "seed": 2**63 + 1, "first_sample": 2**40},
-        "batches": {"steps": 2, "batch_size": 2},
+        "batches": {"steps": 2, "batch_size": n - 1},
         "correctors": {"steps": 2, "correctors": 2},
         "denoise_scale": {"steps": 2, "denoise_scale": 2.0},
     }
@@ -82,7 +82,7 @@ def sampling(sampler: Sampler, n: int, precision: str) -> Cases:
         options["label"] = {"steps": 2, "label": model.classes[3]}
         options["labels"] = {"steps": 2, "label": [model.classes[i % 4] for i in range(n)]}
         options["guidance"] = {"steps": 2, **conditions(model)}
-    several = {"steps": 2, "batch_size": 2, "correctors": 1, **conditions(model)}
+    several = {"steps": 2, "batch_size": n - 1, "correctors": 1, **conditions(model)}
     options["several options"] = several
     if precision != "auto":
         options["metropolis"] = {"steps": 2, "metropolis": True}
@@ -93,7 +93,7 @@ def sampling(sampler: Sampler, n: int, precision: str) -> Cases:
 
 
 def traces(sampler: Sampler, n: int, precision: str) -> Cases:
-    several = {"batch_size": 2, "correctors": 1, **conditions(sampler.model)}
+    several = {"batch_size": n - 1, "correctors": 1, **conditions(sampler.model)}
     for kind in ("levels", "steps"):
         draw = partial(traced, sampler, n, kind, steps=2)
         yield f"trace of {kind}", draw
@@ -104,11 +104,11 @@ def traces(sampler: Sampler, n: int, precision: str) -> Cases:
 
 def inpainting(sampler: Sampler, n: int, precision: str) -> Cases:
     draw = partial(sampler.inpaint, *observed(sampler.model), steps=2)
-    several = {"passes": 2, "candidates": 2, **conditions(sampler.model)}
+    several = {"samples": 2, "passes": 2, "candidates": 2, **conditions(sampler.model)}
     yield "inpainting", partial(draw, samples=2)
     yield "inpainting, fresh noise", partial(draw, noise="fresh", seed=3, first_sample=7)
     yield "inpainting, passes", partial(draw, passes=3, correctors=1)
-    yield "inpainting, candidates", partial(draw, candidates=10, samples=2, batch_size=3)
+    yield "inpainting, candidates", partial(draw, candidates=10, batch_size=3)
     yield "inpainting, several options", partial(draw, **several)
 
 
@@ -158,7 +158,7 @@ def combinations(model: CDRL, n: int) -> Cases:
         yield f"{name}, auto", partial(half.sample, n, steps=2)
         yield f"{name}, fp32", partial(exact.sample, n, steps=2, correctors=1)
         yield f"{name}, metropolis", partial(exact.sample, n, steps=1, metropolis=True)
-        yield f"{name}, trace", partial(traced, exact, n, "steps", steps=1, batch_size=2)
+        yield f"{name}, trace", partial(traced, exact, n, "steps", steps=1, batch_size=n - 1)
         yield f"{name}, log_density", partial(exact.log_density, x)
         yield f"{name}, inpainting", partial(half.inpaint, x, known, steps=1, candidates=2)
 

@@ -40,7 +40,7 @@ from cdrl_fast.ops.head import triton_kernel as head  # noqa: E402
 from cdrl_fast.ops.langevin_step import triton_kernel as langevin_step  # noqa: E402
 from cdrl_fast.ops.mlp_chain import Activation, Linear, Program  # noqa: E402
 from cdrl_fast.ops.mlp_chain import triton_kernel as mlp_chain  # noqa: E402
-from cdrl_fast.ops.mlp_chain.triton_weights import Packed  # noqa: E402
+from cdrl_fast.ops.mlp_chain.triton_weights import PackedWeights  # noqa: E402
 from cdrl_fast.ops.norm_silu import triton_kernel as norm_silu  # noqa: E402
 from cdrl_fast.ops.normal import triton_kernel as normal  # noqa: E402
 from cdrl_fast.ops.pool import triton_kernel as pool  # noqa: E402
@@ -235,13 +235,13 @@ def chains() -> Iterator[tuple[str, Launch]]:
     y, rows, table = torch.empty(100, 2), torch.empty(100, 128), torch.empty(4, 100)
     rng = torch.zeros(4, dtype=torch.int64)
     for precision in ("fp32", "bf16", "fp16"):
-        packed = Packed(program, precision, value=False)
+        packed = PackedWeights(program, precision, value=False)
         full = (y, rows, 9, table, (0.0,) * 4, (0, 0, 0), rng, rng[:1])
         bare = (None, None, 9, None, (0.1,) * 4, (1, 2, 3), None, None)
         name = f"mlp_chain {WIDE} {precision}"
         yield f"{name} full", mlp_chain.arguments(packed, y, *full)
         yield f"{name} bare", mlp_chain.arguments(packed, y, *bare)
-        packed, value = Packed(program, precision, value=True), torch.empty(100)
+        packed, value = PackedWeights(program, precision, value=True), torch.empty(100)
         gradient = (*bare, value, y)
         yield f"{name} gradient", mlp_chain.arguments(packed, y, *gradient)
 

@@ -126,7 +126,7 @@ def time_candidates(
     """
     from triton.testing import do_bench_cudagraph
 
-    from cdrl_fast.ops.conv3x3 import cudnn, triton
+    from cdrl_fast.ops.conv3x3 import cudnn, triton_kernel
 
     arguments, generator = problem.arguments(device), torch.Generator(device).manual_seed(0)
     for tensor in (t for t in arguments if isinstance(t, torch.Tensor)):
@@ -142,7 +142,7 @@ def time_candidates(
     for blocks in (None, *problem.blocks(capability)):
         run = partial(cudnn.conv3x3, *arguments)
         if blocks is not None:
-            run = partial(triton.conv3x3, capability, *arguments, blocks)
+            run = partial(triton_kernel.conv3x3, capability, *arguments, blocks)
         arguments[0].fill_(math.nan)
         try:
             run()

@@ -1,1 +1,1 @@
-"""The page in the browser: `cdrl-fast app`."""
+"""The page in the browser of ``cdrl-fast app``."""

@@ -1,4 +1,4 @@
-"""``cdrl-fast app``: a page in the browser on which to try a model."""
+"""``cdrl-fast app``: a page in the browser to try a model on."""
 
 from __future__ import annotations
 
@@ -13,51 +13,64 @@ from torch import Tensor
 
 from cdrl_fast._lazy import optional_module
 from cdrl_fast.app.playground import BOTH, CANVAS, EITHER, KINDS, NOT, Film, Playground, grid
-from cdrl_fast.cli.options import device_of
+from cdrl_fast.cli.options import parse_device
 from cdrl_fast.errors import CDRLError
 from cdrl_fast.model.cdrl import CDRL
 
 if TYPE_CHECKING:
     import gradio
 
-# The browser's enlargement must not smooth either.
+# The browser must not smooth enlarged pixels.
 CSS = ".crisp img { image-rendering: pixelated; }"
 ANY = ("any", 0)
 BRUSH = 18
-QUICK = {"concurrency_limit": None, "show_progress": "hidden"}
+WITHOUT_MODEL = {"concurrency_limit": None, "show_progress": "hidden"}
+# Calls of the model share its buffers and so run one at a time; other handlers need not wait.
+WITH_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 FONTS = ["system-ui", "sans-serif"]
 
 
 @dataclass(frozen=True)
 class App:
-    """Try a model in the browser: sample, complete, compose, score; Ctrl-C ends it."""
+    """Try a model in the browser: sample, complete, compose and score images."""
 
     model: str = "digits"
-    """A shipped model, a folder (a run's too) or a Hub id."""
+    """A shipped model, the folder of a model or run, or a Hub id."""
     port: int = 7860
+    """Port of the page at http://127.0.0.1."""
     share: bool = False
-    """Ask gradio for a public link, open to everyone who has it."""
+    """Create a public link through gradio, open to everyone who has it."""
     open: bool = False
-    """Open the page in the browser at once."""
+    """Open the page in the browser."""
     device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
+        """Serve the page until Ctrl-C."""
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port: expected 1 to 65535, got {self.port}")
         optional_module("gradio", "gradio", "app")
-        page = build_app(CDRL.from_pretrained(self.model).to(device_of(self.device)))
+        page = build_app(CDRL.from_pretrained(self.model).to(parse_device(self.device)))
         try:
             launch(page, port=self.port, share=self.share, inbrowser=self.open)
         finally:
-            page.close(verbose=False)  # after Ctrl-C too; gradio's own end leaves its queue running
+            page.close(verbose=False)  # also after Ctrl-C: gradio would leave its queue running
 
 
 def build_app(model: CDRL) -> gradio.Blocks:
-    """The page for a model of images; `launch` serves it.
+    """Build the page for a model of images; `launch` serves it.
+
+    Args:
+        model: a model of grey or colour images, on the device that computes.
 
     Raises:
         ImportError: gradio or matplotlib is not installed.
-        ValueError: a model of points.
+        ValueError: a model of points, or of images with neither 1 nor 3 channels.
+
+    Examples:
+        >>> from cdrl_fast import CDRL
+        >>> from cdrl_fast.app.page import build_app, launch
+        >>> launch(build_app(CDRL.from_pretrained("digits")), port=7860)  # doctest: +SKIP
     """
     gr = optional_module("gradio", "gradio", "app")
     optional_module("matplotlib", "matplotlib", "app")
@@ -77,12 +90,25 @@ def build_app(model: CDRL) -> gradio.Blocks:
 
 
 def launch(page: gradio.Blocks, *, port: int, **options: Any) -> Any:
-    """Serves a page of `build_app` on this machine; ``options`` as gradio's ``launch`` takes them.
+    """Serve a page of `build_app` on this machine, with the system's fonts.
 
-    Nothing is loaded from elsewhere: fonts are the system's.
+    The page loads nothing from other servers.
+
+    Args:
+        page: what `build_app` returns.
+        port: the port to listen on.
+        options: further arguments of gradio's ``launch``, such as ``share`` and ``inbrowser``.
+
+    Returns:
+        What gradio's ``launch`` returns.
 
     Raises:
-        OSError: the port cannot be had.
+        OSError: the port is not free.
+
+    Examples:
+        >>> from cdrl_fast import CDRL
+        >>> from cdrl_fast.app.page import build_app, launch
+        >>> launch(build_app(CDRL.from_pretrained("digits")), port=7860)  # doctest: +SKIP
     """
     gr = optional_module("gradio", "gradio", "app")
     theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
@@ -92,28 +118,29 @@ def launch(page: gradio.Blocks, *, port: int, **options: Any) -> Any:
         )
     except OSError as error:
         raise OSError(
-            f"port: gradio cannot listen on {port}, which may be taken; pass another one"
+            f"port: gradio cannot listen on {port}, which may be in use; pass another --port"
         ) from error
 
 
 def _headline(model: CDRL) -> str:
     channels, height, width = model.sample_shape
-    what = "grey" if channels == 1 else "colour"
+    colours = "grey" if channels == 1 else "colour"
     classes = f", {model.num_classes} classes" if model.num_classes else ""
     parameters = sum(p.numel() for p in model.parameters())
     return (
-        f"## An energy-based model of {what} images\n{height}×{width} pixels{classes}, "
+        f"## An energy-based model of {colours} images\n{height}×{width} pixels{classes}, "
         f"{parameters:,} parameters, {model.schedule.levels} noise levels"
     )
 
 
 class _Tabs:
-    """The tabs: their controls, and what these call."""
+    """The tabs: their controls and event handlers."""
 
     def __init__(self, gr: Any, playground: Playground) -> None:
         self._gr, self._playground = gr, playground
 
     def sample(self) -> None:
+        """Build the tab that draws samples."""
         gr, schedule = self._gr, self._playground.model.schedule
         film = gr.State(None)
         with gr.Row():
@@ -124,12 +151,12 @@ class _Tabs:
                     0, 4, 1.0 if guided else 0.0, step=0.1, label="Guidance weight", visible=guided
                 )
                 most = max(30, schedule.steps)
-                steps = gr.Slider(1, most, schedule.steps, step=1, label="Steps a level")
+                steps = gr.Slider(1, most, schedule.steps, step=1, label="Steps per level")
                 number = self._number("Samples", 16)
                 seed = self._seed()
                 button = gr.Button("Sample", variant="primary")
             with gr.Column(scale=3, min_width=320):
-                caption = gr.Markdown("Samples will be here.")
+                caption = gr.Markdown("Press Sample to draw samples.")
                 picture = self._picture(height=480)
                 done = gr.Slider(
                     0,
@@ -137,32 +164,33 @@ class _Tabs:
                     schedule.levels,
                     step=1,
                     label="Watch the chain: levels done",
-                    info=f"0 is noise, {schedule.levels} the samples; the same run throughout",
+                    info=f"0 is noise, {schedule.levels} the samples",
                     interactive=True,
                 )
         self._on(
             button.click,
-            self._sampled,
+            self._draw_samples,
             [label, guidance, steps, number, seed],
             [film, caption, picture, done],
         )
-        self._on(label.change, self._guides, [label], [guidance], quick=True)
-        self._on(done.input, self._watched, [film, done], [caption, picture], quick=True)
+        self._on(label.change, self._show_guidance, [label], [guidance], model=False)
+        self._on(done.input, self._show_level, [film, done], [caption, picture], model=False)
 
-    def _guides(self, label: int) -> Any:
-        # There is nothing to guide towards without a class.
+    def _show_guidance(self, label: int) -> Any:
+        # Guidance needs a class.
         return self._gr.update(visible=bool(label))
 
-    def _sampled(self, *arguments: Any) -> tuple[Film, str, Any, int]:
+    def _draw_samples(self, *arguments: Any) -> tuple[Film, str, Any, int]:
         film = self._playground.sample(*arguments)
         return film, film.caption(film.levels), film.picture(film.levels), film.levels
 
-    def _watched(self, film: Film | None, done: int) -> tuple[str, Any]:
+    def _show_level(self, film: Film | None, done: int) -> tuple[str, Any]:
         if film is None:
             raise ValueError("chain: draw samples first")
         return film.caption(done), film.picture(done)
 
     def complete(self) -> None:
+        """Build the tab that fills painted parts of an image."""
         gr = self._gr
         image, index = gr.State(None), gr.State(0)
         with gr.Row():
@@ -172,42 +200,45 @@ class _Tabs:
                 with gr.Row():
                     draw = gr.Button("Draw a sample", size="sm")
                     upload = self._upload()
-                gr.Markdown("Paint over what is to be filled:")
+                gr.Markdown("Paint over the part to fill:")
                 editor = self._canvas("#e07b39", None)
             with gr.Column(scale=3, min_width=320):
                 number = self._number("Completions", 8)
                 passes = gr.Slider(1, 16, 4, step=1, label="Passes")
                 button = gr.Button("Complete", variant="primary")
-                gr.Markdown("First what is known, grey where it is not; then completions:")
+                gr.Markdown("The known part, grey elsewhere, then the completions:")
                 picture = self._picture(height=364)
-        # A progress display over a canvas with paint on it stays there for good.
+        # gradio never removes a progress display from a painted canvas.
         inputs = [label, seed, index]
-        self._on(draw.click, self._drawn, inputs, [image, index, editor], show_progress="hidden")
-        self._on(upload.upload, self._uploaded, [upload], [image, editor], quick=True)
-        self._on(editor.clear, self._restored, [image], [editor], quick=True)
+        outputs = [image, index, editor]
+        self._on(draw.click, self._draw_image, inputs, outputs, show_progress="hidden")
+        self._on(upload.upload, self._load_image, [upload], [image, editor], model=False)
+        self._on(editor.clear, self._restore_image, [image], [editor], model=False)
         inputs = [image, editor, label, number, passes, seed]
-        self._on(button.click, self._completed, inputs, [picture])
+        self._on(button.click, self._complete_image, inputs, [picture])
 
-    def _drawn(self, label: int, seed: int, index: int) -> tuple[Tensor, int, Any]:
+    def _draw_image(self, label: int, seed: int, index: int) -> tuple[Tensor, int, Any]:
         image = self._playground.draw(label, seed, index)
         return image, index + 1, self._playground.canvas(image)
 
-    def _uploaded(self, file: str) -> tuple[Tensor, Any]:
-        image = self._playground.fitted(file)
+    def _load_image(self, file: str) -> tuple[Tensor, Any]:
+        image = self._playground.fit_image(file)
         return image, self._playground.canvas(image)
 
-    def _restored(self, image: Tensor | None) -> Any:
-        # The canvas has been cleared of its picture, too.
+    def _restore_image(self, image: Tensor | None) -> Any:
+        # Clearing the canvas removes the picture as well as the paint.
         return None if image is None else self._playground.canvas(image)
 
-    def _completed(self, image: Tensor | None, paint: Any, *arguments: Any) -> Any:
-        known, found = self._playground.complete(image, (paint or {}).get("layers", ()), *arguments)
-        return grid(torch.cat([known, found]))
+    def _complete_image(self, image: Tensor | None, paint: Any, *arguments: Any) -> Any:
+        layers = (paint or {}).get("layers", ())
+        known, completions = self._playground.complete(image, layers, *arguments)
+        return grid(torch.cat([known, completions]))
 
     def compose(self) -> None:
+        """Build the tab that combines two classes."""
         gr, classes = self._gr, self._playground.classes
         if not classes:
-            gr.Markdown("This model knows no classes, so there is nothing to combine.")
+            gr.Markdown("This model has no classes to combine.")
             return
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
@@ -218,20 +249,20 @@ class _Tabs:
                     0, 2, 0.5, step=0.1, label="Weight of the negation", visible=False
                 )
                 share = gr.Slider(0, 1, 0.5, step=0.05, label="Share of the first", visible=False)
-                correctors = gr.Slider(0, 60, 15, step=1, label="Correctors a level")
+                correctors = gr.Slider(0, 60, 15, step=1, label="Correctors per level")
                 number = self._number("Samples", 16)
                 seed = self._seed()
                 button = gr.Button("Compose", variant="primary")
             with gr.Column(scale=3, min_width=320):
                 picture = self._picture(height=480)
-        self._on(kind.change, self._asked, [kind], [weight, share], quick=True)
+        self._on(kind.change, self._show_weights, [kind], [weight, share], model=False)
         inputs = [first, second, kind, weight, share, correctors, number, seed]
-        self._on(button.click, self._composed, inputs, [picture])
+        self._on(button.click, self._draw_composition, inputs, [picture])
 
-    def _asked(self, kind: str) -> tuple[Any, Any]:
+    def _show_weights(self, kind: str) -> tuple[Any, Any]:
         return self._gr.update(visible=kind == NOT), self._gr.update(visible=kind == EITHER)
 
-    def _composed(
+    def _draw_composition(
         self,
         first: int,
         second: int,
@@ -256,6 +287,7 @@ class _Tabs:
         )
 
     def score(self) -> None:
+        """Build the tab that places an image among samples by its log-density."""
         gr, size = self._gr, self._playground.canvas_size
         black = Image.new("RGB", size)
         with gr.Row():
@@ -265,36 +297,36 @@ class _Tabs:
                 editor = self._canvas("#ffffff", black)
                 button = gr.Button("Score", variant="primary")
             with gr.Column(scale=3, min_width=320):
-                words = gr.Markdown(
-                    "The image is compared with samples that the model draws itself when first "
-                    "asked, which takes a moment once."
+                description = gr.Markdown(
+                    "The image is compared with samples of the model. The first score takes a "
+                    "moment longer, because they are drawn then."
                 )
                 plot = gr.Plot(show_label=False, format="png")
                 gr.Markdown("The image as the model sees it:")
-                seen = self._picture(height=130)
-        self._on(upload.upload, self._shown, [upload], [editor], quick=True)
-        # Without a picture the canvas is transparent, and white on white is hard to see.
-        self._on(editor.clear, lambda: black, [], [editor], quick=True)
-        self._on(button.click, self._scored, [editor], [words, plot, seen])
+                model_input = self._picture(height=130)
+        self._on(upload.upload, self._load_canvas, [upload], [editor], model=False)
+        # A canvas without a picture is transparent, and white paint on white is hard to see.
+        self._on(editor.clear, lambda: black, [], [editor], model=False)
+        self._on(button.click, self._score_image, [editor], [description, plot, model_input])
 
-    def _shown(self, file: str) -> Any:
-        return self._uploaded(file)[1]
+    def _load_canvas(self, file: str) -> Any:
+        return self._load_image(file)[1]
 
-    def _scored(self, drawn: Any) -> tuple[str, Any, Any]:
-        picture = (drawn or {}).get("composite")
+    def _score_image(self, drawing: Any) -> tuple[str, Any, Any]:
+        picture = (drawing or {}).get("composite")
         if picture is None:
             raise ValueError("image: draw or upload one first")
-        verdict = self._playground.score(picture)
-        return verdict.words(), verdict.figure(), grid(verdict.image)
+        score = self._playground.score(picture)
+        return score.describe(), score.figure(), grid(score.image)
 
     def _upload(self) -> Any:
         return self._gr.UploadButton("Upload an image", file_types=["image"], size="sm")
 
-    def _canvas(self, color: str, value: Image.Image | None) -> Any:
-        """A place to paint in one colour, over a picture or on its own."""
+    def _canvas(self, color: str, background: Image.Image | None) -> Any:
+        """Return a canvas to paint on in one colour, over a picture if there is one."""
         gr = self._gr
         return gr.ImageEditor(
-            value,
+            background,
             show_label=False,
             type="pil",
             format="png",
@@ -309,7 +341,7 @@ class _Tabs:
         )
 
     def _classes(self, label: str) -> Any:
-        """A choice of the model's classes, and any."""
+        """Return a choice of "any" and the model's classes."""
         choices = [ANY, *self._playground.classes]
         return self._gr.Dropdown(choices, value=min(1, len(choices) - 1), label=label)
 
@@ -320,7 +352,7 @@ class _Tabs:
         return self._gr.Number(0, precision=0, label="Seed")
 
     def _picture(self, height: int) -> Any:
-        """A place for pictures without loss; a label or buttons would lie over their corners."""
+        """Return a display of lossless pictures; a label or buttons would cover their corners."""
         return self._gr.Image(
             height=height,
             format="png",
@@ -337,18 +369,21 @@ class _Tabs:
         inputs: list[Any],
         outputs: list[Any],
         *,
-        quick: bool = False,
+        model: bool = True,
         **options: Any,
     ) -> None:
-        """Calls a handler on an event; what it objects to is shown, not thrown."""
+        """Call a handler on an event and show its errors on the page.
+
+        Args:
+            model: whether the handler calls the model.
+        """
 
         @functools.wraps(handler)
-        def told(*arguments: Any) -> Any:
+        def showing_errors(*arguments: Any) -> Any:
             try:
                 return handler(*arguments)
             except (CDRLError, ValueError, TypeError, OSError) as error:
                 raise self._gr.Error(str(error), print_exception=False) from None
 
-        # One at a time: a model's buffers serve one run. What needs no model does not queue for it.
-        alone = {"concurrency_id": "model", "concurrency_limit": 1}
-        event(told, inputs, outputs, **(QUICK if quick else alone), **options)
+        queue = WITH_MODEL if model else WITHOUT_MODEL
+        event(showing_errors, inputs, outputs, **queue, **options)

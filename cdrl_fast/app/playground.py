@@ -1,4 +1,4 @@
-"""What the page of `cdrl-fast app` does with a model, without the page."""
+"""The computations behind the page of ``cdrl-fast app``."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID, CELL = 480, 112
-"""Pixels that a grid of samples is wide at most, and one of its cells."""
+"""Largest width, in pixels, of a grid of samples and of one of its cells."""
 CANVAS = 256
-"""Pixels that the canvas to draw on is wide at most; a model's image is enlarged to about that."""
-FILLED = 0.25
-"""A pixel is filled where the brush covers at least that share of it."""
+"""Largest width, in pixels, of the canvas, to which a model's images are enlarged."""
+MINIMUM_COVERAGE = 0.25
+"""A pixel is filled where paint covers at least this share of it."""
 BOTH, EITHER, NOT = "both", "either", "first, not second"
 KINDS = (BOTH, EITHER, NOT)
 
 
 def grid(images: Tensor) -> Image.Image:
-    """Images in a grid, enlarged without smoothing to about the same width, however many."""
+    """Return images in a grid of at most `GRID` pixels, enlarged without smoothing."""
     columns = int(np.ceil(np.sqrt(len(images))))
     cell = min(CELL, GRID // columns)
     return image_grid(images, columns=columns, scale=max(1, cell // images.shape[-1]))
@@ -43,65 +43,65 @@ def grid(images: Tensor) -> Image.Image:
 
 @dataclass(frozen=True)
 class Film:
-    """One run of the chain: x_T, the state after each level, and the samples in the end.
+    """States of one run of chains: x_T, the state after each level, and the samples.
 
     Attributes:
-        states: (T + 1, n, C, H, W), the noise x_T first; the samples last, which are denoised.
+        states: (T + 1, n, C, H, W), from the noise x_T to the denoised samples.
     """
 
     states: Tensor
 
     @property
     def levels(self) -> int:
-        """T."""
+        """Number of noise levels T."""
         return len(self.states) - 1
 
     def picture(self, done: int) -> Image.Image:
-        """The grid after so many levels, 0 to T."""
+        """Return the grid of images after ``done`` levels, 0 to T."""
         return grid(self.states[done])
 
     def caption(self, done: int) -> str:
-        """What `picture` shows."""
+        """Return the caption of `picture`."""
         t = self.levels - done
-        told = {0: f"x_{t}, noise", self.levels: "x_0, the samples"}
-        return told.get(done, f"x_{t}, after level {t + 1}")
+        ends = {0: f"x_{t}, noise", self.levels: "x_0, the samples"}
+        return ends.get(done, f"x_{t}, after level {t + 1}")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The log-density of one image among a reference's.
+class ImageScore:
+    """Log-density of one image, compared with those of samples of the model.
 
     Attributes:
-        value: at level 1, up to a constant.
-        reference: ascending.
+        log_density: of the image at level 1, up to a constant.
+        reference: log-densities of the samples, ascending.
         image: the image (1, C, H, W) as the model sees it.
     """
 
-    value: float
+    log_density: float
     reference: NDArray[np.float64]
     image: Tensor
 
     @property
     def percentile(self) -> float:
-        """How many of the reference in a hundred are lower."""
-        return 100.0 * float((self.reference < self.value).mean())
+        """Percentage of the reference that is lower than the image's log-density."""
+        return 100.0 * float((self.reference < self.log_density).mean())
 
-    def words(self) -> str:
-        """The verdict in two sentences, as Markdown."""
+    def describe(self) -> str:
+        """Return the score in two sentences, as Markdown."""
         return (
-            f"Log-density **{self.value:.1f}** at level 1, known up to a constant. "
+            f"Log-density **{self.log_density:.1f}** at level 1, known up to a constant. "
             f"Percentile **{self.percentile:g}**: higher than that of {self.percentile:g} % of "
-            f"{len(self.reference)} samples that the model drew itself, once, its classes in turn."
+            f"{len(self.reference)} samples of the model."
         )
 
     def figure(self) -> Figure:
-        """The reference's distribution function, and where the image is."""
+        """Plot the distribution function of the reference, and the image on it."""
         n = len(self.reference)
-        reached = 100.0 * np.arange(1, n + 1) / n
+        percentiles = 100.0 * np.arange(1, n + 1) / n
         return curve_figure(
             {
-                f"{n} samples of the model": (self.reference, reached),
-                "this image": ([self.value], [self.percentile]),
+                f"{n} samples of the model": (self.reference, percentiles),
+                "this image": ([self.log_density], [self.percentile]),
             },
             xlabel="log-density at level 1, up to a constant",
             ylabel="percentile",
@@ -109,13 +109,13 @@ class Verdict:
 
 
 class Playground:
-    """A model of images, and what can be tried with it.
+    """A model of images, and the functions behind the page's tabs.
 
-    Classes are numbers, 1 … classes, and 0 or None is any.
+    Classes are numbers 1 … classes; 0 or None stands for any class.
 
     Args:
         model: a model of grey or colour images.
-        references: number of the model's own samples that `score` compares with.
+        references: number of samples of the model that `score` compares an image with.
 
     Raises:
         ValueError: a model of points, or of images with neither 1 nor 3 channels.
@@ -124,7 +124,7 @@ class Playground:
     def __init__(self, model: CDRL, references: int = 200) -> None:
         if not model.is_image or model.sample_shape[0] not in (1, 3):
             raise ValueError(
-                "app: expected a model of grey or colour images, got one of samples of shape "
+                "model: expected a model of grey or colour images, got samples of shape "
                 f"{model.sample_shape}; examples/checkerboard.py plots models of 2-D points"
             )
         self.model, self.references = model, references
@@ -138,9 +138,10 @@ class Playground:
         return [(name, i + 1) for i, name in enumerate(names)]
 
     def sample(self, label: int | None, guidance: float, steps: int, n: int, seed: int) -> Film:
-        """Draws ``n`` samples and keeps the states in between; arguments as `Sampler.sample`'s.
+        """Draw ``n`` samples and return them with the states after each level.
 
-        Guidance is of a class: any has none.
+        Args:
+            label, guidance, steps, n, seed: as in `Sampler.sample`; without a label guidance is 0.
         """
         samples, trace = self._sampler.sample(
             n,
@@ -150,22 +151,23 @@ class Playground:
             seed=seed,
             trace="levels",
         )
-        # The last state is the same samples before they are denoised.
+        # The last state of the trace is the samples before denoising.
         return Film(torch.cat([trace.states[:-1], samples.cpu()[None]]))
 
     def draw(self, label: int | None, seed: int, index: int) -> Tensor:
-        """Sample number ``index`` of a seed, (1, C, H, W)."""
-        found = self._sampler.sample(1, label=label or None, seed=seed, first_sample=index)
-        return found.float().cpu()
+        """Draw sample number ``index`` of a seed, (1, C, H, W)."""
+        sample = self._sampler.sample(1, label=label or None, seed=seed, first_sample=index)
+        return sample.float().cpu()
 
-    def fitted(self, picture: Image.Image | str | Path) -> Tensor:
-        """A picture or its file as the model's kind of image, (1, C, H, W) in [-1, 1].
+    def fit_image(self, picture: Image.Image | str | Path) -> Tensor:
+        """Return a picture, or a file's, in the model's size and channels, (1, C, H, W) in [-1, 1].
 
-        The centre is cut out, transparent parts are black. One as large as `canvas` is reduced to
-        means of its cells, so that of `canvas` comes the image itself, in 256 shades.
+        The picture's centre is cut out and resized; transparent parts become black. A picture of
+        the canvas's size is averaged over the enlarged pixels, so that the result for
+        ``canvas(image)`` is ``image`` in 256 shades.
 
         Raises:
-            DataError: a file that is not a picture.
+            DataError: the file is not a picture.
         """
         name = "the picture" if isinstance(picture, Image.Image) else Path(picture).name
         channels, _, width = self.model.sample_shape
@@ -179,7 +181,7 @@ class Playground:
         return (pixels.float() / 127.5 - 1.0).expand(-1, channels, -1, -1).contiguous()
 
     def canvas(self, image: Tensor) -> Image.Image:
-        """An image (1, C, H, W) enlarged, to paint on."""
+        """Return an image (1, C, H, W) enlarged to the canvas's size."""
         return image_grid(image, columns=1, scale=self._enlargement)
 
     @property
@@ -201,30 +203,30 @@ class Playground:
         passes: int,
         seed: int,
     ) -> tuple[Tensor, Tensor]:
-        """Completes an image where it was painted over.
+        """Complete an image where it was painted over.
 
         Args:
             image: (1, C, H, W) in [-1, 1].
-            layers: what was painted, each as large as `canvas`: opaque is to be filled.
-            label, passes, seed: as in `Sampler.inpaint`. Without a label each completion is the
-                best of one of each class, where there are at most 16 classes.
+            layers: layers of paint, each as large as `canvas`; opaque parts are filled.
+            label, passes, seed: as in `Sampler.inpaint`. Without a label, and with at most 16
+                classes, each completion is chosen from one candidate per class.
             n: number of completions.
 
         Returns:
-            The image with grey in place of what is unknown (1, C, H, W), and completions
-            (n, C, H, W), which equal the image where nothing was painted.
+            The image with grey unknown pixels (1, C, H, W), and completions (n, C, H, W), which
+            equal the image where nothing was painted.
 
         Raises:
-            ValueError: no image, nothing painted; and as `Sampler.inpaint`.
+            ValueError: no image or no paint; and as `Sampler.inpaint`.
         """
         if image is None:
             raise ValueError("image: draw a sample or upload an image first")
         height, width = image.shape[-2:]
-        known = ~painted(layers, (height, width))
+        known = ~painted_mask(layers, (height, width))
         if known.all():
-            raise ValueError("mask: paint over the part of the image that is to be filled")
+            raise ValueError("mask: paint over the part of the image to fill")
         classes = self.model.num_classes
-        found = self._sampler.inpaint(
+        completions = self._sampler.inpaint(
             image,
             known,
             label=label or None,
@@ -233,7 +235,7 @@ class Playground:
             candidates=classes if not label and 0 < classes <= 16 else 1,
             seed=seed,
         )
-        return image.masked_fill(~known, 0.0), found.float().cpu()
+        return image.masked_fill(~known, 0.0), completions.float().cpu()
 
     def compose(
         self,
@@ -247,21 +249,22 @@ class Playground:
         n: int = 16,
         seed: int = 0,
     ) -> Tensor:
-        """Samples of two classes' combined densities, (n, C, H, W).
+        """Draw samples from the combined densities of two classes, (n, C, H, W).
 
         Args:
             first, second: class numbers.
-            kind: "both", their product; "either", their mixture; "first, not second", the first
-                without the negated second.
-            weight: of the negated class. share: of the first class in a mixture, 0 to 1.
+            kind: "both" for the product of the densities, "either" for their mixture, "first, not
+                second" for the first with the second negated.
+            weight: weight of the negated class.
+            share: share of the first class in a mixture, 0 to 1.
             correctors, n, seed: as in `Sampler.sample`.
 
         Raises:
             ValueError: an unknown kind; and as `product`, `mixture`, `negated`, `Sampler.sample`.
         """
         density = self._density(first, second, kind, weight, share)
-        found = Sampler(density).sample(n, correctors=correctors, seed=seed)
-        return found.float().cpu()
+        samples = Sampler(density).sample(n, correctors=correctors, seed=seed)
+        return samples.float().cpu()
 
     def _density(self, first: int, second: int, kind: str, weight: float, share: float) -> Density:
         a, b = conditional(self.model, first), conditional(self.model, second)
@@ -273,38 +276,38 @@ class Playground:
             return negated(a, b, weight)
         raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
 
-    def score(self, picture: Image.Image | str | Path) -> Verdict:
-        """The log-density of a picture among those of samples of the model, at level 1."""
-        image = self.fitted(picture)
-        value = float(self._sampler.log_density(image)[0])
-        return Verdict(value, self.reference, image)
+    def score(self, picture: Image.Image | str | Path) -> ImageScore:
+        """Compare a picture's log-density at level 1 with those of samples of the model."""
+        image = self.fit_image(picture)
+        log_density = float(self._sampler.log_density(image)[0])
+        return ImageScore(log_density, self.reference, image)
 
     @cached_property
     def reference(self) -> NDArray[np.float64]:
-        """Log-densities of samples of the model, classes in turn, ascending."""
+        """Log-densities of samples of the model, cycled over its classes, ascending."""
         label = cycled_classes(self.model, self.references)
         samples = self._sampler.sample(self.references, label=label)
         return self._sampler.log_density(samples).double().sort().values.cpu().numpy()
 
 
-def painted(layers: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-    """Where layers of paint cover pixels of a smaller image: bool (height, width)."""
-    covered = np.zeros(size)
+def painted_mask(layers: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+    """Return which pixels of a smaller image layers of paint cover: bool (height, width)."""
+    coverage = np.zeros(size)
     for layer in layers:
         alpha = layer.convert("RGBA").getchannel("A")
-        share = np.asarray(alpha.resize(size[::-1], Image.Resampling.BOX)) / 255.0
-        covered = np.maximum(covered, share)
-    return torch.from_numpy(covered >= FILLED)
+        layer_coverage = np.asarray(alpha.resize(size[::-1], Image.Resampling.BOX)) / 255.0
+        coverage = np.maximum(coverage, layer_coverage)
+    return torch.from_numpy(coverage >= MINIMUM_COVERAGE)
 
 
 def _opaque(image: Image.Image, grey: bool) -> Image.Image:
-    """A picture without transparency, grey if the model is; of 16 bits it stays as it is."""
+    """Return a picture without transparency, in grey or RGB; one of 16 bits is unchanged."""
     if image.mode.startswith(("I", "F")):
         return image
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, "black")
-        # A copy keeps the orientation that a camera has noted.
+        # The info contains the orientation that a camera has noted.
         black.info = dict(image.info)
         black.alpha_composite(image)
         image = black

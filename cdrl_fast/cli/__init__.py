@@ -1,4 +1,4 @@
-"""The command line: ``cdrl-fast train | sample | inpaint | score | …``; --help names all."""
+"""The command line: ``cdrl-fast train``, ``sample``, ``bench`` …; ``--help`` lists all commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cdrl_fast.cli.demo import Demo
 from cdrl_fast.cli.evaluate import Evaluate, Tune
 from cdrl_fast.cli.export import Export, Import
 from cdrl_fast.cli.inpaint import Inpaint
-from cdrl_fast.cli.options import device_of
+from cdrl_fast.cli.options import parse_device
 from cdrl_fast.cli.sample import Sample
 from cdrl_fast.cli.score import Score
 from cdrl_fast.cli.train import Train
@@ -27,20 +27,24 @@ from cdrl_fast.model.cdrl import CDRL
 
 @dataclass(frozen=True)
 class Bench:
-    """Time a model's sampling here: plain eager, an afternoon's work, and this library."""
+    """Time sampling with eager PyTorch, hand-tuned PyTorch and this library."""
 
     model: str = "digits"
-    """A shipped model, a folder (a run's too) or a Hub id."""
+    """A shipped model, the folder of a model or run, or a Hub id."""
     batch: int = 64
+    """Samples per call."""
     steps: int | None = None
-    """Langevin steps a level; as trained by default."""
+    """Langevin steps per level; by default as in training."""
     rounds: int = 5
+    """Timed calls of each contender."""
     compiled: bool = False
-    """Compile the afternoon's network; takes a while before it starts."""
+    """Compile the hand-tuned network with torch.compile, which takes a minute or more."""
     device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        """Print the table of `bench`."""
+        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
         print(
             bench(
                 model,
@@ -54,20 +58,29 @@ class Bench:
 
 @dataclass(frozen=True)
 class About:
-    """Versions, devices, and the backend of each operation with the reason for it."""
+    """Print versions, devices, and the backend of each operation with the reason for it."""
 
     def run(self) -> None:
+        """Print `about`."""
         print(about())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (2: wrong input, 130: stopped by Ctrl-C)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words == ["--version"]:
+    """Run one command and return its exit status.
+
+    Args:
+        arguments: the command line without the program's name; None: ``sys.argv[1:]``.
+
+    Returns:
+        0 on success, 2 for wrong input, 130 after Ctrl-C.
+    """
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if args == ["--version"]:
         print(f"cdrl-fast {__version__}")
         return 0
     try:
-        train = Annotated[Train, tyro.conf.subcommand("train", default=Train.of(_recipe_of(words)))]
+        defaults = Train.from_recipe(_recipe_name(args))
+        train = Annotated[Train, tyro.conf.subcommand("train", default=defaults)]
         command: Any = tyro.cli(
             train
             | Annotated[Sample, tyro.conf.subcommand("sample")]
@@ -83,11 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[App, tyro.conf.subcommand("app")],
             prog="cdrl-fast",
             description="Energy-based models by cooperative diffusion recovery likelihood.",
-            args=words,
+            args=args,
         )
         command.run()
     except KeyboardInterrupt:
-        print("stopped; take a training run up again with --resume auto", file=sys.stderr)
+        print("stopped; --resume auto continues a training run", file=sys.stderr)
         return 130
     except (CDRLError, ValueError, TypeError, ImportError, OSError) as error:
         print(f"cdrl-fast: {error}", file=sys.stderr)
@@ -95,11 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _recipe_of(words: list[str]) -> str:
-    """The recipe named on the command line: its entries are the defaults that --help shows."""
-    for index, word in enumerate(words):
-        if word == "--recipe" and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith("--recipe="):
-            return word.removeprefix("--recipe=")
+def _recipe_name(args: list[str]) -> str:
+    """Return the recipe on the command line, whose entries are the defaults that --help shows."""
+    for index, arg in enumerate(args):
+        if arg == "--recipe" and index + 1 < len(args):
+            return args[index + 1]
+        if arg.startswith("--recipe="):
+            return arg.removeprefix("--recipe=")
     return "digits"

@@ -1,4 +1,4 @@
-"""How fast a model samples on this machine: `cdrl-fast bench`."""
+"""Time a model's sampling on this machine: `cdrl-fast bench`."""
 
 from __future__ import annotations
 
@@ -22,46 +22,58 @@ from cdrl_fast.sampling.label_terms import cycled_classes
 from cdrl_fast.sampling.sampler import Sampler
 from cdrl_fast.training.flops import flop_of, matmul_rate
 
+PRECISIONS = ("fp32", "auto")
+
 
 @dataclass(frozen=True)
 class Figure:
-    """What one way to draw the samples costs.
+    """Time and memory of one contender.
 
     Attributes:
-        seconds: median of the rounds, of one call.
+        name: the contender, such as "eager" or "cdrl-fast, fp32".
+        seconds: median time of one call.
         samples_per_second: batch / seconds.
-        memory: bytes a sample that one energy gradient keeps, besides weights and state.
-        share: of the floor: operations over the processor's measured rate in bfloat16 products
-            where it has them and in float32 elsewhere, divided by the seconds. Operations are
-            those of plain sums; 3×3 convolutions that multiply less can be below the floor.
+        memory: bytes per sample that one energy gradient keeps, besides weights and state.
+        roofline_share: share of the roofline that the contender reaches: the call's FLOP over the
+            measured FLOP rate of the processor, divided by ``seconds``. The rate is the faster
+            one of float32 and bfloat16; FLOP are those of direct convolutions, so that 3×3
+            convolutions with fewer multiplications can reach more than 1.
     """
 
     name: str
     seconds: float
     samples_per_second: float
     memory: float
-    share: float
+    roofline_share: float
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Figures of one model; prints as a table."""
+    """Figures of one model; `print` shows them as a table.
+
+    Attributes:
+        batch: samples per call.
+        flop_per_sample: floating-point operations that one sample takes.
+        flop_rate: floating-point operations per second that were measured on the processor.
+        figures: one `Figure` per contender, eager PyTorch first.
+    """
 
     batch: int
-    operations: float
-    rate: float
+    flop_per_sample: float
+    flop_rate: float
     figures: list[Figure]
 
     def __str__(self) -> str:
         first = self.figures[0].seconds
         head = (
-            f"{self.batch} samples, {self.operations / 1e9:.1f} GFLOP each; "
-            f"measured rate {self.rate / 1e9:.0f} GFLOP/s\n"
-            f"{'':22} {'samples/s':>10} {'times eager':>11} {'of the floor':>12} {'KiB/sample':>11}"
+            f"{self.batch} samples per call, {self.flop_per_sample / 1e9:.1f} GFLOP per sample; "
+            f"measured peak {self.flop_rate / 1e9:.0f} GFLOP/s\n"
+            f"{'':22} {'samples/s':>10} {'times eager':>11} {'of the roofline':>15} "
+            f"{'KiB/sample':>10}"
         )
         rows = (
-            f"{f.name:22} {f.samples_per_second:10.1f} {first / f.seconds:11.2f} {f.share:12.1%} "
-            f"{f.memory / 1024:11.1f}"
+            f"{f.name:22} {f.samples_per_second:10.1f} {first / f.seconds:11.2f} "
+            f"{f.roofline_share:15.1%} {f.memory / 1024:10.1f}"
             for f in self.figures
         )
         return "\n".join([head, *rows])
@@ -75,67 +87,76 @@ def bench(
     rounds: int = 5,
     compiled: bool = False,
 ) -> Bench:
-    """Times whole samples, the ways in turn: the plain path, an afternoon's work, and `Sampler`.
+    """Time sampling with eager PyTorch, hand-tuned PyTorch and `Sampler`, round by round.
 
-    The plain path is `reference.sample` in eager float32. The afternoon's has weights folded,
-    channels last, bfloat16 by autocast, and optionally ``torch.compile``.
+    Eager PyTorch is `reference.sample` in float32. Hand-tuned PyTorch has folded weights,
+    channels-last memory, bfloat16 by autocast, and optionally ``torch.compile``. `Sampler` runs in
+    float32 and, where "auto" is another precision, in that one.
 
     Args:
-        model: on the device to measure.
-        batch: samples a call.
-        steps: Langevin steps a level; None: as trained.
-        rounds: timed calls of each.
-        compiled: compile the afternoon's energy (a C++ compiler is needed, and a minute or more).
+        model: a model on the device to measure; it is not changed.
+        batch: samples per call.
+        steps: Langevin steps per level; None: as in training.
+        rounds: timed calls of each contender, after one call to warm up.
+        compiled: compile the hand-tuned energy; needs a C++ compiler and a minute or more.
+
+    Returns:
+        A `Figure` per contender; `print` shows them as a table.
 
     Raises:
-        ValueError: fewer than one sample or round.
+        ValueError: ``batch`` or ``rounds`` is below 1.
+
+    Examples:
+        >>> from cdrl_fast import CDRL
+        >>> from cdrl_fast.cli.bench import bench
+        >>> print(bench(CDRL.from_pretrained("digits"), rounds=3))  # doctest: +SKIP
     """
     if batch < 1 or rounds < 1:
         raise ValueError(f"bench: batch and rounds must be at least 1, got {batch} and {rounds}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     label = cycled_classes(model, batch)
     options: dict[str, Any] = {"steps": steps, "label": label}
-    plain = _without_norms(model)
-    by_hand = afternoon(model, compiled=compiled)
-    name = "afternoon, compiled" if compiled else "afternoon"
-    fast = {f"ours, {p}": Sampler(model, precision=p) for p in ("fp32", "auto")}
-    if fast["ours, auto"].precision.name == "fp32":
-        del fast["ours, auto"]
-    hand_sampler = Sampler(by_hand)
-    ways: dict[str, Callable[[], object]] = {
+    fixed = _with_fixed_weights(model)
+    tuned = hand_tuned(model, compiled=compiled)
+    tuned_name = "hand-tuned, compiled" if compiled else "hand-tuned"
+    tuned_sampler = Sampler(tuned)
+    contenders: dict[str, Callable[[], object]] = {
         "eager": lambda: reference.sample(model, batch, noise="torch", **options),
-        name: lambda: hand_sampler.sample(batch, **options),
+        tuned_name: lambda: tuned_sampler.sample(batch, **options),
     }
-    memory = {"eager": _kept(plain, batch), name: _kept(by_hand, batch)}
-    for title, sampler in fast.items():
-        title = title.replace("auto", sampler.precision.name)
-        ways[title] = partial(sampler.sample, batch, **options)
-        memory[title] = sampler.working_memory(batch) or memory["eager"]
-    seconds = _timed(ways, rounds, model)
-    work, rate = operations(model, steps), processor_rate(model)
+    memory = {"eager": _saved_bytes(fixed, batch), tuned_name: _saved_bytes(tuned, batch)}
+    samplers = {s.precision.name: s for s in (Sampler(model, precision=p) for p in PRECISIONS)}
+    for precision, sampler in samplers.items():
+        name = f"cdrl-fast, {precision}"
+        contenders[name] = partial(sampler.sample, batch, **options)
+        memory[name] = sampler.working_memory(batch) or memory["eager"]
+    seconds = _median_seconds(contenders, rounds, model)
+    flop, rate = flop_per_sample(model, steps), processor_rate(model)
     figures = [
-        Figure(n, s, batch / s, memory[n] / batch, work * batch / rate / s)
+        Figure(n, s, batch / s, memory[n] / batch, flop * batch / rate / s)
         for n, s in seconds.items()
     ]
-    return Bench(batch, work, rate, figures)
+    return Bench(batch, flop, rate, figures)
 
 
-def _timed(ways: dict[str, Callable[[], object]], rounds: int, model: CDRL) -> dict[str, float]:
+def _median_seconds(
+    contenders: dict[str, Callable[[], object]], rounds: int, model: CDRL
+) -> dict[str, float]:
     device = _device(model)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, run in ways.items():
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for index in range(rounds + 1):
+        for name, run in contenders.items():
             start = time.perf_counter()
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if turn:  # the first is for warming up
+            if index > 0:  # round 0 warms up
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 class _Half(nn.Module):
-    """An energy in bfloat16 under autocast, whose dtype is its own whatever it is moved to."""
+    """An energy in bfloat16 under autocast, which keeps its dtype when its model is moved."""
 
     def __init__(self, energy: nn.Module, *, compiled: bool) -> None:
         super().__init__()
@@ -152,12 +173,20 @@ class _Half(nn.Module):
         if y.dim() == 4:
             y = y.to(memory_format=torch.channels_last)
         with torch.autocast(y.device.type, self._dtype):
-            value: Tensor = self._call[0](y, logsnr, label)
-        return value.to(y.dtype)
+            energies: Tensor = self._call[0](y, logsnr, label)
+        return energies.to(y.dtype)
 
 
-def afternoon(model: CDRL, *, compiled: bool = False) -> CDRL:
-    """The model as a good engineer would make it fast in an afternoon; shares no weights."""
+def hand_tuned(model: CDRL, *, compiled: bool = False) -> CDRL:
+    """Return a copy of a model with PyTorch's usual optimisations, the hand-tuned baseline.
+
+    Spectral norms are folded into the weights, the energy runs in bfloat16 by autocast with
+    channels-last memory.
+
+    Args:
+        model: a model; it is not changed and shares no weights with the copy.
+        compiled: apply ``torch.compile`` to the energy, too.
+    """
     energy = _Half(folded(model.energy), compiled=compiled)
     return CDRL(
         energy, copy.deepcopy(model.initializer), model.schedule, sample_shape=model.sample_shape
@@ -165,17 +194,17 @@ def afternoon(model: CDRL, *, compiled: bool = False) -> CDRL:
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy in eval mode whose spectrally normalised layers are plain ones with W / σ."""
+    """Return a copy in eval mode, with weights W / σ in place of spectral normalisation."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, (SpectralConv2d, SpectralLinear)):
-                setattr(parent, name, _plain(layer))
+                setattr(parent, name, _plain_layer(layer))
     return network.requires_grad_(False)
 
 
 @torch.no_grad()
-def _plain(layer: SpectralConv2d | SpectralLinear) -> nn.Module:
+def _plain_layer(layer: SpectralConv2d | SpectralLinear) -> nn.Module:
     device = layer.weight.device
     plain: nn.Conv2d | nn.Linear
     if isinstance(layer, SpectralConv2d):
@@ -189,10 +218,10 @@ def _plain(layer: SpectralConv2d | SpectralLinear) -> nn.Module:
     return plain
 
 
-def _without_norms(model: CDRL) -> CDRL:
-    plain = copy.deepcopy(model)
-    fix_weights(plain.energy)
-    return plain
+def _with_fixed_weights(model: CDRL) -> CDRL:
+    fixed = copy.deepcopy(model)
+    fix_weights(fixed.energy)
+    return fixed
 
 
 def _device(model: CDRL) -> torch.device:
@@ -201,31 +230,31 @@ def _device(model: CDRL) -> torch.device:
 
 def _gradient(model: CDRL, batch: int) -> None:
     y = torch.randn(batch, *model.sample_shape, device=_device(model))
-    # A view, since the counter of operations does not take leaves of the graph into a module.
+    # The FLOP counter fails on a leaf of the graph that is a module's input; a view is none.
     reference.input_gradient(lambda v: model.energy(v.view_as(v), v.new_zeros(1), None), y)
 
 
-def _kept(model: CDRL, batch: int) -> float:
-    """Bytes that autograd keeps for one gradient, weights apart."""
+def _saved_bytes(model: CDRL, batch: int) -> float:
+    """Return the bytes that autograd saves for one gradient, besides the weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.energy.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         _gradient(model, batch)
-    return float(sum(kept.values()))
+    return float(sum(saved.values()))
 
 
-def operations(model: CDRL, steps: int | None = None) -> float:
-    """Floating-point operations of one sample's convolutions and matrix products."""
+def flop_per_sample(model: CDRL, steps: int | None = None) -> float:
+    """Return the FLOP of the convolutions and matrix products that draw one sample."""
     plan = model.schedule.plan(steps)
     gradients = sum(plan.counts) + int(model.is_image)
-    total = float(flop_of(partial(_gradient, _without_norms(model), 1))) * gradients
+    total = float(flop_of(partial(_gradient, _with_fixed_weights(model), 1))) * gradients
     if model.initializer is not None:
         x = torch.randn(1, *model.sample_shape, device=_device(model))
         with torch.no_grad():
@@ -235,11 +264,11 @@ def operations(model: CDRL, steps: int | None = None) -> float:
 
 
 def processor_rate(model: CDRL) -> float:
-    """Floating-point operations a second that this device has been seen to do."""
+    """Return the highest FLOP rate, per second, measured on the model's device."""
     device = _device(model)
     module = load()
     if device.type == "cpu" and module is not None:
         threads = torch.get_num_threads()
         return max(float(module.peak_flops(half, threads)) for half in (False, True))
-    tried = (Precision("fp32"), Precision("bf16"))
-    return max(matmul_rate(device, each.network, each.fp32_precision) for each in tried)
+    precisions = (Precision("fp32"), Precision("bf16"))
+    return max(matmul_rate(device, p.network, p.fp32_precision) for p in precisions)

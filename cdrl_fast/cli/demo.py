@@ -1,4 +1,4 @@
-"""``cdrl-fast demo``: digits of the shipped model, and a second model trained on the spot."""
+"""``cdrl-fast demo``: sample the shipped model, train a second one, write a page."""
 
 from __future__ import annotations
 
@@ -30,26 +30,28 @@ GUIDANCE = 1.0
 
 @dataclass(frozen=True)
 class Demo:
-    """Draw digits from the shipped model, train a second model, write a report."""
+    """Draw digits from the shipped model, train a small second model, write a page."""
 
     out: Path = Path("demo")
+    """Folder for the pictures and the page, index.html."""
     iterations: int = 2000
-    """Of the model that is trained."""
+    """Training iterations of the second model."""
 
     def run(self) -> None:
+        """Run the demo."""
         run_demo(self.out, self.iterations)
 
 
 def run_demo(out: Path, iterations: int = 2000, samples: int = 300) -> Path:
-    """Samples, trains and writes pictures and ``index.html`` into ``out``.
+    """Sample, train and write pictures and ``index.html`` into ``out``.
 
     Args:
-        out: a folder; what an earlier demo left there is overwritten.
-        iterations: of the model that is trained from scratch, 2-D points of a checkerboard.
-        samples: how many digits each measured figure rests on.
+        out: a folder; the files of an earlier demo are overwritten.
+        iterations: training iterations of the second model, of 2-D points on a checkerboard.
+        samples: number of digits per measured figure.
 
     Returns:
-        The page.
+        The path of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
     page = Report(
@@ -95,11 +97,11 @@ def _digits(page: Report, out: Path, count: int) -> None:
         metrics=figures,
         timings=timings,
         title="Digits: the shipped model",
-        subtitle=f"Ten samples of each class in turn, guidance {GUIDANCE:g}.",
+        subtitle=f"Ten samples per class, guidance {GUIDANCE:g}.",
         page=page,
     )
     accuracy = figures[f"accuracy_w{GUIDANCE:g}"]
-    print(f"     {accuracy:.1%} recognised as the class asked for (guidance {GUIDANCE:g})")
+    print(f"     {accuracy:.1%} recognised as the requested class (guidance {GUIDANCE:g})")
 
 
 def _checkerboard(page: Report, out: Path, iterations: int) -> None:
@@ -132,7 +134,7 @@ def _checkerboard(page: Report, out: Path, iterations: int) -> None:
         timings={f"training, {trainer.iteration} iterations": trainer.seconds},
         config=recipe.to_dict(),
         title="Checkerboard: trained just now",
-        subtitle="50,000 points of eight squares; the model has seen nothing else.",
+        subtitle="Trained on 50,000 points in eight squares.",
         page=page,
     )
-    print(f"     {inside:.1%} of its samples inside the squares (50% would be chance)")
+    print(f"     {inside:.1%} of the samples are inside the squares (chance: 50%)")

@@ -1,14 +1,13 @@
-"""``cdrl-fast evaluate`` and ``tune``: how good samples are, and at what cost."""
+"""``cdrl-fast evaluate`` and ``tune``: measure samples, fit step plans."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cdrl_fast.cli.options import device_of, load_split, one_plan
+from cdrl_fast.cli.options import load_split, parse_device, parse_steps
 from cdrl_fast.data import Dataset
 from cdrl_fast.environment import about
 from cdrl_fast.evaluation.judge import evaluate
@@ -22,48 +21,49 @@ from cdrl_fast.storage.folder import json_to_bytes, write_atomic
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model's samples against data."""
+    """Measure how close samples are to data; sweep over steps or guidance."""
 
     model: str = "digits"
-    """A shipped model, a folder (a run's too) or a Hub id."""
+    """A shipped model, the folder of a model or run, or a Hub id."""
     data: str = "digits"
-    """What the model was trained on: digits, folder:PATH, …, as for train."""
+    """The model's training data, as for train --data."""
     image_size: int | None = None
-    """Images are resized to it, as for train; by default they keep their size."""
+    """Side in pixels that images are resized to; by default they keep their size."""
     held_out: float = 0.2
-    """Share that training has not seen, as for train; images only."""
+    """Share of the images that the model was not trained on, as for train --held-out."""
     samples: int = 1000
-    """For each figure."""
+    """Samples per figure."""
     guidance: tuple[str, ...] = ()
-    """Weights at which labels are asked for, 0 and 1 by default; 0,0.5,1 sweeps over them."""
+    """Weights of classifier-free guidance, by default 0 and 1; 0,0.5,1 sweeps over them."""
     steps: tuple[str, ...] = ()
-    """Langevin steps a level, as in sample; 15,8,5,tuned sweeps over plans (1/2/3 is one)."""
+    """Langevin steps per level, as for sample; 15,8,1/2/3,tuned sweeps over four plans."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
     seeds: int = 1
-    """Of a sweep: figures are means over seed, seed + 1, … with their standard deviation."""
+    """Seeds of a sweep, from --seed on; figures are means with standard deviations."""
     out: Path | None = None
-    """Also write the figures there, as JSON."""
+    """JSON file for the figures."""
     page: Path | None = None
-    """Also write figures, samples, and a run's curves, as one HTML page."""
+    """HTML file for figures, samples and the curves of a run."""
     picture: Path | None = None
-    """Of a sweep: its curve, .png or .svg; by default beside the JSON."""
+    """Picture of a sweep's curve, .png or .svg; by default beside --out."""
     device: str = "auto"
-    """A torch device; auto: a GPU where there is one."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        """Print the figures; write them to files."""
+        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
         train, held_out = load_split(
             self.data, self.image_size, self.held_out if model.is_image else 0
         )
-        swept, plans, weights = _asked(self.steps, self.guidance)
+        swept, plans, weights = _parse_sweep(self.steps, self.guidance)
         if swept is not None:
             if self.page is not None:
-                raise ValueError("evaluate: --page does not go with a sweep; --picture does")
+                raise ValueError("page: a sweep has no page; pass --picture for its curve")
             self._sweep(model, train, swept, plans, weights)
             return
         if self.seeds != 1 or self.picture is not None:
-            raise ValueError("evaluate: --seeds and --picture belong to a sweep, as --steps 15,8,5")
+            raise ValueError("seeds, picture: expected a sweep with them, such as --steps 15,8,5")
         figures = evaluate(
             model,
             train,
@@ -77,8 +77,8 @@ class Evaluate:
         for name, value in figures.items():
             print(f"{name:24s} {value:.6g}")
         if self.out is not None:
-            found = {"command": _command("evaluate", self), **figures, "versions": about().versions}
-            write_atomic(self.out, json_to_bytes(found))
+            content = {"command": _command(), **figures, "versions": about().versions}
+            write_atomic(self.out, json_to_bytes(content))
         if self.page is not None:
             run = Path(self.model)
             page = model_page(
@@ -117,14 +117,14 @@ class Evaluate:
         )
         print(sweep_table(rows))
         if self.out is not None:
-            found = {
-                "command": _command("evaluate", self),
+            content = {
+                "command": _command(),
                 "samples": self.samples,
                 "seeds": list(seeds),
                 "rows": rows,
                 "versions": about().versions,
             }
-            write_atomic(self.out, json_to_bytes(found))
+            write_atomic(self.out, json_to_bytes(content))
         picture = self.picture or (self.out and self.out.with_suffix(".png"))
         if picture is not None:
             try:
@@ -135,33 +135,34 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Tune:
-    """Fit a step plan to a model: how many steps each level takes, and how long they are."""
+    """Tune a model's step plan: the number and size of Langevin steps per level."""
 
     out: Path
-    """Folder of the model with its plan, for --steps tuned."""
+    """Folder for the model with its plan, which --steps tuned uses."""
     model: str = "digits"
-    """A shipped model, a folder (a run's too) or a Hub id."""
+    """A shipped model, the folder of a model or run, or a Hub id."""
     data: str = "digits"
-    """What the model was trained on: digits, folder:PATH, …, as for train."""
+    """The model's training data, as for train --data."""
     image_size: int | None = None
-    """Images are resized to it, as for train; by default they keep their size."""
+    """Side in pixels that images are resized to; by default they keep their size."""
     held_out: float = 0.2
-    """Share that training has not seen, and the search does not see; images only."""
+    """Share of the images that the model was not trained on; the search does not use it."""
     budget: int = 30
     """Langevin steps of all levels together."""
     samples: int = 500
-    """For each of two seeds that a plan is judged by."""
+    """Samples per plan and seed; plans are compared on two seeds."""
     guidance: float = 0.0
-    """Weight of classifier-free guidance that the plan is for."""
+    """Weight of classifier-free guidance that the plan is tuned for."""
     seed: int = 10_000
-    """Of the samples; those of evaluate's seeds are others."""
+    """First of the two seeds; evaluate with other seeds."""
     minutes: float = 10.0
-    """The search stops then with the best plan so far."""
+    """Time limit of the search, which returns its best plan."""
     device: str = "auto"
-    """A torch device; auto: a GPU where there is one."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        """Tune the plan, save the model with it and print it."""
+        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
         train, _ = load_split(self.data, self.image_size, self.held_out if model.is_image else 0)
         model.step_plan = tune_steps(
             model,
@@ -177,34 +178,28 @@ class Tune:
         print(f"{self.out}: {model.step_plan}")
 
 
-def _asked(
+def _parse_sweep(
     steps: tuple[str, ...], guidance: tuple[str, ...]
 ) -> tuple[Argument | None, tuple[Steps, ...], tuple[float, ...]]:
-    """The argument to sweep over (its values have commas), the plans, the weights."""
-    lists: list[Argument] = []
-    if any("," in word for word in steps):
-        lists.append("steps")
-        plans = tuple(one_plan((entry,)) for entry in ",".join(steps).split(","))
+    """Return the argument to sweep over (the one with commas) or None, the plans, the weights."""
+    swept: list[Argument] = []
+    if any("," in option for option in steps):
+        swept.append("steps")
+        plans = tuple(parse_steps((entry,)) for entry in ",".join(steps).split(","))
     else:
-        plans = (one_plan(steps),)
-    if any("," in word for word in guidance):
-        lists.append("guidance")
+        plans = (parse_steps(steps),)
+    if any("," in option for option in guidance):
+        swept.append("guidance")
     try:
-        weights = tuple(float(entry) for word in guidance for entry in word.split(","))
+        weights = tuple(float(entry) for option in guidance for entry in option.split(","))
     except ValueError:
         raise ValueError(f"guidance: expected numbers, got {' '.join(guidance)!r}") from None
-    if len(lists) == 2:
+    if len(swept) == 2:
         raise ValueError("evaluate: sweep over steps or over guidance, not over both at once")
-    swept = lists[0] if lists else None
-    return swept, plans, weights or ((0.0,) if swept else (0.0, 1.0))
+    argument = swept[0] if swept else None
+    return argument, plans, weights or ((0.0,) if argument else (0.0, 1.0))
 
 
-def _command(name: str, options: Any) -> str:
-    """The command line that gives these options, without those left at their defaults."""
-    words = ["cdrl-fast", name]
-    for entry in fields(options):
-        value = getattr(options, entry.name)
-        if value != entry.default:
-            values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{entry.name.replace('_', '-')}", *map(str, values)]
-    return shlex.join(words)
+def _command() -> str:
+    """Return this process's command line."""
+    return shlex.join(["cdrl-fast", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""``cdrl-fast export`` and ``import``: models to share, and those of the authors' code."""
+"""``cdrl-fast export`` and ``import``: share models, convert released checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from cdrl_fast.cli.options import device_of
+from cdrl_fast.cli.options import parse_device
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.released import load_released_checkpoint
 from cdrl_fast.model.schedule import NoiseSchedule
@@ -23,14 +23,19 @@ from cdrl_fast.training.run_folder import LOG
 
 @dataclass(frozen=True)
 class Import:
-    """Convert a checkpoint of the authors' released code into a model folder."""
+    """Convert a checkpoint of the authors' released code to a model folder."""
 
     file: tyro.conf.Positional[Path]
+    """Checkpoint of the released code."""
     folder: tyro.conf.Positional[Path]
+    """Folder for the model."""
     image_size: int = 32
+    """Side of the model's images in pixels."""
     schedule: NoiseSchedule | None = None
+    """Noise schedule; by default that of the released models."""
 
     def run(self) -> None:
+        """Convert the checkpoint and print where the model is."""
         model = load_released_checkpoint(
             self.file, image_size=self.image_size, schedule=self.schedule
         )
@@ -40,24 +45,25 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model with its card, a picture and a run's recipe in it, or push it to the Hub."""
+    """Save a model with its model card to a folder or to the Hugging Face Hub."""
 
     model: str = "digits"
-    """A shipped model, a folder (a run's too) or a Hub id."""
+    """A shipped model, the folder of a model or run, or a Hub id."""
     out: Path | None = None
-    """A folder for the model; its README.md is the card, and is replaced."""
+    """Folder for the model; its README.md, the card, is overwritten."""
     push: str | None = None
-    """A repository of the Hugging Face Hub, owner/name, made if it is not there."""
+    """Hub repository OWNER/NAME; it is created if it does not exist."""
     private: bool = False
-    """Of a repository that is made."""
+    """Make a new repository private."""
     license: str | None = None
     """SPDX identifier of the weights' licence, such as apache-2.0."""
     about: str = ""
-    """What the model is for, its data and that data's licence, its limits."""
+    """Text for the card: purpose, training data and its licence, limits."""
     device: str = "auto"
-    """Where the picture's samples are drawn; auto: a GPU where there is one."""
+    """Device that draws the card's picture: auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
+        """Write or push the model and its card; print where they are."""
         if self.out is None and self.push is None:
             raise ValueError("export: expected --out FOLDER, --push OWNER/NAME or both")
         model = CDRL.from_pretrained(self.model)
@@ -70,7 +76,7 @@ class Export:
     def _card(self, model: CDRL) -> ModelCard:
         picture = None
         if model.is_image:
-            sampler = Sampler(model, device=device_of(self.device))
+            sampler = Sampler(model, device=parse_device(self.device))
             picture = image_grid(sampler.sample(50, label=cycled_classes(model, 50)), columns=10)
         run = Path(self.model)
         return ModelCard(
@@ -79,11 +85,11 @@ class Export:
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
-    """The newest metrics of a run's log, with their iteration; empty where there are none.
+    """Return the newest metrics of a run's log, with their iteration; empty if there are none.
 
     Raises:
         DataError: a log damaged before its last line.
     """
     rows = read_log(path) if path.is_file() else []
-    measured = [row for row in rows if "metrics" in row]
-    return {"iteration": measured[-1]["iteration"], **measured[-1]["metrics"]} if measured else {}
+    rows = [row for row in rows if "metrics" in row]
+    return {"iteration": rows[-1]["iteration"], **rows[-1]["metrics"]} if rows else {}

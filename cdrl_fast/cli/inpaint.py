@@ -1,4 +1,4 @@
-"""``cdrl-fast inpaint``: images with missing parts from files, their completions to files."""
+"""``cdrl-fast inpaint``: complete images from files and write the completions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast import report
-from cdrl_fast.cli.options import device_of, labels_of, one_plan
+from cdrl_fast.cli.options import parse_device, parse_labels, parse_steps
 from cdrl_fast.data import load_data
 from cdrl_fast.errors import DataError
 from cdrl_fast.model.cdrl import CDRL
@@ -23,53 +23,53 @@ from cdrl_fast.storage.folder import write_npz
 
 @dataclass(frozen=True)
 class Inpaint:
-    """Complete images of which a part is missing."""
+    """Complete images that have missing parts."""
 
     model: str = "digits"
-    """A shipped model, a folder (a run's too) or a Hub id."""
+    """A shipped model, the folder of a model or run, or a Hub id."""
     images: str = "digits"
-    """A folder of pictures, or data as for train."""
+    """A folder of pictures, or data as for train --data."""
     mask: str = "lower-half"
-    """What to fill: lower-half, random:P, or a picture that is white there."""
+    """Pixels to fill: lower-half, random:P (a share P), or a picture, white where to fill."""
     out: Path = Path("completions")
-    """Folder of the completions: an overview, each as a picture, and all values as .npz."""
+    """Folder for an overview, one picture per completion, and all values as .npz."""
     n: int = 8
-    """Of the images, the first n."""
+    """Number of images, from the first on."""
     samples: int = 5
-    """Completions of each image."""
+    """Completions per image."""
     label: tuple[str, ...] = ()
-    """A class name or number, or n of them."""
+    """One class name or number for all images, or n of them."""
     guidance: float = 0.0
     """Weight of classifier-free guidance towards the label."""
     steps: tuple[str, ...] = ()
-    """Langevin steps a level: one number, one for each level 1 … T, or tuned."""
+    """Langevin steps per level: one number, one per level 1 … T, or tuned."""
     noise: ObservationNoise = "shared"
-    """Of the known pixels: one noise a completion, or a fresh one a level."""
+    """Noise of the known pixels: shared by all levels of a completion, or fresh at each level."""
     passes: int = 1
-    """How often each level is gone through; more follow the known pixels more closely."""
+    """Passes through each level; more passes follow the known pixels more closely."""
     candidates: int = 1
-    """Completions drawn for each one kept: as many as classes, or a multiple, where no label is
-    given."""
+    """Completions drawn per kept one; without --label a multiple of the number of classes."""
     correctors: int = 0
-    """Extra Langevin steps a level."""
+    """Extra Langevin steps after each level."""
     seed: int = 0
-    """Of the noise, and of a random mask."""
+    """Seed of the noise and of a random mask."""
     batch_size: int | None = None
-    """Chains at a time, for less memory; by default all."""
+    """Chains per batch, for less memory; by default all."""
     precision: PrecisionName = "auto"
-    """Of the networks, as in Sampler; auto: bf16 where the processor multiplies it, else fp32."""
+    """Precision of the networks; auto: bf16 if the processor has it in hardware, else fp32."""
     device: str = "auto"
-    """A torch device; auto: a GPU where there is one."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        """Complete the images, write the completions and print where they are."""
+        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
         images, known = load_masked(self.images, self.mask, model, self.n, seed=self.seed)
         completions = Sampler(model, precision=self.precision).inpaint(
             images,
             known,
             seed=self.seed,
-            steps=one_plan(self.steps),
-            label=labels_of(self.label, model),
+            steps=parse_steps(self.steps),
+            label=parse_labels(self.label, model),
             guidance=self.guidance,
             samples=self.samples,
             batch_size=self.batch_size,
@@ -86,22 +86,26 @@ class Inpaint:
 def load_masked(
     source: str, mask: str, model: CDRL, n: int, *, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Images for a model to complete.
+    """Return images for a model to complete, and the mask of their known pixels.
 
     Args:
-        source: a folder of pictures, or what `load_data` takes; images get the model's size.
+        source: a folder of pictures, or what `load_data` takes; images are resized to the model's
+            size.
         mask, seed: as in `known_mask`.
         model: a model of images.
-        n: the first so many, or all if there are fewer.
+        n: the number of images, from the first on; all if there are fewer.
 
     Returns:
-        float32 (n, C, H, W) in [-1, 1], and bool (n, 1, H, W), True where a pixel is kept.
+        float32 (n, C, H, W) in [-1, 1], and bool (n, 1, H, W), True where a pixel is known.
 
     Raises:
-        ValueError: a model of points, n below 1, a wrong mask. DataError: as `load_data`.
+        ValueError: a model of points, n below 1, a wrong mask.
+        DataError: as `load_data`, or images with other channels than the model's.
     """
     if not model.is_image:
-        raise ValueError("inpaint: expected a model of images; in Python Sampler.inpaint takes any")
+        raise ValueError(
+            "model: expected a model of images, got one of points; use Sampler.inpaint in Python"
+        )
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
     channels, *size = model.sample_shape
@@ -110,19 +114,19 @@ def load_masked(
     data = load_data(spec, image_size=size[0])
     if data.sample_shape != model.sample_shape:
         raise DataError(
-            f"{source}: has {data.sample_shape[0]} channels, and the model takes {channels}; "
-            "convert the images"
+            f"images: expected {channels} channels, as the model has, got {data.sample_shape[0]} "
+            f"in {source}; convert the images"
         )
     images, _ = data.batch(torch.arange(min(n, len(data))))
     return images, known_mask(mask, len(images), (size[0], size[1]), seed=seed)
 
 
 def write_completions(images: Tensor, known: Tensor, completions: Tensor, folder: Path) -> None:
-    """Writes ``overview.png``, ``completions.npz`` and ``IMAGE-COMPLETION.png`` of each, from 0."""
+    """Write ``overview.png``, ``completions.npz`` and ``IMAGE-COMPLETION.png``, counted from 0."""
     folder.mkdir(parents=True, exist_ok=True)
-    each = completions.reshape(len(images), -1, *images.shape[1:])
+    by_image = completions.reshape(len(images), -1, *images.shape[1:])
     report.completion_grid(images, known, completions).save(folder / "overview.png")
-    for index in np.ndindex(*each.shape[:2]):
+    for index in np.ndindex(*by_image.shape[:2]):
         name = "{:05d}-{:02d}.png".format(*index)
-        report.save_image_grid(each[index][None], folder / name, scale=1)
-    write_npz(folder / "completions.npz", images=images, known=known, completions=each)
+        report.save_image_grid(by_image[index][None], folder / name, scale=1)
+    write_npz(folder / "completions.npz", images=images, known=known, completions=by_image)

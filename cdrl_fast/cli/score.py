@@ -1,4 +1,4 @@
-"""``cdrl-fast score``: how likely images are."""
+"""``cdrl-fast score``: print the log-densities of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from cdrl_fast import metrics
-from cdrl_fast.cli.options import device_of, labels_of
+from cdrl_fast.cli.options import parse_device, parse_labels
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.sampling.sampler import Sampler
@@ -18,29 +18,30 @@ from cdrl_fast.storage.folder import json_to_bytes, write_atomic
 
 @dataclass(frozen=True)
 class Score:
-    """Log-densities of images: the higher, the more like what the model was trained on."""
+    """Print the log-densities of images: the higher, the closer to the training data."""
 
     data: tyro.conf.Positional[str]
-    """What to score: digits, idx:FOLDER, folder:PATH, …; images are resized to the model's."""
+    """Data to score, as for train --data; images are resized to the model's size."""
     model: str = "digits"
-    """A shipped model, a folder (a run's too) or a Hub id."""
+    """A shipped model, the folder of a model or run, or a Hub id."""
     against: str | None = None
-    """Also score other data, and print the AUROC: the chance that the first's score is higher."""
+    """Other data; prints the AUROC, the chance that the first data score higher."""
     levels: tuple[int, ...] = (1,)
-    """Noise levels, 1 … T; several are averaged, standardised on --train."""
+    """Noise levels 1 … T; the scores of several are standardised on --train and averaged."""
     train: str | None = None
-    """Training data for that; by default the data itself."""
+    """Training data, used with several levels; by default the data to score."""
     label: str | None = None
-    """A class name or number: how likely images are in this class; by default without a label."""
+    """Class name or number, for densities of that class; by default without a label."""
     out: Path | None = None
-    """Also write all scores there, as JSON."""
+    """JSON file for all scores."""
     device: str = "auto"
-    """A torch device; auto: a GPU where there is one."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        model = CDRL.from_pretrained(self.model).to(device_of(self.device))
+        """Print medians and the five lowest scores; write all to ``out``."""
+        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
         sampler = Sampler(model)
-        label = None if self.label is None else labels_of((self.label,), model)
+        label = None if self.label is None else parse_labels((self.label,), model)
         names = dict.fromkeys([self.data, *([] if self.against is None else [self.against])])
         size = model.sample_shape[-1] if model.is_image else None
         data = {name: load_data(name, image_size=size) for name in names}
@@ -60,11 +61,11 @@ class Score:
             for index in values.argsort()[:5].tolist():
                 print(f"  {files[index] if files else index}: {float(values[index]):.6g}")
         if self.out is not None:
-            found = {
+            content = {
                 name: {"files": data[name].files, "scores": values.tolist()}
                 for name, values in scores.items()
             }
-            write_atomic(self.out, json_to_bytes(found))
+            write_atomic(self.out, json_to_bytes(content))
         if self.against is not None:
             area = metrics.auroc(scores[self.data], scores[self.against])
             print(f"AUROC of {self.data} against {self.against}: {area:.4f}")

@@ -1,4 +1,4 @@
-"""``cdrl-fast train``."""
+"""``cdrl-fast train``: train a model from a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from cdrl_fast.cli.options import device_of, load_split
+from cdrl_fast.cli.options import load_split, parse_device
 from cdrl_fast.cli.sample import write_samples
 from cdrl_fast.data import Dataset
 from cdrl_fast.errors import CDRLError, CheckpointError
@@ -30,32 +30,32 @@ from cdrl_fast.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model; Ctrl-C stops it at a checkpoint, --resume auto takes it up again.
-
-    Under torchrun several processes share every batch; see --shard.
-    """
+    """Train a model, also under torchrun; Ctrl-C saves it, --resume auto continues."""
 
     out: Path
-    """Folder of the run: log, previews, checkpoints, and in the end report.html."""
+    """Folder for the log, previews, checkpoints and, at the end, report.html."""
     recipe: str = "digits"
-    """A shipped recipe or a JSON file; every other option overrides one of its entries."""
+    """A shipped recipe or a JSON file; the other options override its entries."""
     data: str = "digits"
-    """digits, checkerboard, idx:FOLDER, folder:PATH, npz:FILE, npy:FILE, cifar10:FOLDER,
-    imagenet32:FOLDER or hub:NAME."""
+    """{idx,folder,cifar10,imagenet32}:FOLDER, {npz,npy}:FILE, hub:NAME, digits or checkerboard."""
     image_size: int | None = None
+    """Side in pixels that images are resized to; by default they keep their size."""
     held_out: float = 0.0
+    """Share of the data that is not trained on but compared with samples."""
     iterations: int = 10_000
+    """Iterations of the whole run, those before a resume included."""
     start: str | None = None
-    """A shipped model, a folder or a Hub id, whose weights training starts from."""
+    """Model whose weights training starts from: a shipped model, a folder or a Hub id."""
     resume: Literal["never", "auto"] = "never"
-    """auto: go on from the newest checkpoint in the folder, if there is one."""
+    """auto: continue from the newest checkpoint in --out, if there is one."""
     device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     model: Annotated[ModelOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelOptions)
     training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
 
     @classmethod
-    def of(cls, name: str) -> Train:
-        """The command with a recipe's entries as defaults."""
+    def from_recipe(cls, name: str) -> Train:
+        """Return the command with a recipe's entries as defaults."""
         recipe = load_recipe(name)
         return cls(
             out=tyro.MISSING,
@@ -70,7 +70,8 @@ class Train:
         )
 
     def run(self) -> None:
-        with process_group(device_of(self.device)) as device:
+        """Train, or continue a run; write its page at the end."""
+        with process_group(parse_device(self.device)) as device:
             self._run(device)
 
     def _run(self, device: torch.device) -> None:
@@ -84,14 +85,14 @@ class Train:
             training=self.training,
         )
         train, held_out = load_split(self.data, self.image_size, self.held_out)
-        compared = held_out is not None and train.labels is not None
-        if train.is_images and self.training.metrics_every and not compared:
+        comparable = held_out is not None and train.labels is not None
+        if train.is_images and self.training.metrics_every and not comparable:
             raise ValueError(
-                "metrics_every: images are compared with held-out ones, in the features of a "
-                "classifier; pass --held-out, and data with labels"
+                "metrics_every: metrics of images need held-out images and a classifier; pass "
+                "--held-out, and data with labels"
             )
         trainer = self._trainer(recipe, train, device)
-        checked = held_out if train.is_images else train
+        evaluation_data = held_out if train.is_images else train
         judge = cache(lambda: Judge(train))
         trainer.fit(
             self.iterations,
@@ -99,52 +100,54 @@ class Train:
             progress=True,
             preview=preview,
             evaluate=lambda t: evaluate(
-                t.ema, train, checked, samples=500, guidance=(0.0,), judge=judge()
+                t.ema, train, evaluation_data, samples=500, guidance=(0.0,), judge=judge()
             ),
         )
         if worker()[0] == 0:
             print(
                 f"{self.out}: {trainer.iteration} iterations, {trainer.seconds:.0f} s of training"
             )
-            self._page(trainer)
+            self._write_page(trainer)
 
-    def _page(self, trainer: Trainer) -> None:
+    def _write_page(self, trainer: Trainer) -> None:
         try:
             model_page(trainer.ema, title=str(self.out), run=self.out).write(self.out / PAGE)
         except (ImportError, CDRLError, OSError) as error:
-            # The run itself is safe by now.
+            # The checkpoints are complete, so the run has succeeded without its page.
             print(f"no {PAGE}: {error}", file=sys.stderr)
 
     def _trainer(self, recipe: Recipe, train: Dataset, device: torch.device) -> Trainer:
-        stored, first = self.out / RECIPE, worker()[0] == 0
+        recipe_file, first = self.out / RECIPE, worker()[0] == 0
         if checkpoints_of(self.out):
             if self.resume == "never":
                 raise CheckpointError(
-                    f"{self.out} holds a run; pass --resume auto to go on, or another --out"
+                    f"out: {self.out} already contains a run; pass --resume auto to continue it, "
+                    "or another --out"
                 )
-            before = load_recipe(stored)
+            before = load_recipe(recipe_file)
             if (before.data, before.model) != (recipe.data, recipe.model):
                 raise CheckpointError(
-                    f"{self.out}: the run has other data or networks; see {stored}"
+                    f"{self.out}: the run has other data or networks, see {recipe_file}; pass "
+                    "its options or another --out"
                 )
             trainer = Trainer.resume(self.out, train, config=self.training, device=device)
             if first:
-                now = replace(recipe, start=before.start)
-                write_atomic(stored, json_to_bytes(now.to_dict()))
+                continued = replace(recipe, start=before.start)
+                write_atomic(recipe_file, json_to_bytes(continued.to_dict()))
             return trainer
         model = self.model.build(train, self.training.seed).to(device)
         if self.start is not None:
-            kept = model.warm_start(CDRL.from_pretrained(self.start))
+            unmatched = model.warm_start(CDRL.from_pretrained(self.start))
             if first:
-                told = f", but for {', '.join(kept)}" if kept else ""
-                print(f"{self.out}: starts with the weights of {self.start}{told}")
+                exceptions = f", except {', '.join(unmatched)}" if unmatched else ""
+                print(f"{self.out}: starts with the weights of {self.start}{exceptions}")
         if first:
-            write_atomic(stored, json_to_bytes(recipe.to_dict()))
+            write_atomic(recipe_file, json_to_bytes(recipe.to_dict()))
         return Trainer(model, train, self.training)
 
 
 def preview(trainer: Trainer, path: Path) -> None:
-    """Writes a picture of 50 samples of the averaged model (1,000 points in 2-D)."""
+    """Write a picture of 50 samples of the averaged model (1,000 points in 2-D)."""
     model = trainer.ema
     n = 50 if model.is_image else 1000
     samples = Sampler(model).sample(n, label=cycled_classes(model, n))

@@ -1,1 +1,1 @@
-"""Samples against data: judged, swept over options, step plans tuned."""
+"""Quality of samples against data: figures, sweeps over options, tuned step plans."""

@@ -1,4 +1,4 @@
-"""How good a model's samples are, against the data it was trained on."""
+"""Quality of a model's samples, compared with its training data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BATCH = 250
 
 
 class Judge:
-    """Compares samples with data: images in a network's features, points as they are.
+    """Comparison of samples with data: images by a network's features, points by their values.
 
     Args:
-        data: what samples should look like.
+        data: the data that samples are compared with.
         extractor: the network whose features of images are compared; by default a classifier
-            trained on ``data``, which needs labels.
+            trained on ``data``, which must have labels.
 
     Raises:
         DataError: images without labels and no ``extractor``.
@@ -39,22 +39,26 @@ class Judge:
 
     @property
     def classifier(self) -> metrics.Classifier | None:
-        """The extractor where it tells classes apart."""
+        """The extractor if it is a classifier, else None."""
         return self.extractor if isinstance(self.extractor, metrics.Classifier) else None
 
     def distance(self, samples: Tensor) -> float:
-        """Fréchet distance of images' features, sliced Wasserstein distance of points."""
+        """Return images' Fréchet distance in features, or points' sliced Wasserstein distance."""
         if self.extractor is None:
             return metrics.sliced_wasserstein(self.real, samples)
         return frechet(self._features, extracted(samples, self.extractor))
 
     def figures(self, samples: Tensor, label: Tensor | None = None) -> dict[str, float]:
-        """All figures of one set of samples.
+        """Return all figures of a set of samples.
+
+        Args:
+            samples: images (n, C, H, W) or points (n, 2).
+            label: the classes that images were drawn with, int64 (n,).
 
         Returns:
-            Images: "frechet" and, of samples asked for by ``label``, "accuracy", the share that the
-            classifier recognises. Points of the checkerboard: "sliced_wasserstein", "inside", the
-            share inside its squares, and "smallest_share" and "largest_share", of a square
+            Images: "frechet" and, with ``label``, "accuracy", the share that the classifier
+            assigns to its label. Points of the checkerboard: "sliced_wasserstein", "inside", the
+            share inside the squares, and "smallest_share" and "largest_share", of a square
             relative to 1/8.
         """
         if self.extractor is None:
@@ -65,10 +69,10 @@ class Judge:
                 "smallest_share": float(shares.min() * 8),
                 "largest_share": float(shares.max() * 8),
             }
-        recognised: dict[str, float] = {}
+        accuracy: dict[str, float] = {}
         if label is not None and self.classifier is not None:
-            recognised["accuracy"] = metrics.label_accuracy(samples, label, self.classifier)
-        return {**recognised, "frechet": self.distance(samples)}
+            accuracy["accuracy"] = metrics.label_accuracy(samples, label, self.classifier)
+        return {**accuracy, "frechet": self.distance(samples)}
 
 
 def measure(
@@ -81,7 +85,7 @@ def measure(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, float]:
-    """`Judge.figures` of fresh samples, classes in turn, and the "seconds" of sampling."""
+    """Draw samples, cycled over the classes; return `Judge.figures` and the sampling "seconds"."""
     label = cycled_classes(sampler.model, samples)
     start = time.perf_counter()
     drawn = sampler.sample(
@@ -109,25 +113,26 @@ def evaluate(
     progress: bool = False,
     judge: Judge | None = None,
 ) -> dict[str, float]:
-    """Measures samples of a model.
+    """Measure the quality of a model's samples.
 
-    Images: the metrics of `metrics.evaluate_images` on samples drawn without a label, and of a
-    conditional model, at each guidance weight, the share of ``samples`` recognised as the class
-    asked for by a classifier trained on ``train``, and their Fréchet distance, classes in turn.
-    Points of the checkerboard: the share inside the squares, the smallest and largest square's
-    share relative to 1/8, and the sliced Wasserstein distance.
+    For images, the figures are those of `metrics.evaluate_images` on samples drawn without a
+    label. A conditional model gets, for each guidance weight w, two more figures of samples
+    cycled over the classes: "accuracy_w…", the share that a classifier trained on ``train``
+    assigns to its class, and "frechet_w…", the Fréchet distance. For points of the checkerboard,
+    the figures are the share inside the squares, the smallest and the largest square's share
+    relative to 1/8, and the sliced Wasserstein distance.
 
     Args:
-        model: sampled where it is.
-        train: what the model was trained on.
-        held_out: data of the same kind that it was not trained on; needed for images.
-        samples: how many samples each figure rests on.
-        guidance: classifier-free weights at which accuracy is measured.
+        model: the model, on the device to sample on.
+        train: the model's training data.
+        held_out: data of the same kind that the model was not trained on; required for images.
+        samples: number of samples per figure.
+        guidance: weights of classifier-free guidance for accuracy and Fréchet distance.
         steps, seed, progress: as in `Sampler.sample`.
-        judge: of ``train``; made here where there is none.
+        judge: the comparison with ``train``, if it exists already, to save its cost.
 
     Returns:
-        Figures by name, "seconds" being the time spent in sampling.
+        Figures by name, and "seconds", the time of sampling.
 
     Raises:
         ValueError: images without ``held_out``, or classes in another order than the model's.
@@ -143,7 +148,7 @@ def evaluate(
         True
     """
     if model.is_image and held_out is None:
-        raise ValueError("evaluate: images need held-out data to compare with")
+        raise ValueError("held_out: expected held-out data for a model of images, got None")
     model.check_class_names(train.classes, train.name)
     judge = judge or Judge(train)
     sampler = Sampler(model)
@@ -155,17 +160,15 @@ def evaluate(
     ).cpu()
     seconds = time.perf_counter() - start
     assert judge.classifier is not None
-    everything, real_labels = held_out.batch(np.arange(len(held_out)))
+    images, labels = held_out.batch(np.arange(len(held_out)))
     figures: dict[str, float] = {}
-    if model.num_classes and real_labels is not None:
-        figures["classifier_accuracy"] = metrics.label_accuracy(
-            everything, real_labels, judge.classifier
-        )
+    if model.num_classes and labels is not None:
+        figures["classifier_accuracy"] = metrics.label_accuracy(images, labels, judge.classifier)
         for weight in guidance:
-            found = measure(
+            guided = measure(
                 sampler, judge, samples, steps=steps, guidance=weight, seed=seed, progress=progress
             )
-            seconds += found.pop("seconds")
-            figures |= {f"{name}_w{weight:g}": value for name, value in found.items()}
-    figures |= metrics.evaluate_images(drawn, judge.real, everything, judge.classifier)
+            seconds += guided.pop("seconds")
+            figures |= {f"{name}_w{weight:g}": value for name, value in guided.items()}
+    figures |= metrics.evaluate_images(drawn, judge.real, images, judge.classifier)
     return {**figures, "seconds": seconds}

@@ -1,4 +1,4 @@
-"""Quality against one argument of sampling: steps a level, or guidance."""
+"""Sweeps: quality of samples against Langevin steps per level, or against guidance."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Row = dict[str, Any]
 PANELS = {
     "frechet": "Fréchet distance",
     "sliced_wasserstein": "sliced Wasserstein distance",
-    "accuracy": "recognised as the class asked for",
+    "accuracy": "recognised as the requested class",
     "inside": "inside the squares",
 }
 SPREAD = "_spread"
 
 
 def network_evaluations(model: CDRL, steps: Steps = None, guidance: float = 0.0) -> int:
-    """Forward passes of the initializer and gradients of the energy that one sample takes.
+    """Return the initializer's forward passes plus the energy's gradients per sample.
 
-    One proposal a level, one gradient a Langevin step, one more to denoise an image; guidance asks
-    the networks twice.
+    There is one proposal per level, one gradient per Langevin step and, for images, one gradient
+    to denoise; guidance doubles the sum.
     """
     proposals = 0 if model.initializer is None else model.schedule.levels
-    once = proposals + sum(model.plan(steps).counts) + int(model.is_image)
-    return once if guidance == 0 else 2 * once
+    unguided = proposals + sum(model.plan(steps).counts) + int(model.is_image)
+    return unguided if guidance == 0 else 2 * unguided
 
 
 def sweep(
@@ -51,49 +51,53 @@ def sweep(
     seeds: Sequence[int] = (0,),
     progress: bool = False,
 ) -> list[Row]:
-    """Measures samples at each value of one argument, every value with the same seeds.
+    """Measure samples at several values of one argument, with the same seeds for all values.
 
     Args:
-        data: what the model was trained on.
-        argument: the one that varies.
-        values: step plans, as `Sampler.sample` takes them, or guidance weights.
+        model: a trained model.
+        data: the model's training data.
+        argument: the argument that varies.
+        values: its values: guidance weights, or step plans as `Sampler.sample` takes them.
         fixed: the value of the other argument; None is its default.
-        samples: how many samples a seed.
-        seeds: figures are means over them.
+        samples: number of samples per seed.
+        seeds: the seeds that figures are averaged over.
+        progress: show progress bars.
 
     Returns:
-        A row for each value: the value (of steps the plan, too), "evaluations" of networks a
-        sample, and the figures of `Judge.figures`, each with its standard deviation over seeds as
-        "NAME_spread" where there are two or more.
+        One row per value: the value (for steps also the plan), "evaluations" of networks per
+        sample, and the figures of `Judge.figures`. With two seeds or more, "NAME_spread" is the
+        standard deviation of figure NAME over the seeds.
 
     Raises:
-        ValueError: no value or no seed; and as `Sampler.sample`, before anything is drawn.
+        ValueError: no value or no seed; and as `Sampler.sample`, before any sample is drawn.
     """
     if not values or not seeds:
-        raise ValueError("sweep: expected one or more values and seeds")
-    settings = [_setting(argument, value, fixed) for value in values]
+        raise ValueError(
+            f"values, seeds: expected one or more of each, got {len(values)} and {len(seeds)}"
+        )
+    settings = [_sampling_options(argument, value, fixed) for value in values]
     costs = [network_evaluations(model, **setting) for setting in settings]
     sampler, judge = Sampler(model), Judge(data)
     rows = []
     for value, setting, cost in zip(values, settings, costs, strict=True):
-        found = [
+        figures = [
             measure(sampler, judge, samples, seed=seed, progress=progress, **setting)
             for seed in seeds
         ]
-        row: Row = {argument: _name(value), "evaluations": cost}
+        row: Row = {argument: _option_text(value), "evaluations": cost}
         if argument == "steps":
             row["plan"] = model.plan(value).to_dict()
-        for name in (name for name in found[0] if name != "seconds"):
-            figures = [one[name] for one in found]
-            row[name] = float(np.mean(figures))
+        for name in (name for name in figures[0] if name != "seconds"):
+            by_seed = [seed_figures[name] for seed_figures in figures]
+            row[name] = float(np.mean(by_seed))
             if len(seeds) > 1:
-                row[name + SPREAD] = float(np.std(figures, ddof=1))
+                row[name + SPREAD] = float(np.std(by_seed, ddof=1))
         rows.append(row)
     return rows
 
 
 def sweep_table(rows: Sequence[Row]) -> str:
-    """The rows as text: a column for the argument, the evaluations and each figure."""
+    """Return rows as text, with columns for the argument, the evaluations and each figure."""
     columns = [name for name in rows[0] if name != "plan" and not name.endswith(SPREAD)]
     cells = [columns, *([_cell(row, name) for name in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -104,13 +108,15 @@ def sweep_table(rows: Sequence[Row]) -> str:
 
 
 def sweep_figure(rows: Sequence[Row]) -> Figure:
-    """Quality against network evaluations a sample, or against guidance; the tuned plan apart.
+    """Plot quality against network evaluations per sample, or against guidance.
+
+    A tuned plan is a series of its own.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     argument = next(iter(rows[0]))
-    x, xlabel = ("evaluations", "network evaluations a sample")
+    x, xlabel = ("evaluations", "network evaluations per sample")
     groups = {"h² = K/K'": [row for row in rows if row[argument] != "tuned"]}
     if argument == "guidance":
         x, xlabel = "guidance", "guidance"
@@ -124,14 +130,14 @@ def sweep_figure(rows: Sequence[Row]) -> Figure:
     return curve_row(panels, xlabel=xlabel)
 
 
-def _setting(argument: Argument, value: Any, fixed: Any) -> dict[str, Any]:
+def _sampling_options(argument: Argument, value: Any, fixed: Any) -> dict[str, Any]:
     if argument == "steps":
         return {"steps": value, "guidance": 0.0 if fixed is None else fixed}
     return {"guidance": value, "steps": fixed}
 
 
-def _name(value: Any) -> Any:
-    """As the command line takes it."""
+def _option_text(value: Any) -> Any:
+    """Return a value as the command line takes it."""
     return "/".join(map(str, value)) if isinstance(value, tuple) else value
 
 

@@ -1,4 +1,4 @@
-"""Fewer steps, better spent: a step plan fitted to a trained model's samples."""
+"""Step plans tuned to a trained model: the best use of a budget of Langevin steps."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Distances = tuple[float, float]
 Move = Callable[[StepPlan], StepPlan | None]
 
-# The factor that multipliers are first moved by, and the one below which moving stops.
-FIRST, LAST = 1.3, 1.05
+FIRST_FACTOR, LAST_FACTOR = 1.3, 1.05
+"""Factor by which multipliers are changed first, and the one below which the search ends."""
 
 
 def tune_steps(
@@ -40,37 +40,38 @@ def tune_steps(
     extractor: FeatureExtractor | None = None,
     progress: bool = False,
 ) -> StepPlan:
-    """Spreads a budget of Langevin steps over the levels so that samples come close to the data.
+    """Search the step plan, for a budget of Langevin steps, whose samples are closest to the data.
 
-    Starts from the rule h² = K/K' with the budget spread evenly, and moves, one at a time, all step
-    multipliers, one level's multiplier, or a step from one level to another (each level keeping
-    h² times its number of steps). A move stays where it brings samples closer to the data with
-    one seed's noise and, for what could be that noise's accident, with a second one's, too. All
-    plans are compared on the same noise. When no move helps, multipliers move by less, from a
-    factor of 1.3 to 1.05.
+    The search starts with the budget spread evenly over the levels and step multipliers by the
+    rule h² = K/K'. Each move scales all multipliers or one level's, or shifts one step from a level
+    to another, where h² times the number of steps stays the same. A move is accepted if it
+    reduces the distance for two seeds of noise: the second seed rejects moves that only fit the
+    first. All plans are compared on the same noise. When no move helps, the factor of the
+    multipliers shrinks, from 1.3 down to 1.05.
 
-    The distance is the Fréchet distance in a classifier's features for images, classes in turn,
-    and the sliced Wasserstein distance for points.
+    For images, the distance is the Fréchet distance in a classifier's features, of samples cycled
+    over the classes; for points, it is the sliced Wasserstein distance.
 
     Args:
-        model: a trained model; it is not changed. ``model.step_plan = plan`` makes the result what
-            ``steps="tuned"`` stands for, and `CDRL.save_pretrained` keeps it.
-        data: what the model was trained on.
-        budget: Langevin steps of all levels together, at least one a level.
-        samples: how many samples are drawn with each of the two seeds to judge a plan.
-        guidance: as in `Sampler.sample`; the plan fits this weight.
-        seed: of the search, which also uses ``seed + 1``. Judge the plan by others.
-        max_seconds: the search stops then with the best plan so far.
+        model: a trained model; it is not changed. Set ``model.step_plan = plan`` to use the plan
+            with ``steps="tuned"`` and to save it by `CDRL.save_pretrained`.
+        data: the model's training data.
+        budget: Langevin steps of all levels together, at least one per level.
+        samples: number of samples per plan and seed.
+        guidance: weight of classifier-free guidance that the plan is tuned for, as in
+            `Sampler.sample`.
+        seed: first seed of the search, which also uses ``seed + 1``; evaluate the plan with others.
+        max_seconds: time limit of the search, which returns the best plan so far.
         extractor: the network whose features of images are compared; by default a classifier
-            trained on ``data``, which needs labels.
-        progress: show a progress bar with the distance on both seeds.
+            trained on ``data``, which must have labels.
+        progress: show a progress bar with the distance for both seeds.
 
     Returns:
-        A plan of at most ``budget`` steps, at no greater distance than the rule's on either seed.
-        Without a cap on time equal arguments give equal plans on one machine.
+        A plan of at most ``budget`` steps, whose distance is at most the starting plan's for both
+        seeds. If time does not limit the search, equal arguments give equal plans on one machine.
 
     Raises:
-        ValueError: a budget below one step a level, too few samples, or a ``max_seconds`` that is
+        ValueError: ``budget`` is below one step per level, ``samples`` below 2, or ``max_seconds``
             not positive.
         DataError: images without labels and no ``extractor``.
 
@@ -83,8 +84,8 @@ def tune_steps(
     levels = model.schedule.levels
     if budget < levels:
         raise ValueError(
-            f"budget: expected at least {levels}, a step for each level, got {budget}; it counts "
-            "the steps of all levels together"
+            f"budget: expected at least {levels}, one step per level, got {budget}; it counts the "
+            "steps of all levels together"
         )
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, got {samples}; some hundreds are better")
@@ -110,22 +111,23 @@ def tune_steps(
     even = [budget // levels + (t < budget % levels) for t in range(levels)]
     with progress_bar(progress, desc="tuning", unit="plan") as bar:
 
-        def tried(best: Distances) -> None:
+        def show(best: Distances) -> None:
             bar.set_postfix_str(f"distance {best[0]:.4g}, {best[1]:.4g}", refresh=False)
             bar.update()
 
         deadline = time.monotonic() + max_seconds
-        return _Search(model.schedule.plan(even), distance, deadline, tried).run()
+        return _Search(model.schedule.plan(even), distance, deadline, show).run()
 
 
 class _Search:
-    """The best plan so far and its distances on both seeds.
+    """State of the search: the best plan so far and its distances for both seeds.
 
     Args:
         start: the first plan.
-        distance: of a plan's samples from the data, with the first (0) or the second (1) noise.
-        deadline: by ``time.monotonic``.
-        tried: called after each plan with the best distances.
+        distance: returns the distance between a plan's samples and the data, for the noise of the
+            first seed (0) or the second (1).
+        deadline: end of the search, by ``time.monotonic``.
+        show: called after each plan with the best distances.
     """
 
     def __init__(
@@ -133,24 +135,24 @@ class _Search:
         start: StepPlan,
         distance: Callable[[StepPlan, int], float],
         deadline: float,
-        tried: Callable[[Distances], None],
+        show: Callable[[Distances], None],
     ) -> None:
-        self.plan, self._distance, self._deadline, self._tried = start, distance, deadline, tried
+        self.plan, self._distance, self._deadline, self._show = start, distance, deadline, show
         self.distances: Distances = (distance(start, 0), distance(start, 1))
         self._seen = {start}
-        tried(self.distances)
+        show(self.distances)
 
     def run(self) -> StepPlan:
-        """Rounds of moves until none helps or time is up; steps move when no multiplier does."""
-        levels, factor = len(self.plan.counts), FIRST
+        """Try moves until none helps or time is up; shift steps only if no scaling helps."""
+        levels, factor = len(self.plan.counts), FIRST_FACTOR
         shifts = [partial(_shifted, a, b) for a, b in permutations(range(levels), 2)]
-        while factor >= LAST and not self._late():
+        while factor >= LAST_FACTOR and not self._is_late():
             if not (self._helps(_scalings(levels, factor)) or self._helps(shifts)):
                 factor = math.sqrt(factor)
         return self.plan
 
     def _helps(self, moves: Sequence[Move]) -> bool:
-        """Makes each move as often as it helps."""
+        """Repeat each move as long as it is accepted; return whether the plan has changed."""
         before = self.plan
         for move in moves:
             while (moved := move(self.plan)) is not None and self._accepts(moved):
@@ -158,7 +160,7 @@ class _Search:
         return self.plan != before
 
     def _accepts(self, plan: StepPlan) -> bool:
-        if plan in self._seen or self._late():
+        if plan in self._seen or self._is_late():
             return False
         self._seen.add(plan)
         first = self._distance(plan, 0)
@@ -168,36 +170,36 @@ class _Search:
             better = second < self.distances[1]
             if better:
                 self.plan, self.distances = plan, (first, second)
-        self._tried(self.distances)
+        self._show(self.distances)
         return better
 
-    def _late(self) -> bool:
+    def _is_late(self) -> bool:
         return time.monotonic() >= self._deadline
 
 
 def _scalings(levels: int, factor: float) -> list[Move]:
-    """All multipliers up and down, then each level's."""
+    """Return the moves that scale all multipliers up and down, then those of each level."""
     groups = [range(levels), *(range(t, t + 1) for t in range(levels))]
-    return [partial(_scaled, group, by) for group in groups for by in (factor, 1 / factor)]
+    return [partial(_scaled, group, scale) for group in groups for scale in (factor, 1 / factor)]
 
 
-def _scaled(levels: range, by: float, plan: StepPlan) -> StepPlan:
-    changed = [h * by if t in levels else h for t, h in enumerate(plan.multipliers)]
-    return _plan(plan.counts, changed)
+def _scaled(levels: range, scale: float, plan: StepPlan) -> StepPlan:
+    multipliers = [h * scale if t in levels else h for t, h in enumerate(plan.multipliers)]
+    return _rounded_plan(plan.counts, multipliers)
 
 
-def _shifted(giver: int, taker: int, plan: StepPlan) -> StepPlan | None:
-    """A step moved from level to level; None where there is but one."""
+def _shifted(source: int, target: int, plan: StepPlan) -> StepPlan | None:
+    """Return the plan with one step shifted between levels; None if the source has only one."""
     counts, multipliers = list(plan.counts), list(plan.multipliers)
-    if counts[giver] == 1:
+    if counts[source] == 1:
         return None
-    counts[giver] -= 1
-    counts[taker] += 1
-    for t in (giver, taker):
+    counts[source] -= 1
+    counts[target] += 1
+    for t in (source, target):
         multipliers[t] *= math.sqrt(plan.counts[t] / counts[t])
-    return _plan(counts, multipliers)
+    return _rounded_plan(counts, multipliers)
 
 
-def _plan(counts: Sequence[int], multipliers: Sequence[float]) -> StepPlan:
-    """Rounded, so that a way there and back ends at the same plan, which is not tried twice."""
+def _rounded_plan(counts: Sequence[int], multipliers: Sequence[float]) -> StepPlan:
+    """Return a plan with rounded multipliers, so that opposite moves give the same plan again."""
     return StepPlan(tuple(counts), tuple(round(h, 4) for h in multipliers))

@@ -60,7 +60,14 @@ class Classifier(nn.Module):
         self.head = nn.Linear(64, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features of images, the penultimate layer: float32 (n, C, H, W) → (n, 64), ≥ 0."""
+        """Return the output of the penultimate layer, which is nonnegative.
+
+        Args:
+            images: float32 (n, C, H, W) in [-1, 1].
+
+        Returns:
+            float32 (n, 64).
+        """
         if images.shape[1:] != self.shape:
             raise ValueError(
                 f"images must have shape (n, {', '.join(map(str, self.shape))}), "

@@ -1,8 +1,8 @@
-"""Pictures of samples, and one self-contained HTML page that shows a model.
+"""Pictures of samples, and self-contained HTML pages about models.
 
-Images are tensors in [-1, 1]; 2-D points are plotted. A ``Report`` is one file with every picture
-inside it: it loads nothing, runs no script and follows the reader's light or dark theme.
-Matplotlib is imported only where a figure is drawn, and never through its global state.
+Images are tensors in [-1, 1]; 2-D points are plotted. A ``Report`` is one file with all pictures
+inside: it loads nothing, runs no script and follows the reader's light or dark theme. Matplotlib
+is imported only when a figure is drawn, and its global state is not used.
 """
 
 from cdrl_fast.report.page import Report

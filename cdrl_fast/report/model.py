@@ -1,4 +1,4 @@
-"""The page about a model, a run or an evaluation: what `cdrl_fast.report` needs, put together."""
+"""Pages about a model, a training run or an evaluation."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ def model_page(
     metrics: dict[str, Any] | None = None,
     steps: Any = None,
 ) -> Report:
-    """Samples with their chains; of a run its curves and recipe; figures where there are any.
+    """Draw samples and assemble the page about a model.
+
+    The page shows the samples and their chains, the curves and the recipe of a training run, and
+    figures of quality.
 
     Args:
-        model: draws 60 images, or 1,000 points, classes in turn.
-        run: a training run's folder.
-        metrics: figures by name, as `evaluate` gives them.
+        model: the model, which draws 60 images or 1,000 points, cycled over its classes.
+        title: the heading of the page.
+        run: folder of the training run; None for a page without curves and recipe.
+        metrics: figures by name, as `evaluate` returns them.
         steps: as in `Sampler.sample`.
 
     Raises:
-        ImportError: matplotlib is not installed and there is something to plot.
+        ImportError: there are curves or points to plot, and matplotlib is not installed.
     """
     n = IMAGES if model.is_image else POINTS
     samples, trace = Sampler(model).sample(
@@ -48,7 +52,7 @@ def model_page(
         metrics=metrics,
         config=None if run is None else recipe_of_run(run),
         title=title,
-        subtitle="Drawn by the averaged weights, classes in turn."
+        subtitle="Samples of the averaged weights, cycled over the classes."
         if model.num_classes
-        else "Drawn by the averaged weights.",
+        else "Samples of the averaged weights.",
     )

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: the template and what goes into it."""
+"""`Report`, a self-contained HTML page, and its template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PNG = "data:image/png;base64,"
 _NUMBER = '<td class="number">'
 _SVG_THEME = "svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d5dae1}}"
-# Besides style, the policy makes a browser refuse whatever is not inside the file.
+# The Content-Security-Policy makes browsers refuse everything that is not inside the file.
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -75,14 +75,14 @@ $body
 
 
 def _png(image: Image.Image, **options: Any) -> str:
-    """``image`` as the data URI of a PNG; ``options`` as for Pillow's ``save``."""
+    """Return ``image`` as the data URI of a PNG; ``options`` go to Pillow's ``save``."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", **options)
     return _PNG + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _svg(figure: Figure) -> str:
-    """``figure`` as the data URI of an SVG."""
+    """Return ``figure`` as the data URI of an SVG."""
     themed, buffer = figure.get_gid() == THEMED, io.StringIO()
     figure.savefig(buffer, format="svg", transparent=themed, dpi=200, metadata={"Date": None})
     text = buffer.getvalue()
@@ -92,7 +92,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _cell(value: object) -> str:
-    """One table cell: numbers to the right and floats to 4 digits; text is escaped."""
+    """Return a table cell, with numbers to the right, floats to 4 digits and text escaped."""
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if value is None:
@@ -104,13 +104,13 @@ def _cell(value: object) -> str:
 
 
 class Report:
-    """One HTML page, built from the top down and complete in its file.
+    """HTML page in one self-contained file, built from top to bottom.
 
-    Every text is escaped; the caption of a picture is its alternative text too. Pictures added
-    with ``half=True`` stand side by side where the window is wide enough.
+    All texts are escaped; a picture's caption is also its alternative text. Pictures added with
+    ``half=True`` stand side by side if the window is wide enough.
 
     Args:
-        title: the page's heading and window title.
+        title: the heading of the page and the title of the window.
         subtitle: a line under the heading.
 
     Examples:
@@ -144,22 +144,22 @@ class Report:
         self._add(f"<figure{kind}>{tag}<figcaption>{text}</figcaption></figure>")
 
     def section(self, title: str) -> None:
-        """Begins a section with a title; what is added from here on stands in it."""
+        """Begin a section with a title; all later additions belong to it."""
         self._sections.append([f"<h2>{escape(title)}</h2>"])
 
     def text(self, text: str) -> None:
-        """Adds text; an empty line begins a new paragraph."""
+        """Add text; an empty line begins a new paragraph."""
         for paragraph in text.split("\n\n"):
             self._add(f"<p>{escape(paragraph.strip())}</p>")
 
     def image(self, image: Image.Image, caption: str, *, half: bool = False) -> None:
-        """Adds an image with its caption as PNG, pixel for pixel; ``half``: of the width."""
+        """Add an image, losslessly as PNG, with a caption; ``half`` uses half the width."""
         self._picture(_png(image), image.size, caption, half)
 
     def figure(self, figure: Figure, caption: str, *, half: bool = False) -> None:
-        """Adds a matplotlib figure with its caption as SVG; ``half``: of the width.
+        """Add a matplotlib figure, as SVG, with a caption; ``half`` uses half the width.
 
-        The figures of this package take the page's colours; any other keeps its own.
+        Figures of this package take the page's colours; others keep their own.
         """
         width, height = figure.get_size_inches()
         self._picture(_svg(figure), (round(96 * width), round(96 * height)), caption, half)
@@ -169,24 +169,25 @@ class Report:
         rows: Sequence[Mapping[str, object] | Sequence[object]],
         header: Sequence[str] | None = None,
     ) -> None:
-        """Adds a table.
+        """Add a table.
 
         Args:
-            rows: mappings from column to value (a missing one leaves the cell empty), or lists.
+            rows: mappings from column to value (missing ones leave their cells empty), or lists.
             header: the columns in order; by default the keys of the mappings as they first occur.
 
         Raises:
-            ValueError: lists without ``header`` or of another length than it.
+            ValueError: lists without ``header``, or of another length than ``header``.
         """
         if header is None:
             if not all(isinstance(row, Mapping) for row in rows):
-                raise ValueError("table: rows that are lists need header")
+                raise ValueError("header: expected column names for rows that are lists, got None")
             header = list(dict.fromkeys(str(key) for row in rows for key in row))
         lines = [
             [row.get(key) for key in header] if isinstance(row, Mapping) else row for row in rows
         ]
         if any(len(line) != len(header) for line in lines):
-            raise ValueError(f"table: expected {len(header)} values in every row")
+            lengths = sorted({len(line) for line in lines})
+            raise ValueError(f"rows: expected {len(header)} values in every row, got {lengths}")
         cells = [[_cell(value) for value in line] for line in lines]
         top = ""
         for index, name in enumerate(header):
@@ -206,16 +207,16 @@ class Report:
         *,
         half: bool = False,
     ) -> None:
-        """Adds pictures of one size that play in a loop, as a lossless animated PNG.
+        """Add pictures of one size that play in a loop, as a lossless animated PNG.
 
         Args:
-            frames: one or more pictures; a reader who asked for less motion sees only the last.
-            caption: what it shows.
-            milliseconds: how long each frame stays: one number, or one for each.
-            half: as in the other pictures.
+            frames: one or more pictures; readers who prefer reduced motion see only the last.
+            caption: the caption, which is also the alternative text.
+            milliseconds: duration of each frame: one number, or one per frame.
+            half: use half the width.
 
         Raises:
-            ValueError: no frame, unequal sizes or modes, or not as many times as frames.
+            ValueError: no frame, unequal sizes or modes, or not one duration per frame.
         """
         if len({(frame.size, frame.mode) for frame in frames}) != 1:
             raise ValueError("frames: expected one or more pictures of one size and mode")
@@ -227,7 +228,7 @@ class Report:
         self._picture(film, frames[0].size, caption, half, still=_png(frames[-1]))
 
     def html(self) -> str:
-        """The page as text."""
+        """Return the page as HTML text."""
         title, subtitle = escape(self.title), escape(self.subtitle)
         sections = ("\n".join(["<section>", *blocks, "</section>"]) for blocks in self._sections)
         return _PAGE.substitute(
@@ -237,9 +238,9 @@ class Report:
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes the page to ``path``, whole or not at all; folders are made as needed.
+        """Write the page to ``path`` atomically; missing folders are created.
 
         Raises:
-            OSError: the file cannot be written; one that was there stays as it was.
+            OSError: the file cannot be written; an existing file stays unchanged.
         """
         write_atomic(Path(path), self.html().encode())

@@ -1,4 +1,4 @@
-"""Grids and strips of images, and figures in one style."""
+"""Grids and strips of images, and matplotlib figures in one style."""
 
 from __future__ import annotations
 
@@ -25,18 +25,22 @@ Points = NDArray[np.float64]
 
 INK = "#1f2328"
 COLORS = ("#3f7fdc", "#e07b39", "#2fa074", "#b95bb0", "#c9a227", "#7d8590")
-# The group id of figures whose ink may take the page's colour.
 THEMED = "cdrl-fast-themed"
+"""Group id of figures whose ink takes the page's colour."""
 GAP = 2
 _CELL = 48
 _GREY = (128, 128, 128)
 
 
 def checked_images(images: torch.Tensor, name: str) -> torch.Tensor:
-    """``images`` as float32 on the CPU, or the error that says what is wrong with it."""
+    """Return ``images`` as float32 on the CPU.
+
+    Raises:
+        TypeError, ValueError: not float images (n, 1 or 3, height, width), or NaN or infinity.
+    """
     if not isinstance(images, torch.Tensor) or not images.is_floating_point():
-        what = f"{type(images).__name__} of {getattr(images, 'dtype', 'no dtype')}"
-        raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {what}")
+        kind = f"{type(images).__name__} of {getattr(images, 'dtype', 'no dtype')}"
+        raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {kind}")
     shape = tuple(images.shape)
     if images.ndim != 4 or shape[1] not in (1, 3) or 0 in shape:
         raise ValueError(f"{name}: expected shape (n, 1 or 3, height, width), got {shape}")
@@ -48,7 +52,11 @@ def checked_images(images: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def checked_points(points: ArrayLike | torch.Tensor, name: str) -> Points:
-    """``points`` as a float64 array (n, 2) of finite numbers, or the error."""
+    """Return ``points`` as a float64 array (n, 2).
+
+    Raises:
+        ValueError: another shape, no point, or NaN or infinity.
+    """
     if isinstance(points, torch.Tensor):
         points = points.detach().to("cpu", torch.float64).numpy()
     array = np.asarray(points, dtype=np.float64)
@@ -61,22 +69,22 @@ def checked_points(points: ArrayLike | torch.Tensor, name: str) -> Points:
 
 
 def cell_scale(images: torch.Tensor) -> int:
-    """The enlargement that makes a cell about 48 pixels wide."""
+    """Return the integer enlargement that makes a cell about 48 pixels wide."""
     return max(1, round(_CELL / max(images.shape[2:])))
 
 
 def image_grid(
     images: torch.Tensor, *, columns: int | None = None, scale: int | None = None
 ) -> Image.Image:
-    """Lays images out row by row, grey lines of 2 pixels between them.
+    """Arrange images in rows, with grey lines of 2 pixels between them.
 
     Args:
-        images: (n, 1 or 3, height, width), any float dtype and device; clamped to [-1, 1].
-        columns: images a row, about sqrt(n) by default.
+        images: (n, 1 or 3, height, width), of any float dtype and device; clamped to [-1, 1].
+        columns: images per row, about sqrt(n) by default.
         scale: integer enlargement without smoothing; by default a cell is about 48 pixels wide.
 
     Returns:
-        An RGB image; places that no image fills are grey.
+        An RGB image; cells without an image are grey.
 
     Raises:
         TypeError: ``images`` is not a floating-point tensor.
@@ -93,7 +101,9 @@ def image_grid(
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     scale = cell_scale(images) if scale is None else scale
     if columns < 1 or scale < 1:
-        raise ValueError(f"expected columns >= 1 and scale >= 1, got {columns} and {scale}")
+        raise ValueError(
+            f"columns, scale: expected columns >= 1 and scale >= 1, got {columns} and {scale}"
+        )
     height, width, rows = height * scale, width * scale, math.ceil(count / columns)
     levels = as_bytes(images).expand(-1, 3, -1, -1)
     pixels = levels.permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)
@@ -112,13 +122,15 @@ def save_image_grid(
     columns: int | None = None,
     scale: int | None = None,
 ) -> None:
-    """Writes ``image_grid(images, columns=, scale=)`` to ``path``, whole or not at all.
+    """Write ``image_grid(images, columns=columns, scale=scale)`` to ``path`` atomically.
 
-    The suffix gives the format.
+    Args:
+        images, columns, scale: as in ``image_grid``.
+        path: the file, whose suffix decides the format, such as .png or .jpg.
 
     Raises:
-        TypeError, ValueError: as ``image_grid``; ValueError too for an unknown suffix.
-        OSError: the file cannot be written; one that was there stays as it was.
+        TypeError, ValueError: as ``image_grid``; ValueError also for an unknown suffix.
+        OSError: the file cannot be written; an existing file stays unchanged.
 
     Examples:
         >>> import torch
@@ -137,16 +149,17 @@ def save_image_grid(
 def completion_grid(
     images: torch.Tensor, known: torch.Tensor, completions: torch.Tensor, *, truth: bool = False
 ) -> Image.Image:
-    """Shows inpainting: one row an image, its known pixels (the others grey), then completions.
+    """Show inpainting: per image, one row with its known pixels, then its completions.
 
     Args:
-        images: (n, 1 or 3, height, width), clamped to [-1, 1].
+        images: (n, 1 or 3, height, width), clamped to [-1, 1]; unknown pixels are shown in grey.
         known: bool, broadcastable to ``images``, True where a pixel is known.
-        completions: (n·k, 1 or 3, height, width), those of an image one after the other.
-        truth: whether the image itself ends its row.
+        completions: (n·k, 1 or 3, height, width), the k completions of image i being rows i·k to
+            i·k + k - 1.
+        truth: add the complete image at the end of its row.
 
     Raises:
-        TypeError: not floating-point tensors.
+        TypeError: ``images`` or ``completions`` are not floating-point tensors.
         ValueError: a wrong shape, NaN or infinity, or not k completions of each image.
 
     Examples:
@@ -157,13 +170,13 @@ def completion_grid(
     """
     completions = checked_images(completions, "completions")
     # Unknown pixels may be NaN; 0 is grey.
-    hidden = checked_images(images.masked_fill(~known, 0.0), "images")
-    if len(completions) % len(hidden) or completions.shape[1:] != hidden.shape[1:]:
+    masked = checked_images(images.masked_fill(~known, 0.0), "images")
+    if len(completions) % len(masked) or completions.shape[1:] != masked.shape[1:]:
         raise ValueError(
-            f"completions: expected k of each of the images {tuple(hidden.shape)}, got shape "
+            f"completions: expected k per image of images {tuple(masked.shape)}, got shape "
             f"{tuple(completions.shape)}"
         )
-    row = [hidden[:, None], completions.reshape(len(hidden), -1, *hidden.shape[1:])]
+    row = [masked[:, None], completions.reshape(len(masked), -1, *masked.shape[1:])]
     if truth:
         row.append(checked_images(images, "images")[:, None])
     cells = torch.cat(row, dim=1)
@@ -173,15 +186,15 @@ def completion_grid(
 def film_strip(
     states: Sequence[torch.Tensor], *, labels: Sequence[str] | None = None
 ) -> Image.Image:
-    """Shows chains level by level: one row a sample, one column a state, from noise to sample.
+    """Show chains from noise to sample, with one row per sample and one column per state.
 
     Args:
         states: tensors of one shape (n, 1 or 3, height, width), each clamped to [-1, 1].
-        labels: a short text to stand above each column.
+        labels: a short text above each column.
 
     Raises:
         TypeError: a state is not a floating-point tensor.
-        ValueError: no state, unequal shapes, NaN or infinity, or not as many labels as states.
+        ValueError: no state, unequal shapes, NaN or infinity, or another number of labels.
 
     Examples:
         >>> import torch
@@ -204,7 +217,7 @@ def film_strip(
     strip.paste(grid, (0, bar))
     step = (grid.width + GAP) // len(checked)
     for column, label in enumerate(labels):
-        # A picture of its own for each label: a long one is cut, not written over the next.
+        # Each label is drawn on its own plate, which cuts off a long one before the next column.
         plate = Image.new("RGB", (step - GAP, bar - GAP), (48, 52, 58))
         draw = ImageDraw.Draw(plate)
         left = max(2, (plate.width - draw.textlength(label, font=font)) / 2)
@@ -214,7 +227,7 @@ def film_strip(
 
 
 def _new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Any]]:
-    """A figure of ``width`` by ``height`` inches and its axes in a row, in the report's style."""
+    """Return a figure of ``width`` by ``height`` inches and its row of axes, in one style."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -231,22 +244,26 @@ def _new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, l
 
 
 def scatter_row(
-    clouds: Sequence[Points], titles: Sequence[str], width: float, reach: float
+    clouds: Sequence[Points], titles: Sequence[str], width: float, limit: float
 ) -> Figure:
-    """Scatter plots in a row, ``width`` inches each, all on the square from -reach to reach."""
+    """Plot points in a row of panels of ``width`` inches, all with axes from -limit to limit."""
     figure, axes = _new_figure(width * len(clouds), width + 0.1, len(clouds))
     for panel, cloud, title in zip(axes, clouds, titles, strict=True):
-        # Thousands of points would be thousands of vector shapes: they go in as one picture.
+        # Rasterized, because thousands of vector shapes would make the file large.
         area = min(9.0, max(1.0, 700 * width / len(cloud)))
         panel.scatter(*cloud.T, s=area, color=COLORS[0], alpha=0.6, lw=0, rasterized=True)
-        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title)
+        panel.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=title)
         if width < 3:
             panel.set(xticks=[], yticks=[])
     return figure
 
 
 def scatter_figure(points: ArrayLike | torch.Tensor, title: str) -> Figure:
-    """Plots ``points`` (n, 2) under a title, on a square around the origin that holds them all.
+    """Plot 2-D points in a square around the origin that contains all of them.
+
+    Args:
+        points: (n, 2), of any float dtype and device.
+        title: the title of the plot.
 
     Raises:
         ValueError: a wrong shape, NaN or infinity.
@@ -265,15 +282,15 @@ def scatter_figure(points: ArrayLike | torch.Tensor, title: str) -> Figure:
 def density_figure(
     grids: Sequence[tuple[str, ArrayLike]], extent: tuple[float, float, float, float]
 ) -> Figure:
-    """Draws a row of heat maps of log-densities, each known up to a constant.
+    """Plot a row of heat maps of log-densities, each known up to a constant.
 
     Args:
-        grids: (title, values) with values (rows, columns), the first row at the least y. Each map
-            is measured from its own maximum and shows the 10 nats below it; -inf is allowed.
+        grids: (title, values) per map, with values (rows, columns), the first row at y_min. Each
+            map shows the 10 nats below its own maximum; -inf is allowed.
         extent: (x_min, x_max, y_min, y_max).
 
     Raises:
-        ValueError: no map, a map that is not 2-D, or with NaN, +inf or no finite value.
+        ValueError: no map, or a map that is not 2-D or has NaN, +inf or no finite value.
         ImportError: matplotlib is not installed.
 
     Examples:
@@ -302,10 +319,11 @@ def density_figure(
 
 
 def curve_row(panels: Mapping[str, Series], *, xlabel: str) -> Figure:
-    """Plots curves in panels side by side, over one quantity.
+    """Plot curves in panels side by side that share the quantity on the x axis.
 
     Args:
-        panels: name of the y axis → series, as in `curve_figure`. xlabel: name of the x axes.
+        panels: label of the y axis → series, as in `curve_figure`.
+        xlabel: label of all x axes.
 
     Raises:
         ValueError: as in `curve_figure`.
@@ -327,16 +345,16 @@ def curve_row(panels: Mapping[str, Series], *, xlabel: str) -> Figure:
 
 
 def curve_figure(series: Series, *, xlabel: str, ylabel: str, log_y: bool = False) -> Figure:
-    """Plots curves over one pair of axes.
+    """Plot curves over one pair of axes.
 
     Args:
         series: name → (x, y) or (x, y, half the length of error bars), all of one length; NaN
-            leaves a gap. More than one gets a legend.
-        xlabel, ylabel: names of the axes.
-        log_y: logarithmic y axis, which leaves out what is not positive.
+            leaves a gap. Two series or more get a legend.
+        xlabel, ylabel: labels of the axes.
+        log_y: logarithmic y axis, without the values that are not positive.
 
     Raises:
-        ValueError: no series, or x and y that do not pair up.
+        ValueError: no series, or x and y of different lengths.
         ImportError: matplotlib is not installed.
 
     Examples:

@@ -1,4 +1,4 @@
-"""The page about one model: samples, chains, curves, numbers and settings."""
+"""Reports about one model: samples, chains, training curves, figures and settings."""
 
 from __future__ import annotations
 
@@ -47,22 +47,32 @@ _FIELDS = {
     "energy_grad_norm": "Gradient norm of the energy",
     "initializer_grad_norm": "Gradient norm of the initializer",
 }
+_RENAMED_KEYS = {"share_of_floor": "share_of_roofline", "frechet_floor": "frechet_held_out"}
+"""Keys in logs that version 0.1 wrote → their present names."""
 
 
 def read_log(path: Path) -> Rows:
-    """The lines of a training log that carry an iteration; of repeated ones the later count."""
+    """Read the lines of a training log that have an iteration.
+
+    If a resumed run has repeated iterations, the later lines replace the earlier ones. Keys of
+    version 0.1 get their present names.
+
+    Raises:
+        DataError: the log is missing, or damaged before its last line.
+    """
     if not path.is_file():
-        raise DataError(f"{path}: no training log; give run_folder=None for a page without curves")
+        raise DataError(f"{path}: no training log; pass run_folder=None for a page without curves")
     lines = path.read_bytes().decode(errors="replace").rstrip().split("\n")
     rows: Rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = dict(json.loads(line or "{}"))
+            row = _with_present_keys(dict(json.loads(line or "{}")))
         except (ValueError, TypeError) as error:
             if number == len(lines):
                 break  # the run was stopped while it wrote this line
-            what = f"expected a JSON object, got {line[:60]!r}"
-            raise DataError(f"{path}, line {number}: {what}") from error
+            raise DataError(
+                f"{path}, line {number}: expected a JSON object, got {line[:60]!r}"
+            ) from error
         if "iteration" in row:
             while rows and rows[-1]["iteration"] > row["iteration"]:
                 rows.pop()
@@ -70,15 +80,22 @@ def read_log(path: Path) -> Rows:
     return rows
 
 
+def _with_present_keys(row: dict[str, Any]) -> dict[str, Any]:
+    row = {_RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+    if isinstance(row.get("metrics"), dict):
+        row["metrics"] = _with_present_keys(row["metrics"])
+    return row
+
+
 def _curve(rows: Rows, name: str) -> NDArray[np.float64]:
-    """(2, n): the iterations and finite values of the rows that have ``name``."""
+    """Return (2, n): iterations and finite values of the rows that have ``name``."""
     pairs = [(row["iteration"], row[name]) for row in rows if row.get(name) is not None]
     curve = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     return curve[:, np.isfinite(curve[1])]
 
 
 def _add_curves(report: Report, title: str, rows: Rows, labels: Mapping[str, str]) -> None:
-    """Adds a section with one plot for each name in ``labels`` that some row has a value for."""
+    """Add a section with one plot per name in ``labels`` that occurs in the rows."""
     curves = {label: _curve(rows, name) for name, label in labels.items()}
     curves = {label: curve for label, curve in curves.items() if curve.size}
     if not curves:
@@ -88,7 +105,7 @@ def _add_curves(report: Report, title: str, rows: Rows, labels: Mapping[str, str
     if seconds.size:
         report.text(f"{seconds[0].max():.0f} iterations in {_duration(seconds[1].max())}.")
     for label, (x, y) in curves.items():
-        # A long log has more entries than a plot has pixels.
+        # A long log has more entries than a plot has pixels, so the plot shows means.
         pieces = np.array_split(np.arange(x.size), min(x.size, _PLOTTED))
         at, mean = ([values[piece].mean() for piece in pieces] for values in (x, y))
         log_y = bool(y.min() > 0 and y.max() > 100 * y.min())
@@ -102,16 +119,16 @@ def _add_curves(report: Report, title: str, rows: Rows, labels: Mapping[str, str
 
 
 def _add_log(report: Report, rows: Rows) -> None:
-    """Adds what a training run logged: losses in one section, quality in another."""
-    logged = [row for row in rows if "metrics" in row]
-    quality = [{**row["metrics"], "iteration": row["iteration"]} for row in logged]
-    names = {name: name for row in logged for name in row["metrics"]}
+    """Add the curves of a training log: losses in one section, quality in another."""
+    evaluated = [row for row in rows if "metrics" in row]
+    quality = [{**row["metrics"], "iteration": row["iteration"]} for row in evaluated]
+    names = {name: name for row in evaluated for name in row["metrics"]}
     _add_curves(report, "Training", rows, _FIELDS)
     _add_curves(report, "Quality during training", quality, names)
 
 
 def _duration(seconds: float) -> str:
-    """A time for reading: microseconds to hours."""
+    """Return a duration as text, in units from microseconds to hours."""
     if seconds >= 60:
         hours, rest = divmod(round(seconds), 3600)
         minutes, rest = divmod(rest, 60)
@@ -122,66 +139,66 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """At most ``most`` indices below ``count``, evenly apart, with the first and the last."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
+def _even_indices(count: int, limit: int) -> list[int]:
+    """Return up to ``limit`` evenly spaced indices below ``count``, the first and last included."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, limit))})
 
 
 def _add_images(
     report: Report, samples: torch.Tensor, states: Sequence[torch.Tensor], labels: Sequence[str]
 ) -> None:
-    """Adds the grid of image samples, and the film strip and the animation of their chains."""
+    """Add the grid of image samples, and the film strip and the animation of their chains."""
     cell = cell_scale(checked_images(samples, "samples")) * samples.shape[3] + GAP
-    most = min(len(samples), max(1, _PAGE_WIDTH // cell))
-    # Of few samples full rows, where there is a number that gives them.
-    full = (c for c in range(most, most // 2, -1) if len(samples) % c == 0)
-    columns = most if len(samples) > 6 * most else next(full, most)
+    fitting = min(len(samples), max(1, _PAGE_WIDTH // cell))
+    # Few samples fill complete rows if some number of columns allows it.
+    complete = (c for c in range(fitting, fitting // 2, -1) if len(samples) % c == 0)
+    columns = fitting if len(samples) > 6 * fitting else next(complete, fitting)
     shown = samples[: 6 * columns]
     caption = f"The first {len(shown)} of {len(samples)} samples."
     report.section("Samples")
     report.image(image_grid(shown, columns=columns), caption)
     if not states:
         return
-    few = _spread(len(states), max(2, _PAGE_WIDTH // cell))
-    strip = film_strip([states[i][:6] for i in few], labels=[labels[i] for i in few])
-    caption = "One chain a row: noise on the left, the sample on the right."
+    selected = _even_indices(len(states), max(2, _PAGE_WIDTH // cell))
+    strip = film_strip([states[i][:6] for i in selected], labels=[labels[i] for i in selected])
+    caption = "One chain per row, from noise on the left to the sample on the right."
     report.section("From noise to sample")
     report.image(strip, caption, half=strip.width <= _HALF_WIDTH)
     columns = max(1, _HALF_WIDTH // cell)
-    chains = [states[i][: 6 * columns] for i in _spread(len(states), _FRAMES)]
+    chains = [states[i][: 6 * columns] for i in _even_indices(len(states), _FRAMES)]
     _add_film(report, [image_grid(state, columns=columns) for state in chains], len(chains[0]))
 
 
 def _add_points(
     report: Report, samples: torch.Tensor, states: Sequence[torch.Tensor], labels: Sequence[str]
 ) -> None:
-    """Adds the plot of 2-D samples, and the animation and the row of plots of their chains."""
+    """Add the plot of 2-D samples, and the animation and the row of plots of their chains."""
     figure = scatter_figure(samples, "")
     report.section("Samples")
     report.figure(figure, f"All {len(samples)} samples.", half=True)
     if not states:
         return
     clouds = [checked_points(state, f"trace_states[{i}]") for i, state in enumerate(states)]
-    # The frame holds every sample. Far noise may lie outside, or samples would be a small blot.
-    spread = np.quantile(np.abs(np.concatenate(clouds)), 0.95)
-    reach = 1.06 * float(max(spread, np.abs(clouds[-1]).max())) or 1.0
-    frames = [_point_frame(clouds[i], reach) for i in _spread(len(states), _FRAMES)]
+    # The axes contain all samples but not the farthest noise, which would make the samples tiny.
+    noise_limit = np.quantile(np.abs(np.concatenate(clouds)), 0.95)
+    limit = 1.06 * float(max(noise_limit, np.abs(clouds[-1]).max())) or 1.0
+    frames = [_point_frame(clouds[i], limit) for i in _even_indices(len(states), _FRAMES)]
     _add_film(report, frames, len(clouds[0]))
-    few = _spread(len(states), 8)
-    row = scatter_row([clouds[i] for i in few], [labels[i] for i in few], 1.2, reach)
+    selected = _even_indices(len(states), 8)
+    row = scatter_row([clouds[i] for i in selected], [labels[i] for i in selected], 1.2, limit)
     report.figure(row, "From noise to samples; some of the noise lies outside the frames.")
 
 
 def _add_film(report: Report, frames: Sequence[Image.Image], chains: int) -> None:
-    # About three seconds in all, then a rest on the last frame.
+    # About three seconds in all; the last frame stays longer.
     times = [min(400, max(60, 3000 // len(frames)))] * (len(frames) - 1) + [1600]
-    report.animation(frames, f"{chains} chains at work, from noise to samples.", times, half=True)
+    report.animation(frames, f"{chains} chains, from noise to samples.", times, half=True)
 
 
-def _point_frame(cloud: Points, reach: float) -> Image.Image:
-    """One frame of an animation of 2-D points within ±``reach``, on a transparent ground."""
+def _point_frame(cloud: Points, limit: float) -> Image.Image:
+    """Return a frame of an animation of points within ±``limit``, on a transparent background."""
     side, size = 150, 3
-    edges = np.linspace(-reach, reach, side + 1)
+    edges = np.linspace(-limit, limit, side + 1)
     counts = np.histogram2d(-cloud[:, 1], cloud[:, 0], bins=(edges, edges))[0]
     pixels = np.full((side, side, 4), (63, 127, 220, 0), dtype=np.uint8)
     pixels[..., 3] = 255 * (1 - 0.45**counts)
@@ -189,7 +206,7 @@ def _point_frame(cloud: Points, reach: float) -> Image.Image:
 
 
 def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested settings under dotted names, with every digit of a float."""
+    """Return nested settings under dotted names, with all digits of floats."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -200,7 +217,7 @@ def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the library, Python, PyTorch and NumPy, the system and the device.
+    """Return the versions of the library, Python, PyTorch and NumPy, the system and the device.
 
     Examples:
         >>> from cdrl_fast.report import versions
@@ -220,7 +237,7 @@ def versions() -> dict[str, str]:
 
 
 def _add_table(report: Report, title: str, table: Table | None, header: tuple[str, str]) -> None:
-    """Adds a section with ``table``, if there is one; a mapping has its two columns named."""
+    """Add a section with ``table``, if it has rows; ``header`` names the columns of a mapping."""
     if isinstance(table, Mapping):
         table = [dict(zip(header, pair, strict=True)) for pair in table.items()]
     if table:
@@ -241,21 +258,24 @@ def training_report(
     subtitle: str = "",
     page: Report | None = None,
 ) -> Report:
-    """Assembles the page about one model: samples, chains, curves, numbers and settings.
+    """Assemble the page about one model: samples, chains, curves, figures and settings.
 
     Args:
-        run_folder: where the training log ``log.jsonl`` is, or None for no curves.
+        run_folder: the folder of a training run with its ``log.jsonl``; None for no curves.
         samples: images (n, 1 or 3, height, width) in [-1, 1], or points (n, 2).
-        trace_states: the states of chains from noise to sample, each shaped as ``samples`` are.
-        trace_labels: a short name of each state; by default one state a level, x_T to x_0.
-        metrics, timings: name → value, timings in seconds; or rows as ``Report.table`` has.
-        config: settings, nested as they may be.
+        trace_states: states of chains from noise to sample, each of the shape of ``samples``.
+        trace_labels: a short name per state; by default "t = T" … "t = 0", one state per level.
+        metrics, timings: name → value, timings in seconds; or rows as in ``Report.table``.
+        config: settings, which may be nested.
         title, subtitle: the heading of the page.
-        page: a page to continue; ``title`` and ``subtitle`` then head a new part of it, and the
-            table of versions is left to the caller.
+        page: a page to continue, with ``title`` and ``subtitle`` as the heading of a new part;
+            the caller then adds the table of versions.
+
+    Returns:
+        The page, for ``Report.write``; ``page`` itself if one is passed.
 
     Raises:
-        TypeError, ValueError: samples or states of a wrong shape or dtype, NaN or infinity in them.
+        TypeError, ValueError: wrong shapes or dtypes of samples or states, or NaN or infinity.
         DataError: ``run_folder`` has no log, or one damaged before its last line.
         ImportError: a figure is needed and matplotlib is not installed.
 
@@ -279,8 +299,8 @@ def training_report(
     if run_folder is not None:
         _add_log(report, read_log(Path(run_folder) / "log.jsonl"))
     if isinstance(timings, Mapping):
-        numbers = {name: value for name, value in timings.items() if isinstance(value, Real)}
-        timings = {**timings, **{name: _duration(float(x)) for name, x in numbers.items()}}
+        seconds = {name: value for name, value in timings.items() if isinstance(value, Real)}
+        timings = {**timings, **{name: _duration(float(s)) for name, s in seconds.items()}}
     _add_table(report, "Metrics", metrics, ("Metric", "Value"))
     _add_table(report, "Timings", timings, ("Work", "Time"))
     _add_table(report, "Configuration", _flat(config or {}), ("Setting", "Value"))

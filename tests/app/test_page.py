@@ -1,4 +1,4 @@
-"""The page of `cdrl-fast app`: its handlers, the command, and the page in a real browser."""
+"""The page of `cdrl-fast app`: its handlers, the command, and the page in a browser."""
 
 import io
 import os
@@ -35,36 +35,38 @@ def handlers(image_model):
     return {f.fn.__name__: f.fn for f in page.fns.values()}
 
 
-def test_handlers_give_the_page_its_pictures(handlers):
-    film, caption, samples, done = handlers["_sampled"](1, 1.0, 2, 4, 0)
+def test_handlers_return_the_pages_pictures(handlers):
+    film, caption, samples, done = handlers["_draw_samples"](1, 1.0, 2, 4, 0)
     assert (caption, done) == ("x_0, the samples", 6)
-    caption, noise = handlers["_watched"](film, 0)
+    caption, noise = handlers["_show_level"](film, 0)
     assert caption == "x_6, noise"
     assert noise.size == samples.size == (2 * CELL + 2, 2 * CELL + 2)
     assert noise.tobytes() != samples.tobytes()
-    image, index, canvas = handlers["_drawn"](1, 0, 3)
+    image, index, canvas = handlers["_draw_image"](1, 0, 3)
     assert index == 4
-    assert handlers["_restored"](image).tobytes() == canvas.tobytes()
-    assert handlers["_restored"](None) is None
+    assert handlers["_restore_image"](image).tobytes() == canvas.tobytes()
+    assert handlers["_restore_image"](None) is None
     paint = Image.new("RGBA", canvas.size, (224, 123, 57, 255))
     editor = {"background": canvas, "layers": [paint], "composite": paint}
-    assert handlers["_completed"](image, editor, 1, 3, 1, 0).size == (2 * CELL + 2, 2 * CELL + 2)
-    combined = [handlers["_composed"](1, 2, kind, 0.5, 0.5, 1, 4, 0) for kind in ("both", "either")]
+    completions = handlers["_complete_image"](image, editor, 1, 3, 1, 0)
+    assert completions.size == (2 * CELL + 2, 2 * CELL + 2)
+    compose = handlers["_draw_composition"]
+    combined = [compose(1, 2, kind, 0.5, 0.5, 1, 4, 0) for kind in ("both", "either")]
     assert combined[0].tobytes() != combined[1].tobytes()
-    words, figure, seen = handlers["_scored"](editor)
-    assert "Percentile" in words
+    description, figure, model_input = handlers["_score_image"](editor)
+    assert "Percentile" in description
     assert figure.axes
-    assert seen.size == (CELL, CELL)
+    assert model_input.size == (CELL, CELL)
 
 
-def test_weights_are_asked_for_where_they_apply(handlers):
+def test_sliders_of_weights_are_visible_where_they_apply(handlers):
     def shown(kind):
-        return [update["visible"] for update in handlers["_asked"](kind)]
+        return [update["visible"] for update in handlers["_show_weights"](kind)]
 
     assert shown("both") == [False, False]
     assert shown("either") == [False, True]
     assert shown("first, not second") == [True, False]
-    assert [handlers["_guides"](label)["visible"] for label in (0, 1)] == [False, True]
+    assert [handlers["_show_guidance"](label)["visible"] for label in (0, 1)] == [False, True]
 
 
 def test_a_model_without_classes_has_a_page():
@@ -75,30 +77,30 @@ def test_a_model_without_classes_has_a_page():
     model = CDRL(energy, None, NoiseSchedule(steps=1), sample_shape=(3, 8, 8))
     page = build_app(model)
     handlers = {f.fn.__name__: f.fn for f in page.fns.values()}
-    assert "_composed" not in handlers
-    assert handlers["_sampled"](0, 0.0, 1, 1, 0)[2].size == (CELL, CELL)
+    assert "_draw_composition" not in handlers
+    assert handlers["_draw_samples"](0, 0.0, 1, 1, 0)[2].size == (CELL, CELL)
 
 
-def test_what_is_objected_to_is_said_on_the_page(handlers, image_model, tmp_path):
+def test_errors_are_shown_on_the_page(handlers, image_model, tmp_path):
     from gradio import Error
 
     with pytest.raises(Error, match="kind: expected one of"):
-        handlers["_composed"](1, 2, "neither", 0.5, 0.5, 1, 4, 0)
+        handlers["_draw_composition"](1, 2, "neither", 0.5, 0.5, 1, 4, 0)
     with pytest.raises(Error, match="seed"):
-        handlers["_sampled"](1, 1.0, 2, 4, None)
+        handlers["_draw_samples"](1, 1.0, 2, 4, None)
     with pytest.raises(Error, match="chain: draw samples first"):
-        handlers["_watched"](None, 3)
+        handlers["_show_level"](None, 3)
     with pytest.raises(Error, match="image: draw a sample or upload"):
-        handlers["_completed"](None, None, 1, 3, 1, 0)
+        handlers["_complete_image"](None, None, 1, 3, 1, 0)
     with pytest.raises(Error, match="image: draw or upload one"):
-        handlers["_scored"](None)
+        handlers["_score_image"](None)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(Error, match=r"text\.png: cannot be read"):
-        handlers["_uploaded"](str(tmp_path / "text.png"))
+        handlers["_load_image"](str(tmp_path / "text.png"))
     with torch.no_grad():
         next(image_model.energy.parameters()).fill_(float("nan"))
     with pytest.raises(Error, match="level"):
-        handlers["_sampled"](1, 0.0, 2, 4, 0)
+        handlers["_draw_samples"](1, 0.0, 2, 4, 0)
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
@@ -112,7 +114,7 @@ def test_the_command_refuses_points_and_ports(point_model, tmp_path, capsys):
     pytest.importorskip("gradio", reason="there is no gradio")
     point_model.save_pretrained(tmp_path / "points")
     assert main(["app", "--model", str(tmp_path / "points")]) == 2
-    assert "app: expected a model of grey or colour images" in capsys.readouterr().err
+    assert "model: expected a model of grey or colour images" in capsys.readouterr().err
     assert main(["app", "--port", "70000"]) == 2
     assert "port: expected 1 to 65535, got 70000" in capsys.readouterr().err
     with socket.socket() as taken:
@@ -131,16 +133,16 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def address(browser):
-    """Where the command serves the page; Ctrl-C ends it."""
+    """The address at which the command serves the page; Ctrl-C ends it."""
     pytest.importorskip("gradio", reason="there is no gradio")
     port = free_port()
     command = [sys.executable, "-m", "cdrl_fast.cli", "app", "--port", str(port)]
-    served = subprocess.Popen(
+    server = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would what the tests start in one.
+        # In a shell's background job child processes would ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     url = f"http://127.0.0.1:{port}/"
@@ -148,32 +150,31 @@ def address(browser):
         for _ in range(300):
             with suppress(OSError), urllib.request.urlopen(url, timeout=5):
                 break
-            assert served.poll() is None, served.stdout.read()
+            assert server.poll() is None, server.stdout.read()
             time.sleep(0.2)
         yield url
     finally:
-        served.send_signal(signal.SIGINT)
-        output = served.communicate(timeout=120)[0]
-    assert served.returncode == 0, output
-    # The server has its own where the browser gives up a download.
-    assert "/cdrl_fast/app.py" not in output
-    assert "/cdrl_fast/playground.py" not in output
+        server.send_signal(signal.SIGINT)
+        output = server.communicate(timeout=120)[0]
+    assert server.returncode == 0, output
+    # Tracebacks of the server itself occur when the browser cancels a download.
+    assert "/cdrl_fast/app/" not in output
 
 
 @pytest.fixture
 def page(browser, address):
-    """The page, which asks for nothing from elsewhere."""
-    asked = []
+    """The page, which requests nothing from other hosts."""
+    requests = []
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.set_default_timeout(WAIT)
-    page.on("request", lambda request: asked.append(urlsplit(request.url)))
+    page.on("request", lambda request: requests.append(urlsplit(request.url)))
     page.goto(address)
     page.get_by_role("button", name="Sample", exact=True).wait_for()
     yield page
     page.close()
-    assert len(asked) > 5
-    elsewhere = [url for url in asked if url.scheme not in ("blob", "data")]
-    assert {url.hostname for url in elsewhere} == {"127.0.0.1"}
+    assert len(requests) > 5
+    remote = [url for url in requests if url.scheme not in ("blob", "data")]
+    assert {url.hostname for url in remote} == {"127.0.0.1"}
 
 
 def open_tab(page, name):
@@ -192,7 +193,7 @@ def choose(page, label, value):
 
 
 def picture(page, before=None):
-    """The pixels of the tab's (last) picture, once it is another than ``before``."""
+    """Return the source and pixels of the tab's last picture, once it differs from ``before``."""
     shown = page.locator(".crisp img:visible").last
     shown.wait_for()
     for _ in range(WAIT // 100):
@@ -205,15 +206,15 @@ def picture(page, before=None):
 
 
 def arrival(page):
-    """Waits for a picture on its way to a canvas."""
+    """Wait for a picture on its way to a canvas."""
     return page.expect_response(lambda response: "/file=" in response.url)
 
 
 def paint(page, *points):
-    """Draws a line through points, told as shares of the canvas from its middle."""
+    """Draw a line through points, given as shares of the canvas from its middle."""
     canvas = page.locator("canvas:visible").first
     canvas.wait_for()
-    page.wait_for_timeout(1500)  # that it shows its picture it says nowhere
+    page.wait_for_timeout(1500)  # nothing in the page tells when the canvas shows its picture
     box = canvas.bounding_box()
     for index, (x, y) in enumerate(points):
         side = 256
@@ -225,16 +226,16 @@ def paint(page, *points):
 
 
 def cells(pixels):
-    """The 8×8 images of a 2×2 grid."""
+    """Return the 8×8 images of a 2×2 grid."""
     corners = [(0, 0), (0, CELL + 2), (CELL + 2, 0), (CELL + 2, CELL + 2)]
     step = CELL // 8
     return [pixels[y : y + CELL : step, x : x + CELL : step] for y, x in corners]
 
 
-def keep(page, folder):
+def save_screenshot(page, folder):
     page.screenshot(path=folder / "app.png")
-    if wanted := os.environ.get("CDRL_FAST_SCREENSHOTS"):
-        page.screenshot(path=Path(wanted) / "app.png")
+    if screenshots := os.environ.get("CDRL_FAST_SCREENSHOTS"):
+        page.screenshot(path=Path(screenshots) / "app.png")
 
 
 def test_draws_samples_and_shows_their_chain(page, tmp_path):
@@ -243,7 +244,7 @@ def test_draws_samples_and_shows_their_chain(page, tmp_path):
     source, samples = picture(page)
     page.get_by_text("x_0, the samples").wait_for()
     assert samples.shape == (4 * CELL + 6, 4 * CELL + 6)
-    keep(page, tmp_path)
+    save_screenshot(page, tmp_path)
     assert Image.open(tmp_path / "app.png").width == 1280
     level = page.get_by_role("slider", name="Watch the chain: levels done")
     level.press("Home")
@@ -252,7 +253,7 @@ def test_draws_samples_and_shows_their_chain(page, tmp_path):
     level.press("End")
     source, again = picture(page, before=source)
     np.testing.assert_array_equal(again, samples)
-    # Most of a digit is black; noise of variance 1 is so where it is below -1.
+    # Most pixels of a digit are black; those of noise are where it is below -1.
     assert (samples < 20).mean() > 0.3 > (noise < 20).mean()
     page.get_by_label("number input for Samples").locator("visible=true").fill("4")
     press(page, "Sample")
@@ -260,7 +261,7 @@ def test_draws_samples_and_shows_their_chain(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_completes_what_is_painted_over(page):
+def test_completes_the_painted_part(page):
     open_tab(page, "Complete")
     press(page, "Complete")
     page.get_by_text("image: draw a sample or upload an image first").wait_for()
@@ -268,19 +269,19 @@ def test_completes_what_is_painted_over(page):
         press(page, "Draw a sample")
     paint(page, (0.0, -0.4), (0.0, 0.4))
     with arrival(page):
-        press(page, "Draw a sample")  # and the paint is gone
+        press(page, "Draw a sample")  # removes the paint
     paint(page, (-0.5, 0.25), (0.5, 0.25), (0.5, 0.4), (-0.5, 0.4))
     page.get_by_label("number input for Completions").fill("3")
     page.get_by_label("number input for Passes").fill("1")
     press(page, "Complete")
-    known, *found = cells(picture(page)[1])
+    known, *completions = cells(picture(page)[1])
     hidden = known == 128
     assert hidden[5:7].all()
     assert not hidden[:4].any()
-    for cell in found:
+    for cell in completions:
         np.testing.assert_array_equal(cell[~hidden], known[~hidden])
         assert (cell[hidden] != 128).mean() > 0.5
-    assert (found[0] != found[1]).any()
+    assert (completions[0] != completions[1]).any()
 
 
 def upload(page, path):
@@ -313,15 +314,15 @@ def test_takes_uploaded_images(page, tmp_path):
     open_tab(page, "Complete")
     upload(page, tmp_path / "shades.png")
     paint(page, (0.0, -0.4), (0.0, 0.4))
-    clear(page)  # the paint alone
+    clear(page)  # removes the paint, not the picture
     paint(page, (-0.5, 0.25), (0.5, 0.25))
     page.get_by_label("number input for Completions").fill("3")
     press(page, "Complete")
-    known, *found = cells(picture(page)[1])
+    known, *completions = cells(picture(page)[1])
     hidden = known == 128
     assert 8 <= hidden.sum() <= 24
     assert not hidden[:4].any()
-    for cell in found:
+    for cell in completions:
         np.testing.assert_array_equal(cell[~hidden], shades[~hidden])
 
 
@@ -343,13 +344,13 @@ def test_composes_two_classes(page):
 
 
 @pytest.mark.slow
-def test_scores_what_is_drawn(page):
+def test_scores_a_drawing(page):
     open_tab(page, "Score")
     paint(page, (-0.15, -0.25), (0.15, -0.25), (0.0, 0.3))
     press(page, "Score")
-    words = page.get_by_text("Percentile")
-    words.wait_for()
-    assert "of 200 samples that the model drew itself" in words.inner_text()
+    description = page.get_by_text("Percentile")
+    description.wait_for()
+    assert "of 200 samples of the model" in description.inner_text()
     source, seen = picture(page)
     seen = seen[:: CELL // 8, :: CELL // 8]
     assert seen[1:3, 2:6].max() > 200

@@ -1,4 +1,4 @@
-"""What the page does with a model, without the page."""
+"""The computations behind the page of `cdrl-fast app`."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,16 @@ from cdrl_fast import (
     negated,
     product,
 )
-from cdrl_fast.app.playground import BOTH, CELL, EITHER, NOT, Playground, Verdict, grid, painted
+from cdrl_fast.app.playground import (
+    BOTH,
+    CELL,
+    EITHER,
+    NOT,
+    ImageScore,
+    Playground,
+    grid,
+    painted_mask,
+)
 from cdrl_fast.errors import DataError
 
 
@@ -26,7 +35,7 @@ def playground(image_model):
 
 @pytest.fixture
 def colours():
-    """A playground of an unconditional model of colour images."""
+    """A playground with an unconditional model of colour images."""
     energy = ResNetEnergy(3, 8, (1, 2), 1)
     return Playground(CDRL(energy, None, NoiseSchedule(steps=1), sample_shape=(3, 8, 8)))
 
@@ -78,26 +87,25 @@ def test_drawn_images_are_those_of_the_seed(playground, image_model):
 
 def test_pictures_get_the_models_size_and_channels(playground, colours, tmp_path):
     red = Image.new("RGB", (40, 24), (255, 0, 0))
-    found = playground.fitted(red)
-    assert found.shape == (1, 1, 8, 8)
-    # Luminance of red, 0.299.
-    torch.testing.assert_close(found, torch.full_like(found, 2 * 76 / 255 - 1))
+    grey = playground.fit_image(red)
+    assert grey.shape == (1, 1, 8, 8)
+    # The luminance of red is 0.299.
+    torch.testing.assert_close(grey, torch.full_like(grey, 2 * 76 / 255 - 1))
     red.save(tmp_path / "red.png")
     plane = torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(1, 3, 8, 8)
-    assert torch.equal(colours.fitted(tmp_path / "red.png"), plane)
-    assert torch.equal(colours.fitted(Image.new("L", (9, 9), 255)), torch.ones(1, 3, 8, 8))
-    assert torch.equal(
-        playground.fitted(Image.new("RGBA", (8, 8), (255, 255, 255, 0))), -torch.ones(1, 1, 8, 8)
-    )
+    assert torch.equal(colours.fit_image(tmp_path / "red.png"), plane)
+    assert torch.equal(colours.fit_image(Image.new("L", (9, 9), 255)), torch.ones(1, 3, 8, 8))
+    transparent = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    assert torch.equal(playground.fit_image(transparent), -torch.ones(1, 1, 8, 8))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(DataError, match=r"text\.png: cannot be read as an image"):
-        playground.fitted(tmp_path / "text.png")
+        playground.fit_image(tmp_path / "text.png")
 
 
 def test_an_image_comes_back_from_the_canvas(playground, colours):
-    for of, channels in ((playground, 1), (colours, 3)):
+    for tested, channels in ((playground, 1), (colours, 3)):
         shades = torch.arange(channels * 64).reshape(1, channels, 8, 8) / 127.5 - 1
-        torch.testing.assert_close(of.fitted(of.canvas(shades)), shades)
+        torch.testing.assert_close(tested.fit_image(tested.canvas(shades)), shades)
 
 
 def test_a_pixel_counts_as_painted_from_a_quarter_on():
@@ -108,33 +116,34 @@ def test_a_pixel_counts_as_painted_from_a_quarter_on():
     other[70:, 70:, 3] = 255
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[0, 0] = expected[7, 7] = True
-    assert torch.equal(painted([Image.fromarray(layer), Image.fromarray(other)], (8, 8)), expected)
-    assert not painted([], (8, 8)).any()
+    layers = [Image.fromarray(layer), Image.fromarray(other)]
+    assert torch.equal(painted_mask(layers, (8, 8)), expected)
+    assert not painted_mask([], (8, 8)).any()
 
 
-def test_complete_without_a_class_tries_each(playground, image_model):
+def test_complete_without_a_class_draws_candidates_of_each(playground, image_model):
     layer = Image.new("RGBA", (256, 256))
     layer.paste((224, 123, 57, 255), (0, 128, 256, 256))
     image = torch.zeros(1, 1, 8, 8)
-    _, found = playground.complete(image, [layer], 0, 2, 1, 4)
+    _, completions = playground.complete(image, [layer], 0, 2, 1, 4)
     known = torch.arange(8)[:, None] < 4
     options = {"samples": 2, "seed": 4}
     expected = Sampler(image_model).inpaint(image, known, candidates=3, **options)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(completions, expected, rtol=0, atol=1e-5)
 
 
-def test_complete_fills_what_is_painted_and_nothing_else(playground, image_model):
+def test_complete_fills_the_painted_part_only(playground, image_model):
     image = playground.draw(1, 0, 0)
     assert playground.canvas(image).size == playground.canvas_size == (256, 256)
     layer = Image.new("RGBA", (256, 256))
     layer.paste((224, 123, 57, 255), (0, 128, 256, 256))
-    shown, found = playground.complete(image, [layer], 1, 3, 2, 4)
-    assert torch.equal(found[:, :, :4], image[:, :, :4].expand(3, 1, 4, 8))
-    assert torch.equal(shown[:, :, :4], image[:, :, :4])
-    assert not shown[:, :, 4:].any()
+    masked, completions = playground.complete(image, [layer], 1, 3, 2, 4)
+    assert torch.equal(completions[:, :, :4], image[:, :, :4].expand(3, 1, 4, 8))
+    assert torch.equal(masked[:, :, :4], image[:, :, :4])
+    assert not masked[:, :, 4:].any()
     known = torch.arange(8)[:, None] < 4
     options = {"label": "zero", "samples": 3, "passes": 2, "seed": 4}
-    assert torch.equal(found, Sampler(image_model).inpaint(image, known, **options))
+    assert torch.equal(completions, Sampler(image_model).inpaint(image, known, **options))
     with pytest.raises(ValueError, match="image: draw a sample or upload"):
         playground.complete(None, [layer], 1, 3, 2, 4)
     with pytest.raises(ValueError, match="mask: paint over"):
@@ -149,33 +158,33 @@ def test_compose(playground, image_model):
         NOT: negated(one, two, 0.7),
     }
     for kind, density in expected.items():
-        found = playground.compose(2, 3, kind, weight=0.7, share=0.25, correctors=2, n=6, seed=1)
-        assert torch.equal(found, Sampler(density).sample(6, correctors=2, seed=1)), kind
+        samples = playground.compose(2, 3, kind, weight=0.7, share=0.25, correctors=2, n=6, seed=1)
+        assert torch.equal(samples, Sampler(density).sample(6, correctors=2, seed=1)), kind
     with pytest.raises(ValueError, match="kind: expected one of"):
         playground.compose(1, 2, "neither")
 
 
-def test_score_places_an_image_among_the_models_own(playground, image_model):
+def test_score_compares_an_image_with_samples_of_the_model(playground, image_model):
     picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
-    verdict = playground.score(picture)
+    score = playground.score(picture)
     sampler = Sampler(image_model)
     label = [1, 2, 3, 1, 2, 3, 1]
     reference = sampler.log_density(sampler.sample(7, label=label)).sort().values
-    np.testing.assert_allclose(verdict.reference, reference.double().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(score.reference, reference.double().numpy(), rtol=1e-6)
     image = torch.from_numpy(np.asarray(picture) / 127.5 - 1).float()[None, None]
-    torch.testing.assert_close(verdict.image, image)
-    assert verdict.value == float(sampler.log_density(verdict.image)[0])
-    assert playground.score(picture).reference is verdict.reference
+    torch.testing.assert_close(score.image, image)
+    assert score.log_density == float(sampler.log_density(score.image)[0])
+    assert playground.score(picture).reference is score.reference
 
 
-def test_a_verdict_in_words_and_as_a_figure():
-    verdict = Verdict(2.5, np.array([1.0, 2.0, 3.0, 4.0]), torch.zeros(1, 1, 8, 8))
-    assert verdict.percentile == 50.0
-    assert "**2.5**" in verdict.words()
-    assert "Percentile **50**: higher than that of 50 % of 4 samples" in verdict.words()
-    drawn = [line.get_xydata().tolist() for line in verdict.figure().axes[0].get_lines()]
-    assert [[1, 25], [2, 50], [3, 75], [4, 100]] in drawn
-    assert [[2.5, 50]] in drawn
+def test_a_score_as_text_and_as_a_figure():
+    score = ImageScore(2.5, np.array([1.0, 2.0, 3.0, 4.0]), torch.zeros(1, 1, 8, 8))
+    assert score.percentile == 50.0
+    assert "**2.5**" in score.describe()
+    assert "Percentile **50**: higher than that of 50 % of 4 samples" in score.describe()
+    lines = [line.get_xydata().tolist() for line in score.figure().axes[0].get_lines()]
+    assert [[1, 25], [2, 50], [3, 75], [4, 100]] in lines
+    assert [[2.5, 50]] in lines
 
 
 def test_models_of_points_are_refused(point_model):

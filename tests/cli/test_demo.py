@@ -35,13 +35,14 @@ def test_demo(tmp_path, monkeypatch, capsys):
 
 
 def test_readme_example():
-    """The README's first example runs as it stands and says what is true."""
+    """The README's first example runs unchanged, and its statements hold."""
     code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names = {}
     exec(code.replace("64", "6").replace("32", "3"), names)
-    assert names["score"].shape == (8,)
     tail = names["sampler"].sample(6, label="7")[3:]
     assert (names["same"] - tail).abs().max() < 1e-3
+    assert names["completed"].shape == (12, 1, 8, 8)
+    assert names["score"].shape == (6,)
 
 
 @pytest.mark.slow
@@ -65,5 +66,5 @@ def test_own_networks_example(tmp_path, monkeypatch, capsys):
     own_networks.main()
     assert "% of the samples are within 0.9 of a centre" in capsys.readouterr().out
     assert Image.open(tmp_path / "samples.png").width > 300
-    made = (own_networks.Energy(), own_networks.Perceptron(2))
-    assert CDRL.from_pretrained(tmp_path, networks=made).sample_shape == (2,)
+    networks = (own_networks.Energy(), own_networks.Perceptron(2))
+    assert CDRL.from_pretrained(tmp_path, networks=networks).sample_shape == (2,)

@@ -1,6 +1,7 @@
-"""The command line, as a user calls it."""
+"""The command line: commands, files, messages and exit statuses."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -22,38 +23,38 @@ def weights(folder):
     return (checkpoints_of(folder)[-1] / "training.safetensors").read_bytes()
 
 
-def test_train_stops_and_goes_on(tmp_path, capsys, monkeypatch):
+def test_training_in_two_parts_gives_the_weights_of_one_run(tmp_path, capsys, monkeypatch):
     def no_page(*arguments, **options):
-        raise ImportError("pages have tests of their own")
+        raise ImportError("pages are tested elsewhere")
 
     monkeypatch.setattr("cdrl_fast.cli.train.model_page", no_page)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    single, parts = tmp_path / "single", tmp_path / "parts"
     options = ["--checkpoint-every", "2", "--preview-every", "2"]
-    assert main([*SMALL, *options, "--out", str(whole), "--iterations", "4"]) == 0
+    assert main([*SMALL, *options, "--out", str(single), "--iterations", "4"]) == 0
     for iterations in ("2", "4"):
         resume = ["--iterations", iterations, "--resume", "auto"]
         assert main([*SMALL, *options, "--out", str(parts), *resume]) == 0
-    assert weights(whole) == weights(parts)
+    assert weights(single) == weights(parts)
     assert "4 iterations" in capsys.readouterr().out
-    assert sorted(p.name for p in (whole / "previews").iterdir()) == [
+    assert sorted(p.name for p in (single / "previews").iterdir()) == [
         "00000002.png",
         "00000004.png",
     ]
-    recipe = json.loads((whole / "recipe.json").read_text())
+    recipe = json.loads((single / "recipe.json").read_text())
     assert recipe["model"]["energy_width"] == 8
     assert recipe["iterations"] == 4
     again = tmp_path / "again"
-    assert main(["train", "--recipe", str(whole / "recipe.json"), "--out", str(again)]) == 0
-    assert weights(again) == weights(whole)
+    assert main(["train", "--recipe", str(single / "recipe.json"), "--out", str(again)]) == 0
+    assert weights(again) == weights(single)
 
 
 def test_train_starts_from_another_model(tmp_path, capsys):
-    """What it starts from is in the recipe, and stays there when the run is taken up again."""
+    """The recipe names the model that training starts from, also after the run is continued."""
     rate, out = ["--iterations", "1", "--energy-lr", "1e-30", "--ema-decay", "0"], ["--out"]
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*SMALL, *rate, "--seed", "1", "--no-conditional", *out, str(first)]) == 0
     assert main([*SMALL, *rate, "--start", str(first), *out, str(second)]) == 0
-    assert "but for energy.embedding.label" in capsys.readouterr().out
+    assert "except energy.embedding.label" in capsys.readouterr().out
     stems = [CDRL.from_pretrained(run).energy.stem.weight for run in (first, second)]
     torch.testing.assert_close(*stems)
     assert main([*SMALL, *rate, "--resume", "auto", *out, str(second)]) == 0
@@ -66,7 +67,7 @@ def test_train_refuses_a_folder_in_use_and_other_networks(tmp_path, capsys):
     out = ["--out", str(tmp_path / "run"), "--iterations", "1"]
     assert main([*SMALL, *out]) == 0
     assert main([*SMALL, *out]) == 2
-    assert "holds a run; pass --resume auto" in capsys.readouterr().err
+    assert "already contains a run; pass --resume auto" in capsys.readouterr().err
     assert main([*SMALL, *out, "--resume", "auto", "--levels", "3"]) == 2
     assert "the run has other data or networks" in capsys.readouterr().err
     before = (tmp_path / "run" / "recipe.json").read_bytes()
@@ -91,21 +92,21 @@ def test_sample_pictures_and_values(tmp_path, capsys):
     assert main([*options, "--out", str(picture)]) == 0
     assert Image.open(picture).width > 3 * 8
     assert main([*options, "--out", str(values), "--batch-size", "2"]) == 0
-    got = torch.from_numpy(np.load(values)["samples"])
+    actual = torch.from_numpy(np.load(values)["samples"])
     model = CDRL.from_pretrained("digits")
     expected = Sampler(model).sample(3, label=["7", "1", "7"], guidance=1.0, steps=2)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-def test_sample_takes_what_the_sampler_takes(tmp_path):
+def test_sample_takes_the_samplers_options(tmp_path):
     """Metropolis-corrected chains with correctors, in float64, into a file and into a folder."""
     options = ["sample", "--n", "2", "--steps", "1", "--correctors", "1", "--metropolis"]
     options += ["--precision", "fp64", "--out"]
     assert main([*options, str(tmp_path / "x.npz")]) == 0
     sampler = Sampler.from_pretrained("digits", precision="fp64")
     expected = sampler.sample(2, steps=1, correctors=1, metropolis=True)
-    got = torch.from_numpy(np.load(tmp_path / "x.npz")["samples"])
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    actual = torch.from_numpy(np.load(tmp_path / "x.npz")["samples"])
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     assert main([*options, str(tmp_path / "shards")]) == 0
     stored = np.load(tmp_path / "shards" / "samples.npy")
     bytes_ = torch.from_numpy(stored).permute(0, 3, 1, 2)
@@ -124,14 +125,14 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["sample", "--model", "nothing"], "nothing: no such model"),
-        (["sample", "--n", "1", "--label", "1", "2"], "2 classes cannot take turns in 1 samples"),
+        (["sample", "--n", "1", "--label", "1", "2"], "label: expected at most 1 classes"),
         (["sample", "--label", "ten"], "unknown class 'ten'"),
         (["sample", "--steps", "0"], "steps: expected at least 1, got 0"),
         (["sample", "--steps", "few"], "or tuned, got 'few'"),
-        (["tune", "--budget", "5", "--out", "{}/x"], "budget: expected at least 6, a step for"),
+        (["tune", "--budget", "5", "--out", "{}/x"], "budget: expected at least 6, one step"),
         (
             ["train", "--recipe", "nothing", "--out", "x"],
             "neither a shipped recipe (cdrl-large, checkerboard",
@@ -146,19 +147,19 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
         (["import", "{}/none.pth.tar", "{}/x"], "none.pth.tar"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(words, message, tmp_path, capsys):
-    status = main([word.format(tmp_path) for word in words])
+def test_wrong_input_gives_one_line_and_status_2(arguments, message, tmp_path, capsys):
+    status = main([argument.format(tmp_path) for argument in arguments])
     error = capsys.readouterr().err
     assert status == 2
     assert message in error
     assert error.count("\n") <= 2
 
 
-def test_a_picture_is_not_for_several_workers(tmp_path, capsys, monkeypatch):
+def test_several_workers_cannot_write_one_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert main(["sample", "--device", "cpu", "--out", str(tmp_path / "x.png")]) == 2
-    assert "several workers share a folder of shards" in capsys.readouterr().err
+    assert "out: several workers need a folder" in capsys.readouterr().err
 
 
 def test_version(capsys):
@@ -171,10 +172,11 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert all(
-        name in text
-        for name in ("train", "sample", "inpaint", "score", "evaluate", "tune", "import", "demo")
-    )
+    for name in (
+        "train", "sample", "inpaint", "score", "evaluate", "tune", "import", "export", "bench",
+        "about", "demo", "app",
+    ):  # fmt: skip
+        assert re.search(rf"^\W+{name} +[A-Z]", text, re.MULTILINE), name
 
 
 def test_inpaint_a_folder_with_a_mask_picture(tmp_path, capsys):
@@ -201,8 +203,8 @@ def test_inpaint_a_folder_with_a_mask_picture(tmp_path, capsys):
     expected = sampler.inpaint(
         images, torch.from_numpy(known.copy()), samples=3, steps=2, label=["7", "1"]
     )
-    got = torch.from_numpy(archive["completions"]).flatten(0, 1)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+    actual = torch.from_numpy(archive["completions"]).flatten(0, 1)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
     assert Image.open(out / "overview.png").width > 4 * 8
     single = np.asarray(Image.open(out / "00001-02.png").convert("L"))
     np.testing.assert_array_equal(single[white == 0], values[1][white == 0])
@@ -222,7 +224,7 @@ def test_inpaint_refuses_other_masks(mask, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_run_whose_page_cannot_be_made_is_still_a_run(tmp_path, capsys, monkeypatch):
+def test_a_run_succeeds_without_its_page(tmp_path, capsys, monkeypatch):
     def diverged(*arguments, **options):
         raise ChainDiverged("level 3", level=3, step=1, sample=0)
 

@@ -25,7 +25,7 @@ SMALL = "one level"
 
 
 def example(name, **options):
-    return unet_cases.made(CASES[name], **options)
+    return unet_cases.network_and_inputs(CASES[name], **options)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Step plans fitted to a model: the search, and where the plan is kept."""
+"""Step plans tuned to a model: the search, and the plan in the model's files."""
 
 import json
 import math
@@ -40,17 +40,17 @@ def test_a_plan_is_saved_with_the_model(image_model, tmp_path):
     assert not torch.equal(plain, reference.sample(image_model, 2, label=1))
 
 
-def test_models_without_a_plan_are_written_as_before(image_model, tmp_path):
+def test_a_model_without_a_plan_saves_none(image_model, tmp_path):
     image_model.save_pretrained(tmp_path / "plain")
     assert "step_plan" not in json.loads((tmp_path / "plain" / "config.json").read_text())
     loaded = CDRL.from_pretrained(tmp_path / "plain")
     assert loaded.step_plan is None
-    with pytest.raises(ValueError, match="needs a model with a tuned plan.*tune_steps"):
+    with pytest.raises(ValueError, match="needs a model with a tuned step plan.*tune_steps"):
         Sampler(loaded).sample(1, steps="tuned")
 
 
 def test_plans_that_do_not_fit(image_model, tmp_path):
-    with pytest.raises(TypeError, match="got 'tuned'; a tuned plan is a model's"):
+    with pytest.raises(TypeError, match="got 'tuned'; for a model's tuned plan"):
         image_model.schedule.plan("tuned")
     image_model.step_plan = START
     with pytest.raises(ValueError, match="one entry for each of 6 levels, got 3"):
@@ -76,7 +76,7 @@ def test_never_over_budget_nor_worse_than_the_rule(point_model, points, budget, 
     assert point_model.step_plan is None
 
 
-def test_images_are_compared_in_a_given_network_s_features(image_model):
+def test_images_are_compared_in_the_extractors_features(image_model):
     class Means(torch.nn.Module):
         def features(self, images):
             return images.flatten(2).mean(2).expand(-1, 2) + images[:, 0, :2, 0]
@@ -91,7 +91,7 @@ def test_images_are_compared_in_a_given_network_s_features(image_model):
 
 
 def test_the_search_finds_the_best_plan():
-    """Of a distance known in closed form, least at one step, two and three, h = 2, 1 and 1/2."""
+    """The distance has its minimum at 1, 2 and 3 steps with multipliers 2, 1 and 1/2."""
     counts, best = (1, 2, 3), (2.0, 1.0, 0.5)
 
     def distance(plan, noise):
@@ -105,19 +105,19 @@ def test_the_search_finds_the_best_plan():
 
 
 def test_a_move_must_help_with_both_noises():
-    tried = []
+    calls = []
 
     def distance(plan, noise):
-        tried.append((plan, noise))
+        calls.append((plan, noise))
         gain = sum(plan.multipliers) - 3
         return -gain if noise == 0 else abs(gain)
 
     assert search(distance).run() == START
-    assert sum(noise for _, noise in tried) > 3
-    assert len(set(tried)) == len(tried)
+    assert sum(noise for _, noise in calls) > 3
+    assert len(set(calls)) == len(calls)
 
 
-def test_divergence_is_never_better_and_time_is_up():
+def test_divergence_is_rejected_and_the_search_stops_at_the_deadline():
     assert search(lambda plan, noise: 1.0 if plan == START else math.inf).run() == START
     calls = []
     search(lambda plan, noise: calls.append(plan) or 1.0 / len(calls), deadline=0.0).run()
@@ -125,7 +125,7 @@ def test_divergence_is_never_better_and_time_is_up():
 
 
 def test_a_diverging_plan_is_infinitely_far(point_model, points, monkeypatch):
-    """Chains whose multipliers are beyond the start's diverge here: the start is what is left."""
+    """Chains with larger multipliers than the start's diverge here, so no plan has them."""
 
     class Fragile(Sampler):
         def sample(self, n, *, steps, **options):

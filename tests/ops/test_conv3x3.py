@@ -1,4 +1,4 @@
-"""The convolution with all that follows it, against its formula and torch's own convolution."""
+"""Convolution with epilogue, against its formula and torch's own convolution."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from cdrl_fast.ops.conv3x3 import conv3x3, tiling
 from cdrl_fast.ops.sign_bits import unpack
 
 USES = ("activate", "residual", "residual of stored", "plain", "masked", "masked residual")
-# Batch, height, width, channels in and out, what the kernel does with it on capability 90.
+# Batch, height, width, channels in and out, by what the kernel does on capability 90.
 SHAPES = {
     "one sample, TMA": (1, 8, 8, 32, 64),
     "boxes of samples, TMA": (8, 4, 4, 32, 32),
@@ -20,54 +20,52 @@ SHAPES = {
 }
 
 
-def numbers(shape, generator, low=-2, high=3):
-    """Whole numbers, whose sums of products every order and precision makes exactly."""
+def integers(shape, generator, low=-2, high=3):
+    """Return integers as float64; their sums of products are exact in every order and precision."""
     return torch.randint(low, high, shape, generator=generator).double()
 
 
 def problem(use, shape, *, seed=0, rows=1):
-    """Weight and x of a convolution with ``use``, in float64, and the keywords that mean it.
+    """Return x and weight of a convolution, in float64, and the keyword arguments of ``use``.
 
-    Halves in rows and residuals keep every sum away from zero, where its sign would be rounding's.
+    Fractions in rows and residuals keep every sum away from zero, where rounding decides its sign.
     """
     batch, height, width, c_in, c_out = shape
     generator = torch.Generator().manual_seed(seed)
-    x = numbers((batch, height, width, c_in), generator)
+    x = integers((batch, height, width, c_in), generator)
     transposed = use.startswith("masked")
-    weight = numbers((9, c_out, c_in) if transposed else (9, c_in, c_out), generator, -1, 2)
-    like = (batch, height, width, c_out)
-    words = (c_out // 32, batch * height * width)
+    weight = integers((9, c_out, c_in) if transposed else (9, c_in, c_out), generator, -1, 2)
+    out_shape = (batch, height, width, c_out)
+    signs_shape = (c_out // 32, batch * height * width)
     options = {}
     if not transposed:
-        options["row"] = numbers((rows, c_out), generator) + 0.25
+        options["row"] = integers((rows, c_out), generator) + 0.25
     if use in ("activate", "residual", "residual of stored"):
-        options |= {"activate": True, "signs_out": torch.zeros(words, dtype=torch.int32)}
+        options |= {"activate": True, "signs_out": torch.zeros(signs_shape, dtype=torch.int32)}
     if use == "residual of stored":
-        h = 5 * numbers(like, generator, -9, 10) + 2.5
+        h = 5 * integers(out_shape, generator, -9, 10) + 2.5
         options |= {"residual": torch.where(h > 0, h, 0.2 * h), "residual_activated": True}
     elif "residual" in use:
-        options["residual"] = numbers(like, generator, -9, 10) + 0.5
+        options["residual"] = integers(out_shape, generator, -9, 10) + 0.5
     if transposed:
-        bits = torch.randint(-(2**31), 2**31, words, generator=generator).int()
+        bits = torch.randint(-(2**31), 2**31, signs_shape, generator=generator).int()
         options |= {"signs": bits, "transposed": True}
     return x, weight, options
 
 
 def cast(options, dtype, device="cpu"):
-    """The keywords with tensors of that dtype, but rows, which are float32, and words."""
-    rows = torch.promote_types(dtype, torch.float32)
-    made = {}
-    for name, value in options.items():
-        if isinstance(value, torch.Tensor):
-            kind = {"row": rows, "signs": torch.int32, "signs_out": torch.int32}.get(name, dtype)
-            value = value.to(device, kind)
-        made[name] = value
-    return made
+    """Return the keyword arguments in a dtype; rows are at least float32, signs int32."""
+    other = {"row": torch.promote_types(dtype, torch.float32)}
+    other |= dict.fromkeys(("signs", "signs_out"), torch.int32)
+    return {
+        name: value.to(device, other.get(name, dtype)) if torch.is_tensor(value) else value
+        for name, value in options.items()
+    }
 
 
 def formula(x, weight, *, transposed=False, row=None, signs=None, residual=None,
             residual_activated=False, activate=False, signs_out=None):  # fmt: skip
-    """The sum before activation, written out tap by tap, with each sign looked up by itself."""
+    """Return the sum before activation, tap by tap, with each sign looked up by itself."""
     batch, height, width, _ = x.shape
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
     y = 0.0
@@ -80,8 +78,8 @@ def formula(x, weight, *, transposed=False, row=None, signs=None, residual=None,
         y = y + row[:, None, None]
     if signs is not None:
         channel, pixel = torch.arange(y.shape[3]), torch.arange(batch * height * width)
-        words = signs.long()[channel[None, :] // 32, pixel[:, None]]
-        slope = 0.2 + 0.8 * ((words >> channel % 32) & 1).double()
+        packed = signs.long()[channel[None, :] // 32, pixel[:, None]]
+        slope = 0.2 + 0.8 * ((packed >> channel % 32) & 1).double()
         y = y * slope.view(y.shape)
     if residual is not None:
         y = y + (torch.where(residual > 0, residual, 5 * residual) if residual_activated
@@ -94,12 +92,11 @@ def formula(x, weight, *, transposed=False, row=None, signs=None, residual=None,
 def test_formula(use, rows):
     x, weight, options = problem(use, (3, 5, 6, 32, 64), rows=rows)
     y = formula(x, weight, **options)
-    got = conv3x3(x, weight, **options, backend="reference")
+    actual = conv3x3(x, weight, **options, backend="reference")
     expected = torch.where(y > 0, y, 0.2 * y) if options.get("activate") else y
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     if "signs_out" in options:
-        kept = unpack(options["signs_out"]).view(y.shape)
-        assert torch.equal(kept, y > 0)
+        assert torch.equal(unpack(options["signs_out"]).view(y.shape), y > 0)
         assert torch.equal(options["signs_out"] < 0, (y > 0).flatten(0, 2)[:, 31::32].T)
 
 
@@ -108,12 +105,12 @@ def test_transposed_is_the_input_gradient():
     x.requires_grad_(True)
     g = torch.randn(2, 5, 6, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (expected,) = torch.autograd.grad(conv3x3(x, weight), x, g)
-    got = conv3x3(g, weight, transposed=True)
-    torch.testing.assert_close(got, expected)
+    actual = conv3x3(g, weight, transposed=True)
+    torch.testing.assert_close(actual, expected)
 
 
 def compare(use, shape, dtype, kernels, *, rows=1, input_precision="ieee"):
-    """One call of a room in poisoned buffers against the reference, and what lies around them."""
+    """Compare a backend, in NaN-filled outputs, with the reference; check memory around them."""
     x, weight, options = problem(use, shape, rows=rows)
     x, weight = (t.to(kernels["device"], dtype) for t in (x, weight))
     expected_options = cast(options, dtype, kernels["device"])
@@ -123,13 +120,12 @@ def compare(use, shape, dtype, kernels, *, rows=1, input_precision="ieee"):
     frame = torch.full((count + 2 * border,), float("nan"), dtype=dtype, device=kernels["device"])
     out = frame[border : border + count].view(expected.shape)
     if "signs_out" in options:
-        words = options["signs_out"].numel()
-        guard = torch.full((words + 2,), 0x5A5A5A5A, dtype=torch.int32, device=kernels["device"])
+        size = options["signs_out"].numel()
+        guard = torch.full((size + 2,), 0x5A5A5A5A, dtype=torch.int32, device=kernels["device"])
         options["signs_out"] = guard[1:-1].view(options["signs_out"].shape)
     options |= {"input_precision": input_precision, "backend": kernels["backend"]}
-    got = conv3x3(x, weight, **options, out=out)
-    assert got is out
-    # Products are exact; what is left is one rounding of a residual, a fifth or the result.
+    assert conv3x3(x, weight, **options, out=out) is out
+    # The products are exact; only a residual, a factor of 0.2 and the result are rounded.
     ulp = torch.finfo(dtype).eps
     torch.testing.assert_close(out, expected, rtol=2 * ulp, atol=2 * ulp)
     assert frame[:border].isnan().all()
@@ -142,20 +138,20 @@ def compare(use, shape, dtype, kernels, *, rows=1, input_precision="ieee"):
 
 
 @pytest.fixture
-def as_on(monkeypatch):
-    """Makes the interpreter run the kernel of a capability, with the tiles of many programs."""
+def set_capability(monkeypatch):
+    """Return a function that makes the interpreter run the kernels of a compute capability."""
 
-    def change(capability, full=tiling.FULL):
+    def change(capability, min_programs=tiling.MIN_PROGRAMS):
         tiling.tiling.cache_clear()
         monkeypatch.setattr(tiling, "capability_of", lambda device: capability)
-        monkeypatch.setattr(tiling, "FULL", full)
+        monkeypatch.setattr(tiling, "MIN_PROGRAMS", min_programs)
 
     yield change
     tiling.tiling.cache_clear()
 
 
-# What a tile covers and what is done with it are apart: every shape with two uses, and every use.
-CROSSED = [
+# Tiles and epilogues are independent: two uses with every shape, and every use with two shapes.
+USES_AND_SHAPES = [
     (use, shape)
     for use in USES
     for shape in SHAPES
@@ -163,7 +159,7 @@ CROSSED = [
 ]
 
 
-@pytest.mark.parametrize(("use", "name"), CROSSED)
+@pytest.mark.parametrize(("use", "name"), USES_AND_SHAPES)
 def test_interpreted(interpreter, use, name):
     shape = SHAPES[name]
     compare(use, shape, torch.float16, interpreter, rows=shape[0])
@@ -171,23 +167,23 @@ def test_interpreted(interpreter, use, name):
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("capability", [80, 90])
-def test_interpreted_float32(interpreter, as_on, use, capability):
-    as_on(capability)
+def test_interpreted_float32(interpreter, set_capability, use, capability):
+    set_capability(capability)
     compare(use, SHAPES["boxes of samples, TMA"], torch.float32, interpreter, rows=8)
 
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", ["one sample, TMA", "odd batch, TMA"])
-def test_interpreted_without_tma(interpreter, as_on, use, name):
-    as_on(80)
+def test_interpreted_without_tma(interpreter, set_capability, use, name):
+    set_capability(80)
     compare(use, SHAPES[name], torch.float16, interpreter)
 
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("capability", [80, 90])
-def test_interpreted_large_tiles(interpreter, as_on, use, capability):
-    """128 pixels × 128 channels, which are finished in halves."""
-    as_on(capability, full=1)
+def test_interpreted_large_tiles(interpreter, set_capability, use, capability):
+    """Tiles of 128 pixels × 128 channels, with the epilogue in two halves."""
+    set_capability(capability, min_programs=1)
     compare(use, (3, 8, 8, 32, 256), torch.float16, interpreter, rows=3)
 
 
@@ -196,8 +192,8 @@ def test_interpreted_without_signs_out_and_row(interpreter):
     del options["signs_out"], options["row"]
     options = cast(options, torch.float16)
     x, weight = x.half(), weight.half()
-    got = conv3x3(x, weight, **options, backend="triton")
-    torch.testing.assert_close(got, conv3x3(x, weight, **options, backend="reference"))
+    actual = conv3x3(x, weight, **options, backend="triton")
+    torch.testing.assert_close(actual, conv3x3(x, weight, **options, backend="reference"))
 
 
 @pytest.mark.parametrize("backend", ["triton", "cudnn"])
@@ -206,25 +202,25 @@ def test_in_place_of_the_residual(triton_device, backend):
     options = cast(options, torch.float16, triton_device)
     x, weight = (t.to(triton_device, torch.float16) for t in (x, weight))
     expected = conv3x3(x, weight, **options, backend="reference")
-    got = conv3x3(x, weight, **options, out=options["residual"], backend=backend)
-    assert got is options["residual"]
-    torch.testing.assert_close(got, expected)
+    actual = conv3x3(x, weight, **options, out=options["residual"], backend=backend)
+    assert actual is options["residual"]
+    torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("what", ["x", "weight"])
-def test_interpreted_off_16_bytes(interpreter, what):
-    """TMA cannot begin there, and loads can."""
+@pytest.mark.parametrize("name", ["x", "weight"])
+def test_interpreted_off_16_bytes(interpreter, name):
+    """TMA cannot load from such an address; plain loads can."""
     x, weight, _ = problem("plain", SHAPES["boxes of samples, TMA"])
     x, weight = x.half(), weight.half()
     expected = conv3x3(x, weight, backend="reference")
-    moved = {"x": x, "weight": weight}
-    old = moved[what]
-    memory = torch.full((old.numel() + 1,), float("nan"), dtype=torch.float16)
-    moved[what] = memory[1:].view(old.shape).copy_(old)
-    assert torch.equal(conv3x3(**moved, backend="triton"), expected)
+    tensors = {"x": x, "weight": weight}
+    aligned = tensors[name]
+    memory = torch.full((aligned.numel() + 1,), float("nan"), dtype=torch.float16)
+    tensors[name] = memory[1:].view(aligned.shape).copy_(aligned)
+    assert torch.equal(conv3x3(**tensors, backend="triton"), expected)
 
 
-def test_which_shapes_take_tma():
+def test_shapes_that_use_tma():
     for name, (batch, height, width, c_in, c_out) in SHAPES.items():
         options = {"half": True, "exact": False, "aligned": True}
         tile = tiling.tiling((batch, height, width, c_in), c_out, capability=90, **options)
@@ -246,7 +242,7 @@ def test_tiles_cover_the_images(size, batch, half):
     assert 256 % tile.block_n == 128 % tile.block_k == 0
     if tile.tma:
         assert size % rows == size % columns == 0
-        # At most an eighth of the work is for samples that are not there.
+        # At most an eighth of the work is for missing samples.
         assert -(-batch // samples) * samples <= 8 / 7 * batch
     assert tile.block_m in (64, 128)
 
@@ -271,7 +267,7 @@ def test_empty_batch():
         ({"x": torch.zeros(4, 4, 32)}, ValueError, r"x must be \(batch, height, width, channels\)"),
         ({"x": torch.zeros(2, 4, 4, 64)}, ValueError, "x has 64 channels"),
         ({"x": torch.zeros(2, 4, 32, 4).mT}, ValueError, "must be dense"),
-        ({"transposed": True}, ValueError, "x has 32 channels .* transposed"),
+        ({"transposed": True}, ValueError, "x has 32 channels, .*, transposed"),
         ({"weight": torch.zeros(9, 32, 64).half()}, TypeError, "weight must be torch.float32"),
         ({"weight": torch.zeros(9, 32, 48)}, ValueError, "multiples of 32"),
         ({"row": torch.zeros(3, 64)}, ValueError, r"row must be dense with shape \(2, 64\)"),
@@ -301,7 +297,7 @@ def test_out_apart_from_x():
 
 
 def torch_formula(x, weight, options):
-    """`formula` with cuDNN's convolution of the dtype; sums of the rest in float32."""
+    """Return `formula` with cuDNN's convolution in the dtype, and its epilogue in float32."""
     filters = weight.unflatten(0, (3, 3)).permute(3, 2, 0, 1)
     filters = filters.contiguous(memory_format=torch.channels_last)
     convolve = F.conv_transpose2d if options.get("transposed") else F.conv2d
@@ -338,15 +334,15 @@ def test_on_a_gpu(use, shape, dtype):
     x = torch.randn(x.shape, generator=generator).to(device, dtype)
     weight = (0.05 * torch.randn(weight.shape, generator=generator)).to(device, dtype)
     options = cast(options, dtype, device)
-    got = conv3x3(x, weight, **options, backend="triton")
+    actual = conv3x3(x, weight, **options, backend="triton")
     tolerance = 8 * torch.finfo(dtype).eps
     expected = torch_formula(x, weight, options)
-    torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=4 * tolerance)
+    torch.testing.assert_close(actual.float(), expected, rtol=tolerance, atol=4 * tolerance)
 
 
 @pytest.mark.gpu
 def test_tf32_on_a_gpu():
-    """The whole numbers that these products are of are tf32 numbers."""
+    """tf32 represents the integers of these products exactly."""
     kernels = {"backend": "triton", "device": torch.device("cuda", 0)}
     for use in ("activate", "masked residual"):
         compare(use, ON_GPU["TMA"], torch.float32, kernels, input_precision="tf32")
@@ -355,8 +351,8 @@ def test_tf32_on_a_gpu():
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["triton", "cudnn"])
 @pytest.mark.parametrize("use", ["activate", "residual of stored", "masked residual"])
-def test_a_graph_holds_it(backend, use):
-    """Captured, and replayed on other values of the same arrays."""
+def test_cuda_graphs_capture_it(backend, use):
+    """A replay uses the new values in the captured memory."""
     device = torch.device("cuda", 0)
     x, weight, options = problem(use, ON_GPU["TMA"])
     x, weight = x.to(device, torch.float16), weight.to(device, torch.float16)

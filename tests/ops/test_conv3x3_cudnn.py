@@ -1,11 +1,11 @@
-"""torch's own convolution with one kernel after it, against what `conv3x3` means."""
+"""`conv3x3` by torch's own convolution and one kernel for the epilogue, against the reference."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from cdrl_fast.ops.conv3x3 import conv3x3
-from tests.ops.test_conv3x3 import CROSSED, ON_GPU, SHAPES, USES, compare, problem
+from tests.ops.test_conv3x3 import ON_GPU, SHAPES, USES, USES_AND_SHAPES, compare, problem
 
 
 @pytest.fixture
@@ -13,8 +13,8 @@ def kernels(triton_device):
     return {"backend": "cudnn", "device": triton_device}
 
 
-@pytest.mark.parametrize(("use", "name"), CROSSED)
-def test_meaning(kernels, use, name):
+@pytest.mark.parametrize(("use", "name"), USES_AND_SHAPES)
+def test_reference(kernels, use, name):
     shape = SHAPES[name]
     compare(use, shape, torch.float16, kernels, rows=shape[0])
 
@@ -24,14 +24,14 @@ def test_float32(kernels, use):
     compare(use, (3, 8, 8, 32, 256), torch.float32, kernels)
 
 
-def test_one_pixel_an_image(kernels):
-    """Where torch cannot tell channels-last from its opposite."""
+def test_one_pixel_per_image(kernels):
+    """torch cannot tell channels-last from contiguous images of one pixel."""
     compare("activate", (5, 1, 1, 32, 32), torch.float16, kernels, rows=5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_one_library_call_in_channels_last_and_its_switches(kernels, monkeypatch, transposed):
-    """Neither input nor result is copied; algorithms are repeatable and precision is as asked."""
+    """Input and result are not copied; algorithms are deterministic, precision is the argument."""
     name, seen = "conv_transpose2d" if transposed else "conv2d", []
     library, switches = getattr(F, name), torch.backends.cudnn
 

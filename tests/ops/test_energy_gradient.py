@@ -1,4 +1,4 @@
-"""`energy_gradient` in C++ against its meaning and against autograd."""
+"""`energy_gradient` in C++ against its reference and autograd."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from cdrl_fast.ops.energy_gradient import EnergyGradient, native, reference
 from tests.conftest import randomize
 
 CPU = torch.device("cpu")
-# Image channels, width, multipliers and blocks of a network; height, width and batch.
+# Image channels, width, multipliers and blocks of a network; then height, width and batch.
 CASES = {
     "small": ((1, 12, (1,), 1), 9, 13, 3),
     "two stages": ((2, 8, (1, 2), 2), 10, 14, 7),
@@ -23,8 +23,8 @@ CASES = {
 }
 
 
-def made(name, seed=0):
-    """A network in eval mode, states, and (rows, head) of mixed levels and labels, in float32."""
+def network_and_inputs(name, seed=0):
+    """Return a network in eval mode, states, and mixed levels and labels, in float32."""
     options, height, width, batch = CASES[name]
     torch.manual_seed(seed)
     if options is None:
@@ -37,7 +37,7 @@ def made(name, seed=0):
     return energy, y, logsnr, label
 
 
-def folded_of(energy, dtype=torch.float32):
+def fold(energy, dtype=torch.float32):
     return fold_resnet(energy, CPU, dtype)
 
 
@@ -48,7 +48,7 @@ def autograd(energy, y, logsnr, label):
 
 
 def unpacked(signs, weights, height, width):
-    """Booleans of each activation in order, from (batch, activations) bytes."""
+    """Return booleans per activation map, in order, from uint8 (batch, activations)."""
     shapes = []
     for i, stage in enumerate(weights.stages):
         size = (height >> i, width >> i)
@@ -60,7 +60,7 @@ def unpacked(signs, weights, height, width):
 
 
 def run(weights, y, rows, head, *, bfloat16=False):
-    """Energies, gradients and signs by the native kernel_backend, in poisoned memory."""
+    """Return energies, gradients and signs of the native kernel, written over NaN."""
     height, width = y.shape[-2:]
     kernel = native.ResNetGradient(weights, height, width, bfloat16=bfloat16)
     energy = torch.full((len(y),), float("nan"))
@@ -78,37 +78,37 @@ def run(weights, y, rows, head, *, bfloat16=False):
     return energy, gradient, unpacked(signs, weights, height, width)
 
 
-def errors(got, exact):
-    """Largest error of each sample, relative to the largest entry of the exact result."""
-    return (got - exact).abs().flatten(1).amax(1) / exact.abs().flatten(1).amax(1)
+def errors(actual, exact):
+    """Return each sample's largest error, relative to its largest exact entry."""
+    return (actual - exact).abs().flatten(1).amax(1) / exact.abs().flatten(1).amax(1)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shared", [False, True], ids=["mixed", "one level"])
 def test_float32(variant, name, shared):
-    energy, y, logsnr, label = made(name)
+    energy, y, logsnr, label = network_and_inputs(name)
     if shared:
         logsnr, label = logsnr[:1], None if label is None else label[3:4]
-    folded, exact = folded_of(energy), folded_of(energy.double(), torch.float64)
-    # The embedding of 1000·u has an error of its own in float32; these rows are what is given.
+    folded, exact = fold(energy), fold(energy.double(), torch.float64)
+    # The embedding of 1000·u has an error in float32: the exact network takes the same rows.
     rows, head = folded.at(logsnr, label)
     value, gradient, signs = run(folded.weights, y, rows, head)
-    given, rows, head = reference.Signs(signs), rows.double(), head.double()
-    expected, slope = reference.value_and_gradient(exact.weights, y.double(), rows, head, given)
+    fixed, rows, head = reference.Signs(signs), rows.double(), head.double()
+    expected, slope = reference.value_and_gradient(exact.weights, y.double(), rows, head, fixed)
     assert ((value - expected).abs() <= 1e-5 * expected.abs().max()).all()
     assert (errors(gradient, slope) <= 1e-5).all()
-    # With its own signs: nearly all of these are the exact network's.
+    # Nearly all signs equal those of the exact network.
     free = reference.Signs()
     _, slope = reference.value_and_gradient(exact.weights, y.double(), rows, head, free)
-    differ = sum((a != b).sum().item() for a, b in zip(signs, free.kept, strict=True))
+    differ = sum((a != b).sum().item() for a, b in zip(signs, free.recorded, strict=True))
     assert differ <= 1e-4 * sum(s.numel() for s in signs) + 1
 
 
 @pytest.mark.parametrize("name", ["digits", "three stages", "four pixels"])
 def test_float32_errs_no_more_than_autograd(name):
-    """Running free, median gradient error; against float64 at most twice autograd's."""
-    energy, y, logsnr, label = made(name)
-    folded = folded_of(energy)
+    """Compare median errors, each with its own signs, to float64: at most twice autograd's."""
+    energy, y, logsnr, label = network_and_inputs(name)
+    folded = fold(energy)
     _, gradient = EnergyGradient(folded.weights, *y.shape[-2:]).value_and_gradient(
         y, *folded.at(logsnr, label)
     )
@@ -120,9 +120,9 @@ def test_float32_errs_no_more_than_autograd(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_bfloat16(variant, name):
-    """Rounding of 2⁻⁹ in every product; given its signs, errors stay near that."""
-    energy, y, logsnr, label = made(name)
-    folded, exact = folded_of(energy), folded_of(energy.double(), torch.float64)
+    """Compare with equal signs: errors stay near the rounding of a product, 2⁻⁹."""
+    energy, y, logsnr, label = network_and_inputs(name)
+    folded, exact = fold(energy), fold(energy.double(), torch.float64)
     rows, head = exact.at(logsnr.double(), label)
     value, gradient, signs = run(folded.weights, y, *folded.at(logsnr, label), bfloat16=True)
     expected, slope = reference.value_and_gradient(
@@ -130,14 +130,14 @@ def test_bfloat16(variant, name):
     )
     assert ((value - expected).abs() <= 0.02 * expected.abs().max()).all()
     assert (errors(gradient, slope) <= 0.03).all()
-    assert (errors(gradient, slope) > 1e-5).any()  # or it was not bfloat16
+    assert (errors(gradient, slope) > 1e-5).any()  # float32 would be more accurate
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("name", ["digits", "two stages", "four pixels"])
 def test_a_sample_does_not_depend_on_its_batch(variant, name, bfloat16):
-    energy, y, logsnr, label = made(name)
-    folded = folded_of(energy)
+    energy, y, logsnr, label = network_and_inputs(name)
+    folded = fold(energy)
     rows, head = folded.at(logsnr, label)
     operation = EnergyGradient(folded.weights, *y.shape[-2:], bfloat16=bfloat16)
     value, gradient = operation.value_and_gradient(y, rows, head)
@@ -155,14 +155,14 @@ def test_a_sample_does_not_depend_on_its_batch(variant, name, bfloat16):
 
 
 def test_views_out_and_empty_batches(variant):
-    energy, y, logsnr, label = made("two stages")
-    folded = folded_of(energy)
+    energy, y, logsnr, label = network_and_inputs("two stages")
+    folded = fold(energy)
     rows, head = folded.at(logsnr[:1], label)
     operation = EnergyGradient(folded.weights, 10, 14)
     value, gradient = operation.value_and_gradient(y, rows, head)
-    turned = y.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    permuted = y.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
     out = torch.full_like(y, float("nan"))
-    v, g = operation.value_and_gradient(turned, rows, head, out=out)
+    v, g = operation.value_and_gradient(permuted, rows, head, out=out)
     assert g is out
     assert torch.equal(v, value)
     assert torch.equal(g, gradient)
@@ -172,8 +172,8 @@ def test_views_out_and_empty_batches(variant):
 
 
 def test_torchs_default_dtype_does_not_matter(variant, request):
-    energy, y, logsnr, label = made("two stages")
-    folded = folded_of(energy)
+    energy, y, logsnr, label = network_and_inputs("two stages")
+    folded = fold(energy)
     rows, head = folded.at(logsnr, label)
     operation = EnergyGradient(folded.weights, 10, 14)
     expected = operation.value_and_gradient(y, rows, head)
@@ -182,10 +182,10 @@ def test_torchs_default_dtype_does_not_matter(variant, request):
         assert torch.equal(a, b)
 
 
-def test_other_weights_are_taken(variant):
-    energy, y, logsnr, label = made("two stages")
-    other = made("two stages", seed=1)[0]
-    folded, changed = folded_of(energy), folded_of(other)
+def test_load_replaces_the_weights(variant):
+    energy, y, logsnr, label = network_and_inputs("two stages")
+    other = network_and_inputs("two stages", seed=1)[0]
+    folded, changed = fold(energy), fold(other)
     operation = EnergyGradient(folded.weights, 10, 14)
     operation.load(changed.weights)
     rows, head = changed.at(logsnr, label)
@@ -196,22 +196,22 @@ def test_other_weights_are_taken(variant):
 
 
 def test_working_memory_is_a_twentieth_of_autograds():
-    """What autograd keeps of one gradient, counted, against the kernel's workspace."""
-    energy, y, logsnr, label = made("digits")
+    """Compare the kernel's workspace to the tensors that autograd saves for one gradient."""
+    energy, y, logsnr, label = network_and_inputs("digits")
     energy.requires_grad_(False)
-    kept = {}
+    saved = {}
 
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    def save(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     y = torch.randn(512, 1, 8, 8)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         autograd(energy, y, logsnr[:1], label[:1])
-    folded = folded_of(energy)
+    folded = fold(energy)
     for bfloat16 in (False, True):
         operation = EnergyGradient(folded.weights, 8, 8, bfloat16=bfloat16)
-        assert operation.working_memory(512) <= sum(kept.values()) / 20
+        assert operation.working_memory(512) <= sum(saved.values()) / 20
 
 
 @pytest.mark.parametrize(
@@ -230,8 +230,8 @@ def test_working_memory_is_a_twentieth_of_autograds():
     ],
 )
 def test_bad_arguments(change, error, message):
-    energy, y, logsnr, label = made("two stages")
-    folded = folded_of(energy)
+    energy, y, logsnr, label = network_and_inputs("two stages")
+    folded = fold(energy)
     rows, head = folded.at(logsnr, label)
     operation = EnergyGradient(folded.weights, 10, 14)
     with pytest.raises(error, match=message):
@@ -239,8 +239,8 @@ def test_bad_arguments(change, error, message):
 
 
 def test_a_gradient_over_its_arguments(variant):
-    energy, y, logsnr, label = made("two stages")
-    folded = folded_of(energy)
+    energy, y, logsnr, label = network_and_inputs("two stages")
+    folded = fold(energy)
     rows, head = folded.at(logsnr, label)
     operation = EnergyGradient(folded.weights, 10, 14)
     _, expected = operation.value_and_gradient(y, rows, head)
@@ -255,7 +255,7 @@ def test_a_gradient_over_its_arguments(variant):
 
 
 def with_block(weights, stage, index, **change):
-    """The weights with a block changed."""
+    """Return the weights with a changed block."""
     stages = [list(blocks) for blocks in weights.stages]
     stages[stage][index] = replace(stages[stage][index], **change)
     return replace(weights, stages=tuple(map(tuple, stages)))
@@ -265,11 +265,11 @@ BAD_WEIGHTS = {
     "stem": (lambda w: replace(w, stem=w.stem[0]), ValueError, "stem must be"),
     "half": (lambda w: replace(w, stem=w.stem.half()), ValueError, "stem must be .*torch.float16"),
     "bias": (lambda w: replace(w, stem_bias=w.stem_bias[:-1]), ValueError, "stem_bias must be"),
-    "none": (lambda w: replace(w, stages=()), ValueError, "stages must have equally many"),
+    "none": (lambda w: replace(w, stages=()), ValueError, "stages must have the same number"),
     "fewer": (
         lambda w: replace(w, stages=(w.stages[0], w.stages[1][:1])),
         ValueError,
-        r"stages must have equally many blocks, one or more, got \[2, 1\]",
+        r"stages must have the same number of blocks, one or more, got \[2, 1\]",
     ),
     # Twelve channels are no multiple of eight.
     "width": (
@@ -281,7 +281,7 @@ BAD_WEIGHTS = {
         lambda w: with_block(w, 1, 1, bias=torch.zeros(8)), ValueError, "bias must be dense"
     ),
     "no shortcut": (
-        lambda w: with_block(w, 1, 0, shortcut=None), ValueError, "just where its channels change"
+        lambda w: with_block(w, 1, 0, shortcut=None), ValueError, "and only if its channels change"
     ),
     "strided": (
         lambda w: with_block(w, 0, 0, conv1=w.stages[0][0].conv1.mT), ValueError, "conv1 must be"
@@ -298,7 +298,7 @@ BAD_WEIGHTS = {
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
 def test_weights_that_do_not_fit(backend, name):
     change, error, message = BAD_WEIGHTS[name]
-    weights = folded_of(made("two stages")[0]).weights
+    weights = fold(network_and_inputs("two stages")[0]).weights
     operation = EnergyGradient(weights, 10, 14, backend=backend)
     with pytest.raises(error, match=message):
         EnergyGradient(change(weights), 10, 14, backend=backend)
@@ -308,19 +308,19 @@ def test_weights_that_do_not_fit(backend, name):
 
 
 @pytest.mark.parametrize("other", ["small", "narrowing"])
-def test_loads_weights_of_one_form_alone(other):
-    operation = EnergyGradient(folded_of(made("two stages")[0]).weights, 10, 14)
-    with pytest.raises(ValueError, match="weights must be like those before"):
-        operation.load(folded_of(made(other)[0]).weights)
-    with pytest.raises(ValueError, match="weights must be like those before"):
-        operation.load(folded_of(made("two stages")[0].double(), torch.float64).weights)
+def test_load_refuses_weights_of_another_form(other):
+    operation = EnergyGradient(fold(network_and_inputs("two stages")[0]).weights, 10, 14)
+    with pytest.raises(ValueError, match="weights must have the form"):
+        operation.load(fold(network_and_inputs(other)[0]).weights)
+    with pytest.raises(ValueError, match="weights must have the form"):
+        operation.load(fold(network_and_inputs("two stages")[0].double(), torch.float64).weights)
 
 
-def test_what_cannot_be_had():
-    weights = folded_of(made("two stages")[0]).weights
+def test_unavailable_options():
+    weights = fold(network_and_inputs("two stages")[0]).weights
     with pytest.raises(ValueError, match="multiples of 2, got 9 and 14"):
         EnergyGradient(weights, 9, 14)
     with pytest.raises(BackendUnavailable, match="works on CUDA devices"):
         EnergyGradient(weights, 10, 14, backend="cuda")
-    with pytest.raises(BackendUnavailable, match="bfloat16 needs the native room"):
+    with pytest.raises(BackendUnavailable, match="bfloat16 needs the native backend"):
         EnergyGradient(weights, 10, 14, bfloat16=True, backend="reference")

@@ -1,4 +1,4 @@
-"""The head's energies and gradient, against autograd and between the dispatch."""
+"""Energies and gradient of the head, against autograd and between backends."""
 
 import pytest
 import torch
@@ -9,10 +9,10 @@ from cdrl_fast.ops.layout import leaky
 SHAPES = [(1, 1, 1, 32), (3, 7, 7, 96), (5, 4, 4, 512), (2, 12, 16, 64)]
 
 
-def arguments(shape, dtype, device="cpu", each=True):
+def arguments(shape, dtype, device="cpu", row_per_sample=True):
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(shape, generator=generator, dtype=torch.float64)
-    rows = torch.randn(shape[0] if each else 1, shape[3], generator=generator)
+    rows = torch.randn(shape[0] if row_per_sample else 1, shape[3], generator=generator)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return leaky(h).to(dtype).to(device), rows.to(wide).to(device)
 
@@ -21,9 +21,9 @@ def poisoned(a):
     return torch.full_like(a, float("nan"))
 
 
-@pytest.mark.parametrize("each", [False, True])
-def test_reference_is_its_formula(each):
-    a, rows = arguments((3, 5, 2, 64), torch.float64, each=each)
+@pytest.mark.parametrize("row_per_sample", [False, True])
+def test_reference_is_its_formula(row_per_sample):
+    a, rows = arguments((3, 5, 2, 64), torch.float64, row_per_sample=row_per_sample)
     h = torch.where(a > 0, a, 5 * a).requires_grad_(True)
     energy = (h.relu().sum(dim=(1, 2)) * rows).sum(dim=1)
     (slope,) = torch.autograd.grad(energy.sum(), h)
@@ -34,15 +34,15 @@ def test_reference_is_its_formula(each):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("each", [False, True])
-def test_triton_agrees_with_the_reference(triton_device, shape, dtype, each):
-    a, rows = arguments(shape, dtype, triton_device, each)
-    expected, got = poisoned(a), poisoned(a)
+@pytest.mark.parametrize("row_per_sample", [False, True])
+def test_triton_agrees_with_the_reference(triton_device, shape, dtype, row_per_sample):
+    a, rows = arguments(shape, dtype, triton_device, row_per_sample)
+    expected, actual = poisoned(a), poisoned(a)
     out = torch.full((shape[0],), float("nan"), device=triton_device)
     head(a, rows, scale=64.0, gradient=expected, backend="reference")
-    assert head(a, rows, scale=64.0, gradient=got, out=out, backend="triton") is out
-    assert torch.equal(got, expected)
-    # Float32 sums against float64's, relative to the sum of what is added.
+    assert head(a, rows, scale=64.0, gradient=actual, out=out, backend="triton") is out
+    assert torch.equal(actual, expected)
+    # Float32 sums against float64's, relative to the sum of magnitudes.
     parts = a.double().relu() * rows.double()[:, None, None, :]
     error = (out - parts.sum(dim=(1, 2, 3))).abs() / parts.abs().sum(dim=(1, 2, 3))
     assert error.max() < 1e-6
@@ -51,10 +51,10 @@ def test_triton_agrees_with_the_reference(triton_device, shape, dtype, each):
 
 def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
     a, rows = arguments((5, 7, 3, 96), torch.float16, triton_device)
-    whole = head(a, rows, backend="triton")
+    batch = head(a, rows, backend="triton")
     for i in range(5):
         one = head(a[i : i + 1], rows[i : i + 1], backend="triton")
-        assert torch.equal(one[0], whole[i])
+        assert torch.equal(one[0], batch[i])
 
 
 @pytest.mark.gpu
@@ -62,10 +62,10 @@ def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
 @pytest.mark.parametrize("shape", [(257, 4, 4, 256), (3, 32, 32, 128)])
 def test_the_papers_shape_on_a_gpu(dtype, shape):
     a, rows = arguments(shape, dtype, "cuda")
-    expected, got = poisoned(a), poisoned(a)
+    expected, actual = poisoned(a), poisoned(a)
     energy = head(a, rows, scale=64.0, gradient=expected, backend="reference")
-    out = head(a, rows, scale=64.0, gradient=got, backend="triton")
-    assert torch.equal(got, expected)
+    out = head(a, rows, scale=64.0, gradient=actual, backend="triton")
+    assert torch.equal(actual, expected)
     torch.testing.assert_close(out, energy, rtol=1e-5, atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""The Langevin update against its formula, with every way of giving coefficients."""
+"""The Langevin update against its formula, with numbers and tensors as coefficients."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ def tensors(shape=(4, 3, 5), dtype=torch.float32, device="cpu"):
     return [torch.randn(shape, generator=generator, dtype=dtype).to(device) for _ in range(3)]
 
 
-def close(got, expected):
-    torch.testing.assert_close(got.cpu(), expected.cpu(), rtol=1e-6, atol=4e-6)
+def close(actual, expected):
+    torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=1e-6, atol=4e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -29,12 +29,12 @@ def test_formula(dtype, per_sample):
     z = normal(x.shape, seed=5, draw=77, first_sample=1000, dtype=dtype)
     c = {k: v.reshape(-1, 1, 1) if per_sample else v for k, v in values.items()}
     expected = x + c["drift"] * grad - c["pull"] * (x - anchor) + c["noise_std"] * z
-    got = langevin_step(x, grad, anchor, rng=RNG, **values)
-    torch.testing.assert_close(got, c["rescale"] * expected)
-    assert got.dtype == dtype
+    actual = langevin_step(x, grad, anchor, rng=RNG, **values)
+    torch.testing.assert_close(actual, c["rescale"] * expected)
+    assert actual.dtype == dtype
 
 
-def test_inputs_are_left_alone_and_out_is_written():
+def test_inputs_are_not_changed_and_out_is_written():
     x, grad, anchor = tensors()
     copies = [t.clone() for t in (x, grad, anchor)]
     options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "rng": RNG}
@@ -79,7 +79,7 @@ def test_first_bad_is_the_earliest_draw_and_sample():
 )
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rooms_agree_with_the_reference(kernels, shape, per_sample, grad_dtype):
+def test_backends_agree_with_the_reference(kernels, shape, per_sample, grad_dtype):
     x, grad, anchor = tensors(shape, device=kernels["device"])
     grad = grad.to(grad_dtype)
     values = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rescale": 1.4}
@@ -100,31 +100,31 @@ def test_without_recovery_term(kernels):
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_of_every_half(kernels, dtype):
-    """Each of the 65,536: numbers without an implicit bit, infinities and NaN among them."""
+    """Check all 65,536 numbers, among them subnormal ones, infinities and NaN."""
     grad = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)[None].to(kernels["device"])
     zero = torch.zeros(grad.shape, device=kernels["device"])
     values = {"drift": 1.0, "pull": 0.0, "noise_std": 0.0, "rng": RNG}
-    got = langevin_step(zero, grad, None, backend=kernels["backend"], **values)
+    actual = langevin_step(zero, grad, None, backend=kernels["backend"], **values)
     assert grad.isnan().any()
     assert grad.isinf().any()
-    # Triton's interpreter widens bfloat16 numbers without an implicit bit wrongly.
+    # Triton's interpreter converts subnormal bfloat16 numbers wrongly.
     atol = (
         torch.finfo(dtype).tiny if kernels["backend"] == "triton" and dtype != torch.float16 else 0
     )
-    torch.testing.assert_close(got, grad.float(), rtol=0, atol=atol, equal_nan=True)
+    torch.testing.assert_close(actual, grad.float(), rtol=0, atol=atol, equal_nan=True)
 
 
 def test_a_sample_has_the_same_bits_in_any_batch(kernels):
     x, grad, anchor = tensors((9, 3, 13), device=kernels["device"])
     options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "backend": kernels["backend"]}
-    whole = langevin_step(x, grad, anchor, rng=(1, 2, 0), **options)
+    full = langevin_step(x, grad, anchor, rng=(1, 2, 0), **options)
     for i in range(9):
         one = [t[i : i + 1] for t in (x, grad, anchor)]
-        assert torch.equal(langevin_step(*one, rng=(1, 2, i), **options)[0], whole[i])
+        assert torch.equal(langevin_step(*one, rng=(1, 2, i), **options)[0], full[i])
 
 
 def test_odd_views_and_outputs(kernels):
-    """Misaligned, sliced and overlapping memory; nothing outside the output is touched."""
+    """Use misaligned, sliced and overlapping memory; nothing outside the output is written."""
     device = kernels["device"]
     memory = torch.randn(4 * 67 + 9, generator=torch.Generator().manual_seed(1)).to(device)
     x = memory[1 : 1 + 4 * 67].view(4, 67)
@@ -145,7 +145,7 @@ def test_odd_views_and_outputs(kernels):
 @pytest.mark.parametrize("elements", [5, 8, 1024, 2051])
 @pytest.mark.parametrize("shift", [1, 2, 4])
 def test_borders_and_alignment(kernels, elements, shift):
-    """An output in the middle of a poisoned array, at any alignment, in place too."""
+    """Write an output inside an array of NaN, at any alignment, also in place."""
     device, count = kernels["device"], 3 * elements
     x, grad, anchor = tensors((3, elements), device=device)
     options = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rng": RNG}
@@ -162,7 +162,7 @@ def test_borders_and_alignment(kernels, elements, shift):
 
 
 def test_first_bad(kernels):
-    # In Triton's interpreter fewer programs, but more than one.
+    # Triton's interpreter is slow: fewer programs, but more than one.
     n = 40 if kernels["device"].type == "cpu" and kernels["backend"] == "triton" else 300
     x, grad, anchor = tensors((n, 3, 32), device=kernels["device"])
     first_bad = torch.full((), NEVER, device=kernels["device"])
@@ -176,8 +176,8 @@ def test_first_bad(kernels):
 
 
 @pytest.mark.parametrize("shape", [(40, 3, 7), (2, 2050), (0, 5)])
-def test_rng_state_is_read_and_moved_on(kernels, shape):
-    """Three steps from a state on the device are three steps with their numbers given."""
+def test_rng_state_is_read_and_advanced(kernels, shape):
+    """Compare three steps with an rng_state to three steps with explicit positions."""
     x, grad, anchor = tensors(shape, device=kernels["device"])
     options = {"drift": 0.5, "pull": 0.1, "noise_std": 0.2, "backend": kernels["backend"]}
     rng = rng_state(seed=2**64 - 3, draw=11, first_sample=2**40, device=kernels["device"])

@@ -1,4 +1,4 @@
-"""What the checks of operations share."""
+"""Argument checks that several operations share."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_overlap_of_bytes():
     assert overlap(memory[:, 1], flat[19:20])
     assert not overlap(memory[:, 1], flat[20:])
     assert overlap(memory.mT, flat[23:])
-    # Nothing shares nothing.
+    # Empty tensors overlap nothing.
     assert not overlap(flat, flat[5:5])
     assert not overlap(memory[:0, 1], flat)
 

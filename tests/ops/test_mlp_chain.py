@@ -1,4 +1,4 @@
-"""Chains on programs: against autograd, against the reference, and in closed form."""
+"""Chains of programs, against autograd, the reference and closed forms."""
 
 import math
 from itertools import pairwise
@@ -26,7 +26,7 @@ OPTIONS = {"steps": 3, "drift": 0.05, "pull": 0.1, "noise_std": 0.2, "seed": 5, 
 
 
 def layered(widths, activation=LEAKY, dtype=torch.float32, seed=0, rows=False):
-    """Linear maps with the activation before each but the first, and before the head."""
+    """Return linear maps with the activation before each except the first, and before the head."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
@@ -42,7 +42,7 @@ def layered(widths, activation=LEAKY, dtype=torch.float32, seed=0, rows=False):
 
 
 def residual(dim, width, outs, dtype=torch.float32, activation=LEAKY):
-    """A stem, a block with an identity, one with a shortcut; a buffer that two maps read; rows."""
+    """Return a stem, a block with identity and one with shortcut; two maps read one buffer."""
     generator = torch.Generator().manual_seed(1)
 
     def linear(source, target, ins, outs, bias, before):
@@ -71,7 +71,7 @@ def points(batch, dim, dtype=torch.float32, seed=3):
     return torch.randn(batch, dim, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def rows_of(program, batch, dtype=torch.float32):
+def random_rows(program, batch, dtype=torch.float32):
     return points(batch, program.rows, dtype, seed=4) if program.rows else None
 
 
@@ -84,39 +84,39 @@ def test_value_and_gradient_are_autograds(activation):
     ]
     for program in programs:
         y = points(50, program.dim, torch.float64).requires_grad_(True)
-        rows = rows_of(program, 50, torch.float64)
+        rows = random_rows(program, 50, torch.float64)
         f = value(program, y, rows)
         (expected,) = torch.autograd.grad(f.sum(), y)
-        got, gradient = value_and_gradient(program, y, rows)
-        assert (got - f).abs().max() < 1e-12
+        actual, gradient = value_and_gradient(program, y, rows)
+        assert (actual - f).abs().max() < 1e-12
         assert (gradient - expected).abs().max() < 1e-12
 
 
 def test_the_formula_of_a_chain():
     program = residual(3, 8, 12, torch.float64)
     y, anchor = points(6, 3, torch.float64), points(6, 3, torch.float64, seed=9)
-    rows, expected = rows_of(program, 1, torch.float64), points(6, 3, torch.float64)
+    rows, expected = random_rows(program, 1, torch.float64), points(6, 3, torch.float64)
     for k in range(3):
         _, gradient = value_and_gradient(program, expected, rows)
         z = normal((6, 3), seed=5, draw=77 + k, first_sample=40, dtype=torch.float64)
         moved = expected + 0.05 * gradient - 0.1 * (expected - anchor) + 0.2 * z
         expected = moved * (1.5 if k == 2 else 1.0)
-    got = mlp_chain_(program, y, anchor, rows=rows, first_sample=40, rescale=1.5, **OPTIONS)
-    assert got is y
+    actual = mlp_chain_(program, y, anchor, rows=rows, first_sample=40, rescale=1.5, **OPTIONS)
+    assert actual is y
     assert (y - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.kind)
 def test_activations(variant, activation):
-    """Over the whole range, against float64: errors of a few roundings, no NaN."""
+    """Compare to float64 over all magnitudes: errors of a few roundings, no NaN."""
     y = torch.cat([torch.linspace(-30, 30, 5001), torch.logspace(-20, 38, 200)])
     y = torch.cat([y, -y])[:, None]
     one = torch.ones(1)
     program = Program((1,), (), one, activation)
     exact = Program((1,), (), one.double(), activation)
-    got = value_and_gradient(program, y, backend="native")
+    actual = value_and_gradient(program, y, backend="native")
     expected = value_and_gradient(exact, y.double())
-    for a, b in zip(got, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=5e-7)
 
 
@@ -130,10 +130,14 @@ def test_native_and_reference_agree(variant, dim, batch):
         residual(dim, 19, 40, activation=Activation("tanh")),
     ]
     for program in programs:
-        y, anchor, rows = points(batch, dim), points(batch, dim, seed=8), rows_of(program, batch)
+        y, anchor, rows = (
+            points(batch, dim),
+            points(batch, dim, seed=8),
+            random_rows(program, batch),
+        )
         expected = value_and_gradient(program, y, rows, backend="reference")
-        got = value_and_gradient(program, y, rows, backend="native")
-        for a, b in zip(got, expected, strict=True):
+        actual = value_and_gradient(program, y, rows, backend="native")
+        for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
         options = {"rows": rows, "rescale": 1.25, "first_sample": 2**33, **OPTIONS}
         chain = [
@@ -146,19 +150,19 @@ def test_native_and_reference_agree(variant, dim, batch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_leaky_networks_agree_where_no_sign_flips(variant, precision):
     program = residual(2, 48, 64)
-    y, rows = points(300, 2), rows_of(program, 1)
+    y, rows = points(300, 2), random_rows(program, 1)
     f, gradient = value_and_gradient(program, y, rows, backend="reference")
-    got, slope = value_and_gradient(program, y, rows, precision=precision, backend="native")
-    # bfloat16 keeps 8 bits; a product of k terms errs by about 2^-9 of its size.
+    actual, slope = value_and_gradient(program, y, rows, precision=precision, backend="native")
+    # bfloat16 has 8 bits; a product of k terms errs by about 2^-9 of its size.
     tolerance = 1e-5 if precision == "fp32" else 0.02
     scale = gradient.square().mean().sqrt()
-    assert ((got - f).abs() < tolerance * f.square().mean().sqrt() * 3).all()
+    assert ((actual - f).abs() < tolerance * f.square().mean().sqrt() * 3).all()
     assert ((slope - gradient).abs().amax(1) < 3 * tolerance * scale).float().mean() > 0.8
     assert (slope - gradient).abs().median() < tolerance * scale
 
 
 def test_bfloat16_keeps_nan(variant):
-    """Whatever its bits: rounding would carry those of a GPU's over to -0, others to infinity."""
+    """Check several NaN: rounding would turn a GPU's NaN into -0, others into infinity."""
     program = layered((2, 48, 48), Activation("silu"))
     y = points(5, 2)
     bits = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32)
@@ -170,12 +174,12 @@ def test_bfloat16_keeps_nan(variant):
 
 
 def test_the_first_layer_and_the_last_gradient_keep_the_states_precision(variant):
-    """States that bfloat16 cannot tell apart have different gradients."""
+    """Check that states which are equal in bfloat16 have different gradients."""
     program = layered((2, 64), Activation("silu"))
     y = torch.stack([torch.full((8,), 1.0), 1.0 + torch.arange(8) * 2.0**-12], dim=1)
     expected = value_and_gradient(program, y, backend="reference")
-    got = value_and_gradient(program, y, precision="bf16", backend="native")
-    for a, b in zip(got, expected, strict=True):
+    actual = value_and_gradient(program, y, precision="bf16", backend="native")
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -184,7 +188,7 @@ def test_the_first_layer_and_the_last_gradient_keep_the_states_precision(variant
 def test_a_sample_has_the_same_bits_in_any_batch(variant, precision, per_sample):
     program, n = residual(3, 48, 70), 257
     y, anchor = points(n, 3), points(n, 3, seed=8)
-    rows = rows_of(program, n if per_sample else 1)
+    rows = random_rows(program, n if per_sample else 1)
     coefficients = {"drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rescale": 1.1}
     if per_sample:
         scale = torch.linspace(0.5, 1.5, n)
@@ -201,14 +205,14 @@ def test_a_sample_has_the_same_bits_in_any_batch(variant, precision, per_sample)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        whole = part(0, n)
+        full = part(0, n)
         torch.set_num_threads(3)
-        assert torch.equal(part(0, n), whole)
+        assert torch.equal(part(0, n), full)
     finally:
         torch.set_num_threads(threads)
     for cuts in ((0, 1, 2, 257), (0, 13, 100, 257), (0, 128, 256, 257)):
         parts = [part(a, b) for a, b in pairwise(cuts)]
-        assert torch.equal(torch.cat(parts), whole)
+        assert torch.equal(torch.cat(parts), full)
 
 
 def test_per_sample_coefficients(variant):
@@ -245,7 +249,7 @@ def test_first_bad_is_the_earliest_step_then_sample(backend):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_moments_on_a_linear_energy(precision):
-    """∇f = c is constant: the chain is autoregressive with known mean and variance."""
+    """Compare moments for constant ∇f = c: an autoregressive chain with known mean and variance."""
     c = torch.tensor([0.8, -1.7])
     program = Program((2, 1), (Linear(0, 1, c[None]),), torch.ones(1))
     n, steps, drift, pull, std, rescale = 40_000, 12, 0.3, 0.15, 0.4, 1.3
@@ -263,7 +267,7 @@ def test_moments_on_a_linear_energy(precision):
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_rng_state_is_read_and_moved_on(backend):
+def test_rng_state_is_read_and_advanced(backend):
     if backend == "native" and _extension.load() is None:
         pytest.skip("no compiled module")
     program, rng = layered((2, 24), Activation("silu")), rng_state(seed=5, draw=77, first_sample=9)
@@ -275,18 +279,18 @@ def test_rng_state_is_read_and_moved_on(backend):
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(0, 3), (7, 0)])
-def test_rng_state_is_moved_on_where_there_is_nothing_to_do(batch, steps):
+def test_rng_state_is_advanced_without_samples_or_by_zero_steps(batch, steps):
     program, rng = layered((2, 24)), rng_state(seed=5, draw=77, first_sample=9)
     options = {"steps": steps, "drift": 0.1, "pull": 0.0, "noise_std": 0.1}
     mlp_chain_(program, points(batch, 2), rng=rng, **options)
     assert rng.tolist() == [5, 77 + steps, 9, 0]
 
 
-def test_half_precision_of_ieee_is_not_for_cpus():
+def test_fp16_is_unavailable_on_cpus():
     if _extension.load() is None:
         pytest.skip("no compiled module")
     program = layered((2, 24))
-    with pytest.raises(BackendUnavailable, match="has kernels on CUDA devices alone"):
+    with pytest.raises(BackendUnavailable, match="has a kernel only on CUDA devices"):
         value_and_gradient(program, points(3, 2), precision="fp16", backend="native")
 
 
@@ -314,7 +318,7 @@ def test_views_shared_memory_and_versions():
     shifted = torch.zeros(22)[1:].view(7, 3)
     shifted.copy_(y)
     version = shifted._version
-    mlp_chain_(program, shifted, shifted, **OPTIONS)  # the anchor is where the chain began
+    mlp_chain_(program, shifted, shifted, **OPTIONS)  # the anchor is the initial state
     assert torch.equal(shifted, expected)
     assert shifted._version > version
     assert torch.equal(mlp_chain_(program, y.clone(), **{**options, "steps": 0}), y)
@@ -348,7 +352,7 @@ def test_views_shared_memory_and_versions():
         ({"first_bad": torch.zeros(2).long()}, ValueError, "first_bad must have 1 elements"),
         ({"rng": torch.zeros(4)}, TypeError, "rng must be int64"),
         ({"rng": torch.zeros(3).long()}, ValueError, "rng must have 4 elements"),
-        ({"seed": None}, TypeError, "give seed and draw, or rng"),
+        ({"seed": None}, TypeError, "without rng, seed and draw must be integers, got None and 77"),
     ],
 )
 def test_bad_arguments(change, error, message):
@@ -362,9 +366,13 @@ def test_bad_arguments(change, error, message):
 @pytest.mark.parametrize(
     ("widths", "steps", "message"),
     [
-        ((2, 3), (), "every buffer but the last must be read"),
-        ((2, 3), (Linear(0, 2, torch.zeros(3, 2)),), "there are buffers 0 to 1"),
-        ((2, 3, 3), (Linear(1, 2, torch.zeros(3, 3)),), "reads buffer 1, which nothing"),
+        ((2, 3), (), "must read every buffer except the last"),
+        (
+            (2, 3),
+            (Linear(0, 2, torch.zeros(3, 2)),),
+            "buffers must be 0 to 1, got .* target 2",
+        ),
+        ((2, 3, 3), (Linear(1, 2, torch.zeros(3, 3)),), "reads buffer 1, which is not written"),
         ((2, 2), (Add(0, 1), Add(1, 0)), "writes buffer 0 after it was read"),
         ((2, 3), (Add(0, 1),), "adds 2 features to 3"),
         ((2, 3), (Linear(0, 1, torch.zeros(2, 3)),), r"weight must be \(3, 2\), got \(2, 3\)"),

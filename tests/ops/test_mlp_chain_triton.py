@@ -1,4 +1,4 @@
-"""The chain's Triton kernel_backend, in triton's interpreter or on a GPU, against the reference."""
+"""The chain's Triton kernel, in triton's interpreter or on a GPU, against the reference."""
 
 import dataclasses
 
@@ -16,9 +16,9 @@ from cdrl_fast.ops.mlp_chain import (
     Program,
     value_and_gradient,
 )
-from cdrl_fast.ops.mlp_chain.lowering import schedule, shape_of
-from cdrl_fast.ops.mlp_chain.triton_weights import Packed
-from tests.ops.test_mlp_chain import ACTIVATIONS, OPTIONS, layered, points, residual, rows_of
+from cdrl_fast.ops.mlp_chain.lowering import program_shape, schedule
+from cdrl_fast.ops.mlp_chain.triton_weights import PackedWeights
+from tests.ops.test_mlp_chain import ACTIVATIONS, OPTIONS, layered, points, random_rows, residual
 
 TANH = Activation("tanh")
 PRECISIONS = ["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.gpu)]
@@ -31,23 +31,26 @@ def device(triton_device):
     return triton_device
 
 
-def moved(program, device):
-    """The program on a device."""
+def on_device(program, device):
+    """Return the program with its tensors on a device."""
 
     def put(value):
         return value.to(device) if isinstance(value, torch.Tensor) else value
 
     steps = tuple(
-        dataclasses.replace(i, weight=put(i.weight), bias=put(i.bias))
-        if isinstance(i, Linear)
-        else i
-        for i in program.instructions
+        dataclasses.replace(step, weight=put(step.weight), bias=put(step.bias))
+        if isinstance(step, Linear)
+        else step
+        for step in program.instructions
     )
     return dataclasses.replace(program, instructions=steps, head=put(program.head))
 
 
 def crossed(dim):
-    """Sums of four parts; the state read by a sum and by maps; two activations of one buffer."""
+    """Return a program with sums of four parts and two activations of one buffer.
+
+    A sum and linear maps read the state.
+    """
     generator = torch.Generator().manual_seed(6)
 
     def linear(source, target, activation):
@@ -71,20 +74,20 @@ def crossed(dim):
     return Program((dim,) * 5, steps, torch.randn(dim, generator=generator), silu, -0.4)
 
 
-def close(got, expected, precision="fp32"):
+def close(actual, expected, precision="fp32"):
     size = expected.abs().max().clamp(min=0.5)
-    assert (got - expected).abs().max() < TOLERANCES[precision] * size
+    assert (actual - expected).abs().max() < TOLERANCES[precision] * size
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.kind)
 def test_activations(device, activation):
-    """Over the whole range, against float64: errors of a few roundings, no NaN."""
+    """Compare to float64 over all magnitudes: errors of a few roundings, no NaN."""
     y = torch.cat([torch.linspace(-30, 30, 250), torch.logspace(-20, 38, 50)])
     y = torch.cat([y, -y])[:, None].to(device)
     program = Program((1,), (), torch.ones(1, device=device), activation)
     exact = dataclasses.replace(program, head=program.head.double())
-    got = value_and_gradient(program, y, backend="triton")
-    for a, b in zip(got, value_and_gradient(exact, y.double()), strict=True):
+    actual = value_and_gradient(program, y, backend="triton")
+    for a, b in zip(actual, value_and_gradient(exact, y.double()), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=5e-7)
 
 
@@ -100,22 +103,22 @@ def test_activations(device, activation):
         pytest.param(5, 33, "bf16", marks=pytest.mark.gpu),
     ],
 )
-def test_rooms_agree(device, dim, batch, precision):
+def test_backends_agree(device, dim, batch, precision):
     programs = [
-        # Two tiles of features, the second in part, and one of a single feature.
+        # Two tiles of features, the second incomplete, and one of a single feature.
         layered((dim, 150, 1), Activation("silu"), rows=True),
-        # Without a kink: there half precision may take the other slope.
+        # Smooth: at a kink half precision may have the other slope.
         dataclasses.replace(residual(dim, 19, 40, activation=TANH), activation=TANH),
         crossed(dim),
     ]
-    programs = [moved(program, device) for program in programs]
+    programs = [on_device(program, device) for program in programs]
     for program in programs:
         y, anchor = points(batch, dim).to(device), points(batch, dim, seed=8).to(device)
-        rows = rows_of(program, 1 if dim == 1 else batch)
+        rows = random_rows(program, 1 if dim == 1 else batch)
         rows = rows if rows is None else rows.to(device)
         expected = value_and_gradient(program, y, rows, backend="reference")
-        got = value_and_gradient(program, y, rows, precision=precision, backend="triton")
-        for a, b in zip(got, expected, strict=True):
+        actual = value_and_gradient(program, y, rows, precision=precision, backend="triton")
+        for a, b in zip(actual, expected, strict=True):
             close(a, b, precision)
         steps = 2 if program is programs[0] else 1
         options = {"rows": rows, "rescale": 1.25, "first_sample": 2**33, **OPTIONS, "steps": steps}
@@ -126,12 +129,12 @@ def test_rooms_agree(device, dim, batch, precision):
         close(*chain, precision)
 
 
-def test_leaky_networks_and_coefficients_of_each_chain(device):
-    program, n = moved(residual(2, 33, 40), device), 35
+def test_leaky_networks_and_coefficients_per_sample(device):
+    program, n = on_device(residual(2, 33, 40), device), 35
     scale = torch.linspace(0.5, 1.5, n, device=device)
     options = {**OPTIONS, "drift": 0.05 * scale, "pull": 0.1 * scale, "rescale": 2.0 * scale}
     y, anchor = points(n, 2).to(device), points(n, 2, seed=8).to(device)
-    options["rows"] = rows_of(program, n).to(device)
+    options["rows"] = random_rows(program, n).to(device)
     chain = [
         mlp_chain_(program, y.clone(), anchor, backend=backend, **options)
         for backend in ("triton", "reference")
@@ -140,15 +143,15 @@ def test_leaky_networks_and_coefficients_of_each_chain(device):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_half_precision_rounds_products_and_not_the_state(device, precision):
-    """States that half precision cannot tell apart have different gradients, rightly."""
-    program = moved(layered((2, 40), Activation("silu")), device)
+def test_half_precision_rounds_products_but_not_the_state(device, precision):
+    """Check that states which are equal in half precision have different gradients."""
+    program = on_device(layered((2, 40), Activation("silu")), device)
     y = torch.stack([torch.full((8,), 1.0), 1.0 + torch.arange(8) * 2.0**-14], dim=1).to(device)
     expected = value_and_gradient(program, y, backend="reference")
-    got = value_and_gradient(program, y, precision=precision, backend="triton")
-    for a, b in zip(got, expected, strict=True):
+    actual = value_and_gradient(program, y, precision=precision, backend="triton")
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    deep = moved(layered((2, 40, 40), Activation("silu")), device)
+    deep = on_device(layered((2, 40, 40), Activation("silu")), device)
     _, gradient = value_and_gradient(deep, y, backend="reference")
     _, rounded = value_and_gradient(deep, y, precision=precision, backend="triton")
     error = (rounded - gradient).abs().max() / gradient.abs().max()
@@ -168,12 +171,14 @@ def test_half_precision_rounds_products_and_not_the_state(device, precision):
     ],
 )
 def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample, monkeypatch):
-    """Also where there are more blocks than programs, and whatever the memory held before."""
-    slots = Packed.slots
-    monkeypatch.setattr(Packed, "slots", lambda *given: slots(*given).fill_(float("nan")))
-    program, n = moved(residual(3, 20, 17), device), 65
+    """Compare bits, with more blocks than programs and with NaN as initial memory."""
+    slots = PackedWeights.slots
+    monkeypatch.setattr(
+        PackedWeights, "slots", lambda *arguments: slots(*arguments).fill_(float("nan"))
+    )
+    program, n = on_device(residual(3, 20, 17), device), 65
     y, anchor = points(n, 3).to(device), points(n, 3, seed=8).to(device)
-    rows = rows_of(program, n if per_sample else 1).to(device)
+    rows = random_rows(program, n if per_sample else 1).to(device)
     scale = torch.linspace(0.5, 1.5, n, device=device) if per_sample else torch.ones(n)
 
     def part(begin, end):
@@ -186,31 +191,31 @@ def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample, 
             backend="triton", **values,
         )  # fmt: skip
 
-    whole = part(0, n)
-    assert whole.isfinite().all()
-    # Each sample in another place of its block, the first block's last one too.
-    assert torch.equal(part(31, n), whole[31:])
+    full = part(0, n)
+    assert full.isfinite().all()
+    # Each sample has another position in its block, also the first block's last one.
+    assert torch.equal(part(31, n), full[31:])
 
 
 @pytest.mark.parametrize("dim", [1, 2, 37])
-def test_noise_is_the_streams_to_the_bit(device, dim):
-    program = moved(layered((dim, 8)), device)
+def test_noise_equals_the_stream_to_the_bit(device, dim):
+    program = on_device(layered((dim, 8)), device)
     y = torch.zeros(35, dim, device=device)
-    place = {"seed": 2**64 - 7, "draw": 2**31 + 5, "first_sample": 2**40}
+    position = {"seed": 2**64 - 7, "draw": 2**31 + 5, "first_sample": 2**40}
     mlp_chain_(
-        program, y, steps=1, drift=0.0, pull=0.0, noise_std=1.0, backend="triton", **place
+        program, y, steps=1, drift=0.0, pull=0.0, noise_std=1.0, backend="triton", **position
     )  # fmt: skip
-    assert torch.equal(y, normal((35, dim), device=device, backend="triton", **place))
+    assert torch.equal(y, normal((35, dim), device=device, backend="triton", **position))
 
 
-def test_rng_state_is_read_and_moved_on(device):
-    program = moved(layered((2, 24), Activation("silu")), device)
+def test_rng_state_is_read_and_advanced(device):
+    program = on_device(layered((2, 24), Activation("silu")), device)
     rng = rng_state(seed=5, draw=77, first_sample=2**40, device=device)
     options = {"drift": 0.05, "pull": 0.0, "noise_std": 0.2, "backend": "triton"}
-    place = {"seed": 5, "first_sample": 2**40}
+    position = {"seed": 5, "first_sample": 2**40}
     expected, y = points(70, 2).to(device), points(70, 2).to(device)
     for draw, steps in ((77, 2), (79, 1)):
-        mlp_chain_(program, expected, steps=steps, draw=draw, **place, **options)
+        mlp_chain_(program, expected, steps=steps, draw=draw, **position, **options)
         mlp_chain_(program, y, steps=steps, rng=rng, **options)
         assert torch.equal(y, expected)
     assert rng.tolist() == [5, 80, 2**40, 0]
@@ -228,7 +233,7 @@ def test_first_bad_is_the_earliest_step_then_sample(device):
     y[61, 1], y[40, 0] = float("inf"), float("nan")
     after = mlp_chain_(program, y.clone(), **options)
     assert divmod(int(first_bad), 2**31) == (2**32 - 2, 40)
-    assert after.isfinite().all(dim=1).sum() == 68  # its neighbours go on
+    assert after.isfinite().all(dim=1).sum() == 68  # the other samples stay finite
     # Infinite only at the last step's rescaling.
     y[61, 1], y[40, 0] = 1e30, 0.0
     first_bad.fill_(NEVER)
@@ -237,8 +242,8 @@ def test_first_bad_is_the_earliest_step_then_sample(device):
 
 
 def test_odd_memory_and_its_borders(device):
-    """Misaligned, sliced and shared tensors; nothing outside the state is touched."""
-    program = moved(layered((3, 24), Activation("silu")), device)
+    """Use misaligned, sliced and shared tensors; nothing outside the state is written."""
+    program = on_device(layered((3, 24), Activation("silu")), device)
     options = {**OPTIONS, "backend": "triton"}
     x = points(7, 3).to(device)
     expected = mlp_chain_(program, x.clone(), x, **options)
@@ -257,8 +262,8 @@ def test_odd_memory_and_its_borders(device):
 
 
 def test_an_anchor_in_the_states_memory(device):
-    """The last block's anchor is where the first block writes."""
-    program = moved(layered((3, 24), Activation("silu")), device)
+    """Use an anchor whose last block is in memory that the first block writes."""
+    program = on_device(layered((3, 24), Activation("silu")), device)
     options = {**OPTIONS, "backend": "triton"}
     memory = points(72, 3).to(device)
     expected = mlp_chain_(program, memory[32:].clone(), memory[:40].clone(), **options)
@@ -266,7 +271,7 @@ def test_an_anchor_in_the_states_memory(device):
 
 
 def test_torchs_default_dtype_does_not_matter(device, request):
-    program = moved(layered((2, 24), Activation("silu")), device)
+    program = on_device(layered((2, 24), Activation("silu")), device)
     y = points(5, 2).to(device)
     options = {**OPTIONS, "pull": 0.0, "precision": "fp16", "backend": "triton"}
     expected = mlp_chain_(program, y.clone(), **options)
@@ -275,7 +280,7 @@ def test_torchs_default_dtype_does_not_matter(device, request):
 
 
 def test_weights_that_change(device):
-    program = moved(layered((2, 24), Activation("silu")), device)
+    program = on_device(layered((2, 24), Activation("silu")), device)
     y, options = points(5, 2).to(device), {**OPTIONS, "pull": 0.0, "backend": "triton"}
     mlp_chain_(program, y.clone(), **options)
     program.instructions[0].weight.mul_(2.0)
@@ -284,12 +289,11 @@ def test_weights_that_change(device):
     close(mlp_chain_(program, y.clone(), **options), expected)
 
 
-def test_leaky_networks_keep_a_bit_an_activation():
-    """Memory does not grow by more than that with each layer."""
-    rooms = [
-        schedule(shape_of(layered((2, *[256] * depth))), True, False).backend for depth in (4, 12)
-    ]
-    assert rooms[1] - rooms[0] <= 8 * 256 // 32
+def test_leaky_networks_store_one_bit_per_activation():
+    """Check that the memory of each layer is at most that."""
+    shapes = [program_shape(layered((2, *[256] * depth))) for depth in (4, 12)]
+    short, long = (schedule(shape, True, False).workspace for shape in shapes)
+    assert long - short <= 8 * 256 // 32
 
 
 def test_langevin_runs_sequences_compiled(device, monkeypatch):
@@ -304,8 +308,8 @@ def test_langevin_runs_sequences_compiled(device, monkeypatch):
     energy = nn.Sequential(nn.Linear(2, 24), nn.SiLU(), nn.Linear(24, 1), nn.Flatten(0)).to(device)
     options = {"steps": 3, "step_size": 0.05, "seed": 4, "first_sample": 9, "backend": "triton"}
     x = points(5, 2).to(device)
-    got = langevin(energy, x, **options)
-    close(got, langevin(lambda v: energy(v), x, **options))
+    actual = langevin(energy, x, **options)
+    close(actual, langevin(lambda v: energy(v), x, **options))
     assert calls == ["triton"]
     wide = nn.Sequential(nn.Linear(2, 1025), nn.Linear(1025, 1), nn.Flatten(0)).to(device)
     langevin(wide, x, **{**options, "steps": 1})
@@ -315,10 +319,10 @@ def test_langevin_runs_sequences_compiled(device, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_captured_chain_draws_new_noise_each_time(precision):
-    """Without waiting on the device."""
+    """Capture a chain, without synchronisation, and compare its replays to calls."""
     device = torch.device("cuda", 0)
-    program = moved(residual(2, 128, 256), device)
-    rows, start = rows_of(program, 1).to(device), points(1000, 2).to(device)
+    program = on_device(residual(2, 128, 256), device)
+    rows, start = random_rows(program, 1).to(device), points(1000, 2).to(device)
     rng, first_bad = rng_state(seed=3, draw=5, device=device), torch.full((), NEVER, device=device)
     options = {"steps": 3, "drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rows": rows}
     options |= {"precision": precision, "backend": "triton", "first_bad": first_bad}

@@ -29,12 +29,12 @@ from cdrl_fast.ops import philox
     ],
 )
 def test_philox_known_answers(counter, key, output):
-    words = philox.philox4x32([torch.tensor(c) for c in counter], key)
-    assert tuple(int(w) for w in words) == output
+    actual = philox.philox4x32([torch.tensor(c) for c in counter], key)
+    assert tuple(int(part) for part in actual) == output
 
 
 def scalar_normal(seed, draw, sample, element):
-    """The stream's definition once more, with Python integers and floats."""
+    """Return one normal of the stream, from its definition in Python integers and floats."""
     m32 = 0xFFFFFFFF
     c = [element // 4, draw, sample & m32, sample >> 32]
     k = [seed & m32, seed >> 32 & m32]
@@ -44,30 +44,30 @@ def scalar_normal(seed, draw, sample, element):
         k = [(k[0] + 0x9E3779B9) & m32, (k[1] + 0xBB67AE85) & m32]
     pair = c[:2] if element % 4 < 2 else c[2:]
     u, v = (float(np.float32(w) * np.float32(2**-32) + np.float32(2**-33)) for w in pair)
-    turn = math.cos if element % 2 == 0 else math.sin
-    return math.sqrt(-2 * math.log(u)) * turn(2 * math.pi * v)
+    function = math.cos if element % 2 == 0 else math.sin
+    return math.sqrt(-2 * math.log(u)) * function(2 * math.pi * v)
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**64 - 1, 123456789012345])
 @pytest.mark.parametrize("first_sample", [0, 2**32 - 1, 2**63 - 3])
-def test_normal_is_its_definition(seed, first_sample):
-    got = cdrl_fast.normal(
+def test_normal_equals_its_definition(seed, first_sample):
+    actual = cdrl_fast.normal(
         (2, 3, 3), seed=seed, draw=2**32 - 1, first_sample=first_sample, dtype=torch.float64
     )
     for i in range(2):
         for e in range(9):
             expected = scalar_normal(seed, 2**32 - 1, first_sample + i, e)
-            assert got[i].flatten()[e].item() == pytest.approx(expected, abs=1e-12)
+            assert actual[i].flatten()[e].item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_batch_shape_and_dtype_do_not_matter():
-    whole = cdrl_fast.normal((10, 3, 5), seed=7, draw=3)
+    full = cdrl_fast.normal((10, 3, 5), seed=7, draw=3)
     parts = [cdrl_fast.normal((2, 15), seed=7, draw=3, first_sample=i) for i in range(0, 10, 2)]
-    assert torch.equal(whole, torch.cat(parts).reshape(10, 3, 5))
+    assert torch.equal(full, torch.cat(parts).reshape(10, 3, 5))
     longer = cdrl_fast.normal((10, 23), seed=7, draw=3)
-    assert torch.equal(longer[:, :15], whole.reshape(10, 15))
+    assert torch.equal(longer[:, :15], full.reshape(10, 15))
     double = cdrl_fast.normal((10, 3, 5), seed=7, draw=3, dtype=torch.float64)
-    assert (double - whole).abs().max() < 2e-6
+    assert (double - full).abs().max() < 2e-6
     reference = cdrl_fast.normal((10, 3, 5), seed=7, draw=3, backend="reference")
     assert torch.equal(double.float(), reference)
 
@@ -81,22 +81,24 @@ def test_odd_and_empty_shapes(shape):
     "shape", [(3, 1), (5, 2), (1000, 2), (7, 31), (3, 33), (2, 3, 32, 32), (3, 1025), (2, 1028)]
 )
 @pytest.mark.parametrize("first_sample", [0, 2**32 - 2, 2**63 - 1001])
-def test_rooms_agree_with_the_reference(kernels, shape, first_sample):
-    place = {"seed": -5, "draw": 2**32 - 1, "first_sample": first_sample}
-    fast = cdrl_fast.normal(shape, **place, **kernels)
-    reference = cdrl_fast.normal(shape, **place, backend="reference", dtype=torch.float64)
+def test_backends_agree_with_the_reference(kernels, shape, first_sample):
+    position = {"seed": -5, "draw": 2**32 - 1, "first_sample": first_sample}
+    fast = cdrl_fast.normal(shape, **position, **kernels)
+    reference = cdrl_fast.normal(shape, **position, backend="reference", dtype=torch.float64)
     assert (fast.cpu() - reference).abs().max() < 2e-6
 
 
 @pytest.fixture(scope="module")
 def many():
-    """Ten million of the reference's draws."""
+    """Ten million normals of the reference."""
     return cdrl_fast.normal((100, 100_000), seed=2, draw=1, backend="reference")
 
 
 def test_large_radii_agree(kernels, many):
-    """Radii up to the largest are met in 10⁷ draws, and agree too. That all agree means that the
-    integers are the same: the generator spreads a wrong bit over all of its words."""
+    """Compare 10⁷ normals, among them large radii.
+
+    If all agree, the integers are equal: a wrong bit changes all outputs of the generator.
+    """
     samples = 1 if kernels["device"].type == "cpu" and kernels["backend"] == "triton" else 100
     fast = cdrl_fast.normal((samples, 100_000), seed=2, draw=1, **kernels).cpu()
     assert fast.abs().max() > 4.2
@@ -104,32 +106,32 @@ def test_large_radii_agree(kernels, many):
 
 
 def test_index_arithmetic_beyond_32_bits(kernels):
-    """The end of a sample of more than 2³¹ elements, and samples whose offsets exceed it."""
+    """Compare the end of samples with more than 2³¹ elements, and samples at such offsets."""
     if kernels["backend"] != "triton" or kernels["device"].type != "cpu":
-        pytest.skip("the C++ kernels have tests of their own; this starts a kernel near the end")
+        pytest.skip("the C++ kernels have their own test; this starts a Triton kernel near the end")
     from cdrl_fast.ops.normal import triton_kernel
     from cdrl_fast.ops.triton_common import BLOCK, launch
 
     for shape in ((3, 2**30 + 2**20), (1, 2**31 + 4099), (2**30 + 5, 2)):
-        out = torch.empty(shape)  # the system gives pages as they are touched
+        out = torch.empty(shape)  # memory is allocated as it is touched
         call = triton_kernel.arguments(out, 7, 1, 2**40)
-        left = call.programs - 2
-        call.values["first_program"] = left
+        skipped = call.programs - 2
+        call.values["first_program"] = skipped
         launch(dataclasses.replace(call, programs=2), out.device)
         blocks = -(-shape[1] // 4)
-        sample, first = divmod(left * BLOCK, blocks)
+        sample, first = divmod(skipped * BLOCK, blocks)
         assert sample * shape[1] + 4 * first > 2**31 - 2**21
         for i in range(sample, shape[0]):
             start = first if i == sample else 0
-            place = torch.arange(start, min(blocks, start + 2 * BLOCK))
-            counter = (place, torch.tensor(1), torch.tensor(i), torch.tensor(2**8))
-            words = torch.stack(philox.philox4x32(counter, (7, 0)), dim=1)[None]
-            expected = philox.box_muller(words).flatten()[: shape[1] - 4 * start]
-            got = out[i, 4 * start : 4 * start + len(expected)]
-            assert (got - expected).abs().max() < 2e-6
+            block = torch.arange(start, min(blocks, start + 2 * BLOCK))
+            counter = (block, torch.tensor(1), torch.tensor(i), torch.tensor(2**8))
+            outputs = torch.stack(philox.philox4x32(counter, (7, 0)), dim=1)[None]
+            expected = philox.box_muller(outputs).flatten()[: shape[1] - 4 * start]
+            actual = out[i, 4 * start : 4 * start + len(expected)]
+            assert (actual - expected).abs().max() < 2e-6
 
 
-def test_backend_that_cannot_be_had():
+def test_unavailable_backend():
     with pytest.raises(cdrl_fast.BackendUnavailable, match="float64"):
         cdrl_fast.normal((2, 2), seed=0, draw=0, dtype=torch.float64, backend="native")
     with pytest.raises(cdrl_fast.BackendUnavailable, match="works on CUDA devices"):
@@ -149,7 +151,7 @@ def test_distribution(many):
 
 
 def test_neighbours_are_uncorrelated():
-    """Two million pairs of neighbouring seeds, draws, samples and elements, and their squares."""
+    """Check two million pairs of neighbouring seeds, draws, samples and elements, and squares."""
     base = {"seed": 3, "draw": 8, "first_sample": 0}
     shape = (4000, 500)
     z = cdrl_fast.normal(shape, **base).double()

@@ -1,4 +1,4 @@
-"""The operations as torch sees them: schema, fake tensors, compilation."""
+"""Registration of the operations with torch: schema, fake tensors, compilation."""
 
 import pytest
 import torch
@@ -31,9 +31,9 @@ def step_arguments(shape, *, table, rng, backend="auto", dtype=torch.float32):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_langevin_step(shape, table, rng, backend):
     x, out = torch.randn(2, *shape)
-    rest = step_arguments(shape, table=table, rng=rng, backend=backend)
-    torch.library.opcheck(OPS.langevin_step_into.default, (out, x, *rest), test_utils=CHECKS)
-    torch.library.opcheck(OPS.langevin_step_onto.default, (x, *rest), test_utils=CHECKS)
+    arguments = step_arguments(shape, table=table, rng=rng, backend=backend)
+    torch.library.opcheck(OPS.langevin_step_into.default, (out, x, *arguments), test_utils=CHECKS)
+    torch.library.opcheck(OPS.langevin_step_onto.default, (x, *arguments), test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -44,7 +44,7 @@ def test_normal(backend):
 
 @pytest.mark.slow
 def test_a_chain_compiles_as_one_graph():
-    """Five steps with values, per-sample values and a state on the device, out of place and in."""
+    """Compile five steps, with numbers, per-sample coefficients and an rng_state."""
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     pull = torch.linspace(0, 0.3, 6)
 
@@ -64,8 +64,8 @@ def test_a_chain_compiles_as_one_graph():
         return call(x, rng, first_bad), rng, first_bad
 
     expected = run(chain)
-    got = run(torch.compile(chain, fullgraph=True, backend="inductor"))
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    actual = run(torch.compile(chain, fullgraph=True, backend="inductor"))
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
     assert expected[1].tolist() == [5, 9, 0, 0]
 
 

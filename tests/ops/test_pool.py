@@ -1,4 +1,4 @@
-"""Pooling between stages and its transpose, against torch's and between the dispatch."""
+"""Pooling between stages and its transpose, against torch's and between backends."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ SHAPES = [(1, 2, 2, 32), (3, 14, 6, 96), (5, 4, 8, 256)]
 
 def activations(shape, dtype, device="cpu"):
     h = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    h[..., 31].abs_()  # bit 31 of words is set
+    h[..., 31].abs_()  # bit 31 of sign bits is set
     return leaky(h).to(dtype).to(device)
 
 
 def outputs(a):
-    """Poisoned: NaN, and words that no sign makes."""
+    """Return outputs filled with NaN, and with sign bits that differ from any result."""
     batch, height, width, channels = a.shape
     shape = (batch, height // 2, width // 2, channels)
     pixels = batch * height * width // 4
@@ -30,58 +30,58 @@ def outputs(a):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_reference_is_the_mean_of_what_was_activated(shape):
+def test_reference_is_the_mean_before_activation(shape):
     h = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = outputs(h)
-    pool(leaky(h), **found)
+    actual = outputs(h)
+    pool(leaky(h), **actual)
     mean = F.avg_pool2d(h.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    torch.testing.assert_close(found["mean"], mean)
-    torch.testing.assert_close(found["out"], F.leaky_relu(mean, 0.2))
-    assert torch.equal(found["signs"], pack(mean > 0))
+    torch.testing.assert_close(actual["mean"], mean)
+    torch.testing.assert_close(actual["out"], F.leaky_relu(mean, 0.2))
+    assert torch.equal(actual["signs"], pack(mean > 0))
 
 
 def test_spread_is_the_transpose_of_the_means():
     h = torch.randn(2, 4, 6, 32, generator=torch.Generator().manual_seed(0)).double()
     g = torch.randn(2, 2, 3, 32, generator=torch.Generator().manual_seed(1)).double()
-    found = outputs(h)
-    pool(leaky(h), **found)
-    torch.testing.assert_close((found["mean"] * g).sum(), (h * spread(g)).sum())
+    actual = outputs(h)
+    pool(leaky(h), **actual)
+    torch.testing.assert_close((actual["mean"] * g).sum(), (h * spread(g)).sum())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_triton_agrees_with_the_reference(triton_device, shape, dtype):
     a = activations(shape, dtype, triton_device)
-    expected, got = outputs(a), outputs(a)
+    expected, actual = outputs(a), outputs(a)
     pool(a, **expected, backend="reference")
-    assert pool(a, **got, backend="triton") is got["out"]
-    # Sums are made in another order; then both round to the dtype.
+    assert pool(a, **actual, backend="triton") is actual["out"]
+    # The sums are in another order, and are then rounded to the dtype.
     tolerance = {"rtol": 2e-3, "atol": 1e-6} if dtype == torch.float16 else {}
     for name in ("out", "mean"):
-        torch.testing.assert_close(got[name], expected[name], **tolerance)
-    assert torch.equal(got["signs"], expected["signs"])
-    assert (got["signs"][0] < 0).all()
-    assert torch.equal(pool(a, backend="triton"), got["out"])
+        torch.testing.assert_close(actual[name], expected[name], **tolerance)
+    assert torch.equal(actual["signs"], expected["signs"])
+    assert (actual["signs"][0] < 0).all()
+    assert torch.equal(pool(a, backend="triton"), actual["out"])
     assert torch.equal(spread(a, backend="triton"), spread(a, backend="reference"))
 
 
 def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
     a = activations((5, 6, 2, 64), torch.float16, triton_device)
-    whole = pool(a, backend="triton")
+    batch = pool(a, backend="triton")
     for i in range(5):
-        assert torch.equal(pool(a[i : i + 1], backend="triton")[0], whole[i])
+        assert torch.equal(pool(a[i : i + 1], backend="triton")[0], batch[i])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_papers_shape_on_a_gpu(dtype):
     a = activations((33, 32, 32, 256), dtype, "cuda")
-    expected, got = outputs(a), outputs(a)
+    expected, actual = outputs(a), outputs(a)
     pool(a, **expected, backend="reference")
-    pool(a, **got, backend="triton")
-    torch.testing.assert_close(got["out"], expected["out"])
-    torch.testing.assert_close(got["mean"], expected["mean"])
-    different = got["signs"] != expected["signs"]
+    pool(a, **actual, backend="triton")
+    torch.testing.assert_close(actual["out"], expected["out"])
+    torch.testing.assert_close(actual["mean"], expected["mean"])
+    different = actual["signs"] != expected["signs"]
     assert different.float().mean() < 1e-4
     assert torch.equal(spread(a, backend="triton"), spread(a, backend="reference"))
 

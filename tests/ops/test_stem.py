@@ -1,4 +1,4 @@
-"""The first convolution, against torch's and between the dispatch."""
+"""The first convolution, against torch's and between backends."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ def arguments(size, dtype, device="cpu"):
     y = torch.randn(batch, image, height, width, generator=generator, dtype=wide)
     weight = torch.randn(9, image, channels, generator=generator).to(dtype)
     bias = torch.randn(channels, generator=generator, dtype=wide)
-    bias[31] = 100.0  # bit 31 of words is set
+    bias[31] = 100.0  # bit 31 of sign bits is set
     return [t.to(device) for t in (y, weight, bias)]
 
 
 def outputs(size, dtype, device="cpu", copies=1):
-    """Poisoned: NaN, and words that no sign makes."""
+    """Return outputs filled with NaN, and with sign bits that differ from any result."""
     batch, _, height, width, channels = size
     batch *= copies
     shape = (channels // 32, batch * height * width)
@@ -38,37 +38,37 @@ def outputs(size, dtype, device="cpu", copies=1):
 @pytest.mark.parametrize("size", SIZES)
 def test_reference_is_torchs_convolution(size):
     y, weight, bias = arguments(size, torch.float64)
-    found = outputs(size, torch.float64)
-    stem(y, weight, bias, **found)
+    actual = outputs(size, torch.float64)
+    stem(y, weight, bias, **actual)
     filters = torch.stack(
         [torch.stack([weight[3 * dy + dx] for dx in range(3)]) for dy in range(3)]
     ).permute(3, 2, 0, 1)
     h = F.conv2d(y, filters, bias, padding=1).permute(0, 2, 3, 1)
-    torch.testing.assert_close(found["out"], F.leaky_relu(h, 0.2))
-    assert torch.equal(found["signs"], pack(h > 0))
+    torch.testing.assert_close(actual["out"], F.leaky_relu(h, 0.2))
+    assert torch.equal(actual["signs"], pack(h > 0))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_triton_agrees_with_the_reference(triton_device, size, dtype):
     tensors = arguments(size, dtype, triton_device)
-    expected, got = outputs(size, dtype), outputs(size, dtype, triton_device)
+    expected, actual = outputs(size, dtype), outputs(size, dtype, triton_device)
     # On the CPU: torch's convolutions on GPUs round float32 to TF32.
     stem(*arguments(size, dtype), **expected, backend="reference")
-    assert stem(*tensors, **got, backend="triton") is got["out"]
+    assert stem(*tensors, **actual, backend="triton") is actual["out"]
     tolerance = {"rtol": 2e-3, "atol": 1e-5} if dtype == torch.float16 else {"rtol": 1e-6}
-    torch.testing.assert_close(got["out"].cpu(), expected["out"], **{"atol": 3e-5, **tolerance})
-    assert torch.equal(got["signs"].cpu(), expected["signs"])
-    assert (got["signs"][0] < 0).all()
-    assert torch.equal(stem(*tensors, backend="triton"), got["out"])
+    torch.testing.assert_close(actual["out"].cpu(), expected["out"], **{"atol": 3e-5, **tolerance})
+    assert torch.equal(actual["signs"].cpu(), expected["signs"])
+    assert (actual["signs"][0] < 0).all()
+    assert torch.equal(stem(*tensors, backend="triton"), actual["out"])
 
 
 @pytest.mark.usefixtures("rows_alike")
 def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
     y, weight, bias = arguments((5, 3, 7, 7, 32), torch.float16, triton_device)
-    whole = stem(y, weight, bias, backend="triton")
+    batch = stem(y, weight, bias, backend="triton")
     for i in range(5):
-        assert torch.equal(stem(y[i : i + 1], weight, bias, backend="triton")[0], whole[i])
+        assert torch.equal(stem(y[i : i + 1], weight, bias, backend="triton")[0], batch[i])
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
@@ -91,12 +91,12 @@ def test_copies_have_the_bits_of_one(triton_device, size, dtype, backend):
 def test_the_papers_shape_on_a_gpu(dtype):
     size = (33, 3, 32, 32, 128)
     tensors = arguments(size, dtype, "cuda")
-    expected, got = outputs(size, dtype), outputs(size, dtype, "cuda")
+    expected, actual = outputs(size, dtype), outputs(size, dtype, "cuda")
     stem(*arguments(size, dtype), **expected, backend="reference")
-    stem(*tensors, **got, backend="triton")
-    error = (got["out"].cpu().double() - expected["out"].double()).norm()
+    stem(*tensors, **actual, backend="triton")
+    error = (actual["out"].cpu().double() - expected["out"].double()).norm()
     assert error < torch.finfo(dtype).eps * expected["out"].double().norm()
-    assert (got["signs"].cpu() != expected["signs"]).float().mean() < 1e-3
+    assert (actual["signs"].cpu() != expected["signs"]).float().mean() < 1e-3
 
 
 def test_empty_batches():

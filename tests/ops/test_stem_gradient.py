@@ -1,4 +1,4 @@
-"""The gradient by the images, and the Langevin update with it, against the separate steps."""
+"""The gradient by the images, and the fused Langevin update, against the separate operations."""
 
 import pytest
 import torch
@@ -26,8 +26,8 @@ def arguments(size, dtype, device="cpu"):
     return [t.to(device) for t in (y, g, weight, anchor)]
 
 
-def close(got, expected, tolerance=1e-5):
-    torch.testing.assert_close(got.cpu(), expected.cpu(), rtol=0.0, atol=tolerance)
+def close(actual, expected, tolerance=1e-5):
+    torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=0.0, atol=tolerance)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -35,12 +35,12 @@ def test_reference_is_the_transpose_of_the_stem(size):
     y, g, weight, _ = arguments(size, torch.float64)
     y.requires_grad_(True)
     bias = torch.full((size[4],), 1e6, dtype=torch.float64)  # all signs are positive
-    (expected,) = torch.autograd.grad((stem_of(y, weight, bias) * g).sum(), y)
+    (expected,) = torch.autograd.grad((affine_stem(y, weight, bias) * g).sum(), y)
     torch.testing.assert_close(stem_gradient(g, weight, scale=8.0), expected / 8.0)
 
 
-def stem_of(y, weight, bias):
-    """`stem` as a function of y that autograd follows: it is affine where all signs are equal."""
+def affine_stem(y, weight, bias):
+    """Return `stem` of y, differentiable: it is affine where all signs are positive."""
     basis = torch.eye(y[0].numel(), dtype=y.dtype).reshape(-1, *y.shape[1:])
     columns = stem(basis, weight, bias) - bias
     return torch.einsum("bk,khwc->bhwc", y.flatten(1), columns)
@@ -58,31 +58,31 @@ def test_triton_agrees_with_the_reference(triton_device, size, dtype):
 
 
 def separate(y, g, weight, anchor, **values):
-    """The two operations one after the other, each in Triton."""
+    """Return the result of both operations, one after the other, in Triton."""
     gradient = stem_gradient(g, weight, backend="triton")
     return langevin_step(y, gradient, anchor, backend="triton", **values)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_one_pass_is_the_two_one_after_the_other(triton_device, size, dtype):
+def test_one_pass_agrees_with_two_operations(triton_device, size, dtype):
     y, g, weight, anchor = arguments(size, dtype, triton_device)
     expected = separate(y, g, weight, anchor, rng=RNG, **STEP)
-    got = y.clone()
+    actual = y.clone()
     tensors = (g, weight, anchor)
-    assert stem_langevin_(got, *tensors, rng=RNG, backend="triton", **STEP) is got
-    close(got, expected)
+    assert stem_langevin_(actual, *tensors, rng=RNG, backend="triton", **STEP) is actual
+    close(actual, expected)
     on_cpu = [t.cpu() for t in (y, *tensors)]
     close(stem_langevin_(*on_cpu, rng=RNG, backend="reference", **STEP), expected, 2e-5)
-    # The noise alone, to the last bit.
+    # The noise alone has the same bits.
     noise = {"drift": 0.0, "pull": 0.0, "noise_std": 1.0, "rng": RNG}
     zero = torch.zeros_like(y)
-    got = stem_langevin_(zero.clone(), g, weight, backend="triton", **noise)
-    assert torch.equal(got, langevin_step(zero, zero, None, backend="triton", **noise))
+    actual = stem_langevin_(zero.clone(), g, weight, backend="triton", **noise)
+    assert torch.equal(actual, langevin_step(zero, zero, None, backend="triton", **noise))
 
 
-def of_terms(size, dtype, device, terms):
-    """Arguments with a g of several terms, whose magnitudes differ."""
+def arguments_with_terms(size, dtype, device, terms):
+    """Return arguments with a g of several terms of different magnitudes."""
     batch, *rest = size
     y, _, weight, anchor = arguments(size, dtype, device)
     g = arguments((terms * batch, *rest), dtype, device)[1]
@@ -93,7 +93,7 @@ def of_terms(size, dtype, device, terms):
 @pytest.mark.parametrize("terms", [2, 3])
 @pytest.mark.parametrize("size", SIZES)
 def test_reference_sums_terms(size, terms):
-    _, g, weight, _ = of_terms(size, torch.float64, "cpu", terms)
+    _, g, weight, _ = arguments_with_terms(size, torch.float64, "cpu", terms)
     expected = sum(stem_gradient(part, weight, scale=8.0) for part in g.chunk(terms))
     torch.testing.assert_close(stem_gradient(g, weight, terms=terms, scale=8.0), expected)
 
@@ -103,7 +103,7 @@ def test_reference_sums_terms(size, terms):
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_triton_sums_terms(triton_device, size, dtype, terms):
-    y, g, weight, anchor = of_terms(size, dtype, triton_device, terms)
+    y, g, weight, anchor = arguments_with_terms(size, dtype, triton_device, terms)
     expected = stem_gradient(g.cpu(), weight.cpu(), terms=terms, backend="reference")
     out = torch.full_like(y, float("nan"))
     assert stem_gradient(g, weight, terms=terms, out=out, backend="triton") is out
@@ -127,40 +127,40 @@ def test_coefficients_in_every_form(triton_device, backend):
     close(run(single), expected, 1e-6)
     close(run({**STEP, "drift": torch.tensor(0.7), "pull": single["pull"]}), expected, 1e-6)
     scale = torch.tensor([1.0, -2.0, 0.5], device=triton_device)
-    each = run({n: v * scale for n, v in STEP.items()})
+    per_sample = run({n: v * scale for n, v in STEP.items()})
     mixed = run({**single, "rescale": 1.4 * scale})
     for i, factor in enumerate(scale.tolist()):
         rng = (RNG[0], RNG[1], RNG[2] + i)
         values = {n: v * factor for n, v in STEP.items()}
         one = stem_langevin_(y[i : i + 1].clone(), g[i : i + 1], weight, anchor[i : i + 1],
                              rng=rng, backend=backend, **values)  # fmt: skip
-        close(each[i], one[0], 5e-5)
+        close(per_sample[i], one[0], 5e-5)
         close(mixed[i], factor * expected[i], 5e-5)
 
 
 @pytest.mark.parametrize("size", [(3, 3, 8, 12, 32), (2, 1, 7, 9, 32)])
-def test_a_state_of_the_stream_is_read_and_moved_on(triton_device, size):
+def test_an_rng_state_is_read_and_advanced(triton_device, size):
     y, g, weight, anchor = arguments(size, torch.float16, triton_device)
     rng = rng_state(seed=RNG[0], draw=11, first_sample=RNG[2], device=triton_device)
     options = {"backend": "triton", **STEP}
-    got, expected = y.clone(), y.clone()
+    actual, expected = y.clone(), y.clone()
     for draw in (11, 12):
-        stem_langevin_(got, g, weight, anchor, rng=rng, **options)
+        stem_langevin_(actual, g, weight, anchor, rng=rng, **options)
         stem_langevin_(expected, g, weight, anchor, rng=(RNG[0], draw, RNG[2]), **options)
-        assert torch.equal(got, expected)
+        assert torch.equal(actual, expected)
     assert rng.tolist() == [-3, 13, RNG[2], 0]
 
 
 @pytest.mark.usefixtures("rows_alike")
 def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
     y, g, weight, anchor = arguments((4, 3, 9, 12, 32), torch.float16, triton_device)
-    whole = stem_langevin_(y.clone(), g, weight, anchor, rng=RNG, backend="triton", **STEP)
+    batch = stem_langevin_(y.clone(), g, weight, anchor, rng=RNG, backend="triton", **STEP)
     pairs = stem_langevin_(y[:2].clone(), g, weight, terms=2, rng=RNG, backend="triton", **FREE)
     for i in range(4):
         one = [t[i : i + 1].clone() for t in (y, g)]
         rng = (RNG[0], RNG[1], RNG[2] + i)
         stem_langevin_(*one, weight, anchor[i : i + 1], rng=rng, backend="triton", **STEP)
-        assert torch.equal(one[0][0], whole[i])
+        assert torch.equal(one[0][0], batch[i])
         if i < 2:
             pair = y[i : i + 1].clone()
             stem_langevin_(
@@ -170,21 +170,21 @@ def test_a_sample_has_the_same_bits_in_any_batch(triton_device):
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_first_bad_and_what_a_bad_pixel_reaches(triton_device, backend):
+def test_first_bad_and_the_spread_of_a_nan(triton_device, backend):
     y, g, weight, anchor = arguments((3, 3, 9, 12, 32), torch.float16, triton_device)
     first_bad = torch.full((), NEVER, device=triton_device)
     options = {"first_bad": first_bad, "backend": backend, **STEP}
     stem_langevin_(y.clone(), g, weight, anchor, rng=(1, 5, 0), **options)
     assert int(first_bad) == NEVER
     g[2, 8, 7, 5] = float("nan")  # beside the border of a tile
-    got = y.clone()
+    actual = y.clone()
     for draw in (2**32 - 2, 2**32 - 1):
-        got.copy_(y)
-        stem_langevin_(got, g, weight, anchor, rng=(1, draw, 0), **options)
+        actual.copy_(y)
+        stem_langevin_(actual, g, weight, anchor, rng=(1, draw, 0), **options)
     assert divmod(int(first_bad), 2**31) == (2**32 - 2, 2)
-    expected = torch.zeros(got.shape, dtype=torch.bool)
+    expected = torch.zeros(actual.shape, dtype=torch.bool)
     expected[2, :, 7:9, 6:9] = True
-    assert torch.equal(got.isnan().cpu(), expected)
+    assert torch.equal(actual.isnan().cpu(), expected)
 
 
 @pytest.mark.gpu
@@ -194,12 +194,12 @@ def test_the_papers_shape_on_a_gpu(dtype, size):
     y, g, weight, anchor = arguments(size, dtype, "cuda")
     expected = stem_gradient(g.cpu(), weight.cpu())
     close(stem_gradient(g, weight, backend="triton"), expected, 2e-4)
-    whole = separate(y, g, weight, anchor, rng=RNG, **STEP)
-    close(stem_langevin_(y, g, weight, anchor, rng=RNG, backend="triton", **STEP), whole, 2e-4)
+    expected = separate(y, g, weight, anchor, rng=RNG, **STEP)
+    close(stem_langevin_(y, g, weight, anchor, rng=RNG, backend="triton", **STEP), expected, 2e-4)
 
 
 @pytest.mark.gpu
-def test_replays_of_a_graph_see_changed_coefficients_and_new_noise():
+def test_replays_of_a_graph_use_changed_coefficients_and_new_noise():
     y, g, weight, anchor = arguments((5, 3, 32, 32, 128), torch.float16, "cuda")
     drift, rng = torch.tensor([0.7], device="cuda"), rng_state(seed=1, draw=2, device="cuda")
     values = {**STEP, "drift": drift, "rng": rng, "backend": "triton"}
@@ -224,7 +224,7 @@ def test_empty_batches():
     assert stem_langevin_(y, g, weight, anchor, rng=RNG, **STEP) is y
 
 
-def test_what_is_written_is_apart_from_what_is_read():
+def test_outputs_share_no_memory_with_inputs():
     y, g, weight, _ = arguments((2, 3, 8, 8, 32), torch.float32)
     memory = torch.zeros(y.numel() + 1)
     y, shifted = memory[:-1].view(y.shape), memory[1:].view(y.shape)

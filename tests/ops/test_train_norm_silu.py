@@ -1,4 +1,4 @@
-"""Norm and SiLU that are being learned: the result and all gradients, against float64's."""
+"""Norm and SiLU for training: the result and all gradients, against float64."""
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def made(shape, *, row=True, mean=2.0):
+def arguments(shape, *, row=True, mean=2.0):
+    """Return [x, weight, bias, row], the number of groups, and the gradient by the result."""
     batch, channels, height, width, groups = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -21,21 +22,20 @@ def made(shape, *, row=True, mean=2.0):
         return torch.randn(*size, generator=generator)
 
     x = 3.0 * draw(batch, channels, height, width) + mean
-    given = [x, 1.0 + 0.2 * draw(channels), 0.3 * draw(channels)]
-    given += [0.3 * draw(batch, 2 * channels)] if row else []
-    return given, groups, draw(*x.shape)
+    tensors = [x, 1.0 + 0.2 * draw(channels), 0.3 * draw(channels)]
+    tensors += [0.3 * draw(batch, 2 * channels)] if row else []
+    return tensors, groups, draw(*x.shape)
 
 
-def computed(given, groups, grad, **options):
-    """The result and the gradients of all that is given."""
-    leaves = [t.clone().requires_grad_() for t in given]
+def result_and_gradients(tensors, groups, grad, **options):
+    leaves = [t.clone().requires_grad_() for t in tensors]
     row = leaves[3] if len(leaves) > 3 else None
     y = train_norm_silu(*leaves[:3], groups, row=row, **options)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 
-def close(got, wanted, tolerance=5e-6):
-    for a, b in zip(got, wanted, strict=True):
+def close(actual, expected, tolerance=5e-6):
+    for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape
         assert ((a - b).abs() <= tolerance * b.abs().max()).all()
 
@@ -44,73 +44,77 @@ def close(got, wanted, tolerance=5e-6):
 @pytest.mark.parametrize("row", [True, False], ids=["row", "plain"])
 @pytest.mark.parametrize("activate", [True, False], ids=["silu", "norm"])
 def test_native_is_the_reference_in_float64(variant, shape, row, activate):
-    given, groups, grad = made(shape, row=row)
-    wanted = computed([t.double() for t in given], groups, grad.double(), activate=activate)
-    got = computed(given, groups, grad, activate=activate, backend="native")
-    close(got, wanted, 2e-5 if shape[2] * shape[3] < 3 else 5e-6)
-    turned = [given[0].contiguous(memory_format=torch.channels_last), *given[1:]]
-    assert all(map(torch.equal, computed(turned, groups, grad, activate=activate), got))
+    tensors, groups, grad = arguments(shape, row=row)
+    expected = result_and_gradients(
+        [t.double() for t in tensors], groups, grad.double(), activate=activate
+    )
+    actual = result_and_gradients(tensors, groups, grad, activate=activate, backend="native")
+    close(actual, expected, 2e-5 if shape[2] * shape[3] < 3 else 5e-6)
+    permuted = [tensors[0].contiguous(memory_format=torch.channels_last), *tensors[1:]]
+    assert all(
+        map(torch.equal, result_and_gradients(permuted, groups, grad, activate=activate), actual)
+    )
 
 
-def test_a_group_of_one_number_a_sample(variant):
-    """Nothing of x is left, and no gradient in it: the deviation is √ε."""
-    given, _, grad = made((3, 16, 1, 1, 16))
-    wanted = computed([t.double() for t in given], 16, grad.double())
-    got = computed(given, 16, grad, backend="native")
-    for of in (0, 3, 4):  # the result, and the gradients of bias and row
-        close([got[of]], [wanted[of]])
-    assert max(float(got[of].abs().max()) for of in (1, 2)) <= 1e-3
+def test_a_group_of_one_number_per_sample(variant):
+    """The result does not depend on x, and the gradient by x is 0: the deviation is √ε."""
+    tensors, _, grad = arguments((3, 16, 1, 1, 16))
+    expected = result_and_gradients([t.double() for t in tensors], 16, grad.double())
+    actual = result_and_gradients(tensors, 16, grad, backend="native")
+    for i in (0, 3, 4):  # the result, and the gradients of bias and row
+        close([actual[i]], [expected[i]])
+    assert max(float(actual[i].abs().max()) for i in (1, 2)) <= 1e-3
 
 
-def test_far_means_and_arguments(variant):
+def test_large_means_and_large_arguments_of_silu(variant):
     """Variances are not differences of large numbers, and e^x does not overflow."""
-    given, groups, grad = made((2, 32, 8, 8, 8), mean=300.0)
-    given[1] *= 60.0
-    wanted = computed([t.double() for t in given], groups, grad.double())
-    got = computed(given, groups, grad, backend="native")
-    close(got, wanted, 1e-4)
+    tensors, groups, grad = arguments((2, 32, 8, 8, 8), mean=300.0)
+    tensors[1] *= 60.0
+    expected = result_and_gradients([t.double() for t in tensors], groups, grad.double())
+    actual = result_and_gradients(tensors, groups, grad, backend="native")
+    close(actual, expected, 1e-4)
 
 
 def test_threads_change_nothing(variant):
-    given, groups, grad = made((64, 32, 8, 8, 32))
+    tensors, groups, grad = arguments((64, 32, 8, 8, 32))
     threads = torch.get_num_threads()
     try:
-        found = []
+        runs = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(computed(given, groups, grad))
+            runs.append(result_and_gradients(tensors, groups, grad))
     finally:
         torch.set_num_threads(threads)
-    for more in found[1:]:
-        assert all(map(torch.equal, more, found[0]))
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
 
 
-def test_a_broken_sample_breaks_no_other(variant):
-    given, groups, grad = made((5, 32, 4, 4, 8))
-    whole = computed(given, groups, grad)
-    given[0][2, 3, 1, 1], grad[4, 0, 3, 3] = float("nan"), float("inf")
-    y, x_grad, *_, row_grad = computed(given, groups, grad)
+def test_non_finite_numbers_stay_in_their_sample(variant):
+    tensors, groups, grad = arguments((5, 32, 4, 4, 8))
+    expected = result_and_gradients(tensors, groups, grad)
+    tensors[0][2, 3, 1, 1], grad[4, 0, 3, 3] = float("nan"), float("inf")
+    y, x_grad, *_, row_grad = result_and_gradients(tensors, groups, grad)
     assert y[2].isnan().any()
     assert not x_grad[4].isfinite().all()
-    assert torch.equal(y[[0, 1, 3, 4]], whole[0][[0, 1, 3, 4]])
-    for got, wanted in ((x_grad, whole[1]), (row_grad, whole[4])):
-        assert torch.equal(got[[0, 1, 3]], wanted[[0, 1, 3]])
+    assert torch.equal(y[[0, 1, 3, 4]], expected[0][[0, 1, 3, 4]])
+    assert torch.equal(x_grad[[0, 1, 3]], expected[1][[0, 1, 3]])
+    assert torch.equal(row_grad[[0, 1, 3]], expected[4][[0, 1, 3]])
 
 
-def test_what_the_native_room_leaves_to_torch():
-    given, groups, _ = made((2, 32, 4, 4, 8))
+def test_calls_that_the_native_backend_leaves_to_torch():
+    tensors, groups, _ = arguments((2, 32, 4, 4, 8))
     with torch.autocast("cpu", torch.bfloat16):
-        train_norm_silu(*given[:3], groups)
+        train_norm_silu(*tensors[:3], groups)
         with pytest.raises(BackendUnavailable, match="without autocast"):
-            train_norm_silu(*given[:3], groups, backend="native")
-    narrow, groups, _ = made((2, 24, 4, 4, 8))
+            train_norm_silu(*tensors[:3], groups, backend="native")
+    narrow, groups, _ = arguments((2, 24, 4, 4, 8))
     assert train_norm_silu(*narrow[:3], groups).shape == narrow[0].shape
     with pytest.raises(BackendUnavailable, match="multiple of 16"):
         train_norm_silu(*narrow[:3], groups, backend="native")
 
 
 def test_errors():
-    (x, weight, bias, row), groups, _ = made((2, 32, 4, 4, 8))
+    (x, weight, bias, row), groups, _ = arguments((2, 32, 4, 4, 8))
     with pytest.raises(TypeError, match="one floating dtype, got .*bias torch.float64"):
         train_norm_silu(x, weight, bias.double(), groups)
     with pytest.raises(ValueError, match="groups that divide"):

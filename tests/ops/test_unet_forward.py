@@ -1,4 +1,4 @@
-"""`unet_forward` in C++ and its meaning against the module, in float64."""
+"""`unet_forward` in C++ and its reference, against the module in float64."""
 
 from dataclasses import replace
 
@@ -19,13 +19,16 @@ CASES = {
 }
 
 
-def made(name, **options):
-    return unet_cases.made(CASES[name], **options)
+def network_and_inputs(name, **options):
+    return unet_cases.network_and_inputs(CASES[name], **options)
 
 
 @torch.no_grad()
 def exactly(network, x, logsnr, label):
-    """The module's output and its rows, in float64; the module stays in float64."""
+    """Return the module's output, its rows and the folded module, all in float64.
+
+    The module stays in float64.
+    """
     network, logsnr = network.double(), logsnr.double()
     folded = fold_unet(network, CPU, torch.float64)
     return network(x.double(), logsnr, label), folded.at(logsnr, label), folded
@@ -35,14 +38,14 @@ def operation_of(network):
     return UNetForward(fold_unet(network, CPU, torch.float32).weights)
 
 
-def close(got, exact):
-    assert ((got - exact).abs() <= 1e-5 * exact.abs().max()).all()
+def close(actual, exact):
+    assert ((actual - exact).abs() <= 1e-5 * exact.abs().max()).all()
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shared", [False, True], ids=["mixed", "one level"])
 def test_float32(variant, name, shared):
-    network, x, logsnr, label = made(name)
+    network, x, logsnr, label = network_and_inputs(name)
     if shared:
         logsnr, label = logsnr[:1], None if label is None else label[1:2]
     operation = operation_of(network)
@@ -58,7 +61,7 @@ def test_float32(variant, name, shared):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_reference_is_the_module(name):
-    network, x, logsnr, label = made(name)
+    network, x, logsnr, label = network_and_inputs(name)
     exact, rows, folded = exactly(network, x, logsnr, label)
     operation = UNetForward(folded.weights)
     assert operation.backend == "reference"
@@ -68,23 +71,23 @@ def test_the_reference_is_the_module(name):
 
 
 def test_the_reference_in_float32():
-    network, x, logsnr, label = made("two blocks, odd width")
+    network, x, logsnr, label = network_and_inputs("two blocks, odd width")
     operation = UNetForward(fold_unet(network, CPU, torch.float32).weights, backend="reference")
     exact, rows, _ = exactly(network, x, logsnr, label)
     close(operation(x, rows.float()), exact)
 
 
 def test_fresh_networks_return_their_input(variant):
-    """Zero-initialised convolutions: nothing is added, not even a rounding error."""
+    """Convolutions that are initialized with zeros add nothing, not even a rounding error."""
     for name in ("grey, 28", "two blocks, odd width"):
-        network, x, logsnr, label = made(name, std=0)
+        network, x, logsnr, label = network_and_inputs(name, std=0)
         folded = fold_unet(network, CPU, torch.float32)
         assert torch.equal(UNetForward(folded.weights)(x, folded.at(logsnr, label)), x)
 
 
 def test_large_activations(variant):
-    """Softmax and SiLU far from where they are smooth."""
-    network, x, logsnr, label = made("two blocks, odd width", std=0.3)
+    """Softmax and SiLU are accurate for arguments far from zero."""
+    network, x, logsnr, label = network_and_inputs("two blocks, odd width", std=0.3)
     operation = operation_of(network)
     exact, rows, _ = exactly(network, 30 * x, logsnr, label)
     close(operation(30 * x, rows.float()), exact)
@@ -92,47 +95,47 @@ def test_large_activations(variant):
 
 @pytest.mark.parametrize("name", ["digits", "grey, 28", "two blocks, odd width", "one level"])
 def test_a_sample_does_not_depend_on_its_batch(variant, name):
-    network, x, logsnr, label = made(name)
+    network, x, logsnr, label = network_and_inputs(name)
     folded = fold_unet(network, CPU, torch.float32)
     rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
-    whole, shared = operation(x, rows), operation(x, rows[1:2])
+    mixed, shared = operation(x, rows), operation(x, rows[1:2])
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             for part in (slice(0, 1), slice(1, 3), slice(2, len(x))):
-                assert torch.equal(operation(x[part].clone(), rows[part]), whole[part])
+                assert torch.equal(operation(x[part].clone(), rows[part]), mixed[part])
                 assert torch.equal(operation(x[part].clone(), rows[1:2]), shared[part])
     finally:
         torch.set_num_threads(threads)
 
 
-def test_a_broken_sample_breaks_no_other(variant):
-    network, x, logsnr, label = made("two blocks, odd width")
+def test_a_nan_stays_in_its_sample(variant):
+    network, x, logsnr, label = network_and_inputs("two blocks, odd width")
     folded = fold_unet(network, CPU, torch.float32)
     rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
-    whole = operation(x, rows)
-    broken = x.clone()
-    broken[2, 0, 3, 3] = float("nan")
-    out = operation(broken, rows)
+    expected = operation(x, rows)
+    x_nan = x.clone()
+    x_nan[2, 0, 3, 3] = float("nan")
+    out = operation(x_nan, rows)
     assert out[2].isnan().all()
     others = [i for i in range(len(x)) if i != 2]
-    assert torch.equal(out[others], whole[others])
-    assert torch.equal(operation(x, rows), whole)
+    assert torch.equal(out[others], expected[others])
+    assert torch.equal(operation(x, rows), expected)
 
 
 def test_views_and_empty_batches(variant):
-    network, x, logsnr, label = made("colour, 32")
+    network, x, logsnr, label = network_and_inputs("colour, 32")
     folded = fold_unet(network, CPU, torch.float32)
     rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
-    turned = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
-    assert torch.equal(operation(turned, rows), operation(x, rows))
+    permuted = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    assert torch.equal(operation(permuted, rows), operation(x, rows))
     assert operation(x[:0], rows[:1]).shape == (0, 3, 32, 32)
     assert operation(x[:0], rows[:0]).shape == (0, 3, 32, 32)
 
 
 def test_torchs_default_dtype_does_not_matter(variant, request):
-    network, x, logsnr, label = made("narrowing")
+    network, x, logsnr, label = network_and_inputs("narrowing")
     folded = fold_unet(network, CPU, torch.float32)
     rows, operation = folded.at(logsnr, label), UNetForward(folded.weights)
     expected = operation(x, rows)
@@ -140,17 +143,17 @@ def test_torchs_default_dtype_does_not_matter(variant, request):
     assert torch.equal(operation(x, rows), expected)
 
 
-def test_other_weights_are_taken(variant):
-    network, x, logsnr, label = made("narrowing")
-    changed = fold_unet(made("narrowing", seed=1)[0], CPU, torch.float32)
+def test_load_replaces_the_weights(variant):
+    network, x, logsnr, label = network_and_inputs("narrowing")
+    changed = fold_unet(network_and_inputs("narrowing", seed=1)[0], CPU, torch.float32)
     operation, rows = operation_of(network), changed.at(logsnr, label)
     operation.load(changed.weights)
     assert torch.equal(operation(x, rows), UNetForward(changed.weights)(x, rows))
 
 
-def test_working_memory_is_kept_small():
-    """A thread works on a few samples: memory does not grow with the batch."""
-    operation = operation_of(made("digits")[0])
+def test_working_memory_does_not_grow_with_the_batch():
+    """A thread computes a few samples at a time."""
+    operation = operation_of(network_and_inputs("digits")[0])
     if operation.backend != "native":
         pytest.skip("not on this machine")
     assert operation.working_memory(4096) == operation.working_memory(1024)
@@ -168,7 +171,7 @@ def test_working_memory_is_kept_small():
     ],
 )
 def test_bad_arguments(change, error, message):
-    network, x, logsnr, label = made("narrowing")
+    network, x, logsnr, label = network_and_inputs("narrowing")
     folded = fold_unet(network, CPU, torch.float32)
     operation = UNetForward(folded.weights)
     rows = folded.at(logsnr, label)
@@ -178,7 +181,7 @@ def test_bad_arguments(change, error, message):
 
 
 def changed(weights, path, change):
-    """The weights with what is found along a path of attributes and indices changed."""
+    """Return the weights with ``change`` applied at a path of attributes and indices."""
     if not path:
         return change(weights)
     head, *rest = path
@@ -199,7 +202,7 @@ def changed(weights, path, change):
         (["downs"], lambda downs: downs[:1], ValueError, "stages must have the layers"),
         (["middle", 1, "qkv", "bias"], lambda t: t[:-1], ValueError, "qkv's bias must be dense"),
         (["ups", 0, 0, "conv1", "weight"], torch.Tensor.double, TypeError, "must be torch.float32"),
-        (["ups", 0, 0, "shortcut"], lambda _: None, ValueError, "a shortcut just where"),
+        (["ups", 0, 0, "shortcut"], lambda _: None, ValueError, "a shortcut if and only if"),
         (["head", "weight"], lambda t: t.mT, ValueError, "head's weight must be dense"),
         (["stem", "weight"], lambda t: t[0], ValueError, "stem must be"),
         (["stem", "weight"], lambda t: t.half(), ValueError, "stem must be .* in torch.float16"),
@@ -207,7 +210,7 @@ def changed(weights, path, change):
     ],
 )
 def test_weights_that_do_not_fit(backend, path, change, error, message):
-    weights = fold_unet(made("narrowing")[0], CPU, torch.float32).weights
+    weights = fold_unet(network_and_inputs("narrowing")[0], CPU, torch.float32).weights
     operation = UNetForward(weights, backend=backend)
     bad = changed(weights, path, change)
     with pytest.raises(error, match=message):
@@ -218,20 +221,22 @@ def test_weights_that_do_not_fit(backend, path, change, error, message):
 
 
 @pytest.mark.parametrize("other", ["one level", "two blocks, odd width"])
-def test_loads_weights_of_one_form_alone(other):
-    operation = operation_of(made("narrowing")[0])
-    with pytest.raises(ValueError, match="weights must be like those before"):
-        operation.load(fold_unet(made(other)[0], CPU, torch.float32).weights)
-    with pytest.raises(ValueError, match="weights must be like those before"):
-        operation.load(fold_unet(made("narrowing")[0].double(), CPU, torch.float64).weights)
+def test_load_refuses_weights_of_another_form(other):
+    operation = operation_of(network_and_inputs("narrowing")[0])
+    with pytest.raises(ValueError, match="weights must have the form"):
+        operation.load(fold_unet(network_and_inputs(other)[0], CPU, torch.float32).weights)
+    with pytest.raises(ValueError, match="weights must have the form"):
+        operation.load(
+            fold_unet(network_and_inputs("narrowing")[0].double(), CPU, torch.float64).weights
+        )
 
 
-def test_what_cannot_be_had():
-    folded = fold_unet(made("narrowing")[0], CPU, torch.float32)
+def test_unavailable_sizes_and_backends():
+    folded = fold_unet(network_and_inputs("narrowing")[0], CPU, torch.float32)
     with pytest.raises(ValueError, match="image_size must be a multiple of 2, got 9"):
         UNetForward(replace(folded.weights, image_size=9))
     with pytest.raises(BackendUnavailable, match="works on CUDA devices"):
         UNetForward(folded.weights, backend="cuda")
-    exact = fold_unet(made("narrowing")[0].double(), CPU, torch.float64)
+    exact = fold_unet(network_and_inputs("narrowing")[0].double(), CPU, torch.float64)
     with pytest.raises(BackendUnavailable, match="computes in float32, got float64 tensors"):
         UNetForward(exact.weights, backend="native")

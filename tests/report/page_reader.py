@@ -1,4 +1,4 @@
-"""Reads a page back, and makes images for one."""
+"""A parser of written pages, and images for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOID = {"meta", "img", "source"}
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: every tag is closed in order; keeps attributes and text."""
+    """A strict parser of a page: checks that tags are closed in order, stores attributes, text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Page(HTMLParser):
         return [data for name, data in self.texts if name == tag]
 
     def images(self) -> list[bytes]:
-        """What each <img> holds; the source must be a data URI."""
+        """Return the content of each <img>, whose source must be a data URI."""
         sources = [str(attributes["src"]) for attributes in self.all("img")]
         assert all(re.match(r"data:image/(png|svg\+xml);base64,", source) for source in sources)
         return [base64.b64decode(source.split(",", 1)[1], validate=True) for source in sources]
@@ -57,5 +57,5 @@ def opened(content: bytes) -> Image.Image:
 
 
 def rising(count: int) -> torch.Tensor:
-    """(count, 1, 2, 3) images, each of one value, from -1 to 1."""
+    """Return images (count, 1, 2, 3), each of one value, from -1 to 1."""
     return torch.linspace(-1, 1, count)[:, None, None, None].expand(count, 1, 2, 3)

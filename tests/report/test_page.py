@@ -1,4 +1,4 @@
-"""The HTML page: well formed, escaped, self-contained, exact pictures, written whole."""
+"""The HTML page: well formed, escaped, self-contained, with exact pictures, written atomically."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_page_refers_to_nothing_outside() -> None:
     html = full_report().html()
     page = Page(html)
     links = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
-    found = [value for _, attrs in page.tags for name, value in attrs.items() if name in links]
-    assert len(found) == 4
-    assert all(str(value).startswith("data:image/") for value in found)
+    targets = [value for _, attrs in page.tags for name, value in attrs.items() if name in links]
+    assert len(targets) == 4
+    assert all(str(target).startswith("data:image/") for target in targets)
     assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     for reference in ("http://", "https://", "url(", "@import", "//"):
         assert all(reference not in text for text in page.text("style"))
@@ -90,7 +90,7 @@ def test_animation_keeps_every_frame_and_time() -> None:
     assert opened(content).tobytes() == frames[-1].tobytes()
 
 
-def test_animation_refuses_what_does_not_fit() -> None:
+def test_animation_refuses_unequal_frames_and_times() -> None:
     report, small = Report("x"), Image.new("RGB", (2, 2))
     with pytest.raises(ValueError, match="one or more pictures of one size"):
         report.animation([], "")
@@ -156,9 +156,9 @@ def test_table_takes_lists_with_a_header_and_a_choice_of_columns() -> None:
     page = Page(report.html())
     assert page.text("th") == ["name", "count", "y"]
     assert page.text("td") == ["a", "1", "b", "2", "2"]
-    with pytest.raises(ValueError, match="need header"):
+    with pytest.raises(ValueError, match="header: expected column names"):
         report.table([["a", 1]])
-    with pytest.raises(ValueError, match="expected 2 values in every row"):
+    with pytest.raises(ValueError, match="rows: expected 2 values in every row, got"):
         report.table([["a", 1], ["b"]], header=["name", "count"])
 
 

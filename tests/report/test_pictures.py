@@ -1,4 +1,4 @@
-"""Pictures of samples: geometry, exact pixels, files that are whole, and what is refused."""
+"""Pictures of samples: geometry, exact pixels, atomic files and refused input."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_grid_refuses_a_wrong_shape(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("images", [torch.zeros(1, 1, 8, 8, dtype=torch.uint8), np.zeros((1, 1))])
-def test_grid_refuses_what_is_no_float_tensor(images: object) -> None:
+def test_grid_refuses_other_types_than_float_tensors(images: object) -> None:
     with pytest.raises(TypeError, match=r"images: expected a floating-point torch\.Tensor, got"):
         image_grid(images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_grid_refuses_what_is_not_finite(bad: float) -> None:
+def test_grid_refuses_nan_and_infinity(bad: float) -> None:
     images = torch.zeros(4, 1, 8, 8)
     images[2, 0, 3, 3] = bad
     with pytest.raises(ValueError, match="NaN or infinity in 1 images, first 2"):
@@ -140,13 +140,13 @@ def test_completion_grid_has_a_row_an_image() -> None:
         [128, 0, 128, 255],
         [255, 255, 0, 255],
     ]
-    with pytest.raises(ValueError, match=r"completions: expected k of each of the images \(2, 1"):
+    with pytest.raises(ValueError, match=r"completions: expected k per image of images \(2, 1"):
         completion_grid(images, known, completions[:3])
     with pytest.raises(ValueError, match="images: NaN or infinity in 2 images"):
         completion_grid(images / 0 * 0, torch.tensor(True), completions)
 
 
-def test_film_strip_has_a_row_a_sample_and_a_column_a_state() -> None:
+def test_film_strip_has_one_row_per_sample_and_one_column_per_state() -> None:
     states = [torch.full((3, 1, 8, 8), value) for value in (-1.0, 0.0, 1.0, 5.0)]
     states[0][1] = 1.0
     strip = film_strip(states)
@@ -171,7 +171,7 @@ def test_film_strip_labels_stand_above_their_columns() -> None:
     assert changed.max() < 98
 
 
-def test_film_strip_refuses_what_does_not_fit() -> None:
+def test_film_strip_refuses_unequal_states_and_labels() -> None:
     state = torch.zeros(2, 1, 8, 8)
     with pytest.raises(ValueError, match="one or more tensors of one shape"):
         film_strip([])
@@ -203,7 +203,7 @@ def test_scatter_refuses_a_wrong_shape(shape: tuple[int, ...]) -> None:
         scatter_figure([[0.0, 1.0], [float("nan"), float("inf")]], "")
 
 
-def test_density_is_measured_from_its_maximum() -> None:
+def test_density_is_relative_to_its_maximum() -> None:
     grids: list[tuple[str, ArrayLike]] = [
         ("a", [[100.0, 95.0, 0.0], [-np.inf, 100.0, 99.0]]),
         ("b", np.zeros((2, 2))),
@@ -219,7 +219,7 @@ def test_density_is_measured_from_its_maximum() -> None:
 
 
 @pytest.mark.parametrize("values", [[1.0], np.full((2, 2), -np.inf), [[1.0, np.nan]], [[np.inf]]])
-def test_density_refuses_what_it_cannot_draw(values: object) -> None:
+def test_density_refuses_other_grids(values: object) -> None:
     with pytest.raises(ValueError, match="'bad' must be 2-D with a finite maximum"):
         density_figure([("bad", values)], (0, 1, 0, 1))  # type: ignore[list-item]
     with pytest.raises(ValueError, match="grids: expected one or more"):
@@ -256,7 +256,7 @@ def test_curve_panels_have_error_bars() -> None:
         curve_row({"distance": {"a": ([1, 2], [3.0, 5.0], [0.5])}}, xlabel="")
 
 
-def test_curves_refuse_what_does_not_pair_up() -> None:
+def test_curves_refuse_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="'loss' has x of shape"):
         curve_figure({"loss": ([1, 2], [1])}, xlabel="", ylabel="")
     with pytest.raises(ValueError, match="one or more curves"):

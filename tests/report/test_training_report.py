@@ -1,4 +1,4 @@
-"""The assembled page: curves from logs, whole or cut off, chains, tables and what is refused."""
+"""The assembled page: curves from complete and truncated logs, chains, tables, refused input."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from cdrl_fast.errors import DataError
 from cdrl_fast.report import film_strip, image_grid, scatter_figure, training_report
+from cdrl_fast.report.training import read_log
 from tests.report.page_reader import Page, opened, rising
 
 LOG: list[dict[str, object]] = [
@@ -37,7 +38,7 @@ def curve_captions(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("tail", ["", '{"iteration": 40, "ener', "{", '{"iteration": "caf\u00e9'])
-def test_curves_come_from_a_log_that_may_be_cut_off(tmp_path: Path, tail: str) -> None:
+def test_curves_come_from_a_log_that_may_be_truncated(tmp_path: Path, tail: str) -> None:
     assert curve_captions(write_log(tmp_path, LOG, tail)) == [
         "Energy loss: 1.5 at iteration 30.",
         "Energy gap: 0.25 at iteration 20.",
@@ -48,7 +49,7 @@ def test_curves_come_from_a_log_that_may_be_cut_off(tmp_path: Path, tail: str) -
     ]
 
 
-def test_log_cut_off_within_a_character(tmp_path: Path) -> None:
+def test_log_truncated_within_a_character(tmp_path: Path) -> None:
     write_log(tmp_path, LOG[:1])
     with (tmp_path / "log.jsonl").open("ab") as file:
         file.write('{"iteration": 40, "name": "é'.encode()[:-1])
@@ -58,8 +59,26 @@ def test_log_cut_off_within_a_character(tmp_path: Path) -> None:
 def test_log_of_a_resumed_run_counts_the_later_lines(tmp_path: Path) -> None:
     iterations = [*range(300), *range(51, 100)]
     rows: list[dict[str, object]] = [{"iteration": i, "energy_loss": i / 4} for i in iterations]
-    # 100 entries remain; of more than 200, the caption would tell how many make one point.
+    # 100 entries remain; with more than 200, the caption would say how many make one point.
     assert curve_captions(write_log(tmp_path, rows)) == ["Energy loss: 24.75 at iteration 99."]
+
+
+def test_keys_of_version_0_1_get_their_present_names(tmp_path: Path) -> None:
+    """A run that was started with version 0.1 and continued has one curve per figure."""
+    rows: list[dict[str, object]] = [
+        {"iteration": 1, "share_of_floor": 0.25, "metrics": {"frechet": 3.0, "frechet_floor": 2.0}},
+        {"iteration": 2, "share_of_roofline": 0.5, "metrics": {"frechet_held_out": 1.5}},
+    ]
+    assert curve_captions(write_log(tmp_path, rows)) == [
+        "frechet: 3 at iteration 1.",
+        "frechet_held_out: 1.5 at iteration 2.",
+    ]
+    first, _ = read_log(tmp_path / "log.jsonl")
+    assert first == {
+        "iteration": 1,
+        "share_of_roofline": 0.25,
+        "metrics": {"frechet": 3.0, "frechet_held_out": 2.0},
+    }
 
 
 def test_long_log_is_drawn_as_means_and_range(tmp_path: Path) -> None:
@@ -142,7 +161,7 @@ def test_page_of_points(tmp_path: Path) -> None:
     assert page.text("h2")[:2] == ["Samples", "Training"]
     assert page.text("figcaption")[:3] == [
         "All 500 samples.",
-        "300 chains at work, from noise to samples.",
+        "300 chains, from noise to samples.",
         "From noise to samples; some of the noise lies outside the frames.",
     ]
     scatter, film, row, *_ = page.images()
@@ -162,18 +181,18 @@ def test_animated_points_have_x_to_the_right_and_y_upwards() -> None:
     page = Page(training_report(None, samples=state, trace_states=[state]).html())
     alpha = np.asarray(opened(page.images()[1]))[::3, ::3, 3]
     rows, columns = np.nonzero(alpha)
-    places = {(int(x > 75), int(y < 75)) for y, x in zip(rows, columns, strict=True)}
-    assert places == {(1, 1), (1, 0), (0, 0)}
+    quadrants = {(int(x > 75), int(y < 75)) for y, x in zip(rows, columns, strict=True)}
+    assert quadrants == {(1, 1), (1, 0), (0, 0)}
 
 
-def test_tables_of_rows_stand_as_they_are() -> None:
+def test_tables_of_rows_are_unchanged() -> None:
     rows = [{"path": "plain", "step": 48.2}, {"path": "fused", "step": 19.6}]
     page = Page(training_report(None, samples=rising(4), metrics=rows, timings=rows).html())
     assert page.text("th")[:4] == ["path", "step", "path", "step"]
     assert page.text("td")[:4] == ["plain", "48.2", "fused", "19.6"]
 
 
-def test_long_chain_is_thinned_with_its_ends_kept() -> None:
+def test_long_chain_is_thinned_between_its_ends() -> None:
     states = [torch.full((2, 1, 48, 48), i / 50 - 1) for i in range(101)]
     names = [f"#{i}" for i in range(101)]
     page = Page(
@@ -186,7 +205,7 @@ def test_long_chain_is_thinned_with_its_ends_kept() -> None:
     assert film.n_frames == 48  # type: ignore[attr-defined]
 
 
-def test_training_report_refuses_what_does_not_fit() -> None:
+def test_training_report_refuses_wrong_shapes_and_labels() -> None:
     with pytest.raises(ValueError, match="trace_labels: expected 1, got 2"):
         training_report(None, samples=rising(4), trace_states=[rising(4)], trace_labels=["a", "b"])
     with pytest.raises(ValueError, match="samples: expected shape"):

@@ -1,4 +1,4 @@
-"""A 3×3 convolution, or its transpose, of channels-last images, with what follows it fused."""
+"""3×3 convolution of channels-last images, or its transpose, with a fused epilogue."""
 
 from __future__ import annotations
 
@@ -28,42 +28,44 @@ def conv3x3(
     input_precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
-    """act(slope(signs)·(conv(x) + row) + residual), with stride 1 and zeros around the image.
+    """Return act(slope(signs)·(conv(x) + row) + residual); stride 1, zero padding.
 
-    Sums and all that follows are float32 until the result is rounded; but "cudnn" rounds the
-    convolution's sum once more, by itself. Given ``out``, the other rooms allocate nothing;
-    nothing waits for the device.
+    Sums and epilogue are float32 until the result is rounded; "cudnn" rounds the sum of the
+    convolution once more, before its epilogue. With ``out``, the other backends allocate no
+    memory. No backend waits for the device.
 
     Args:
-        x: (batch, height, width, channels), dense, float16, bfloat16, float32 or float64.
-        weight: (9, in, out), dense, of x's dtype; tap 3·dy + dx stands first.
-        transposed: conv is the input gradient of the convolution that ``weight`` means, so x has
-            ``out`` channels and the result ``in``.
-        row: (1 or batch, channels), float32 (float64 for float64): added to every pixel.
-        signs: int32 (channels / 32, pixels): slope is 1 where bit c % 32 of [c // 32, pixel] is
+        x: dense (batch, height, width, channels), float16, bfloat16, float32 or float64.
+        weight: dense (9, in, out) in x's dtype; index 3·dy + dx of its first dimension is a tap.
+        transposed: conv is the input gradient of the convolution with ``weight``: x has ``out``
+            channels and the result ``in``.
+        row: (1 or batch, channels), float32 (float64 for float64); added to every pixel.
+        signs: int32 (channels / 32, pixels); slope is 1 where bit c % 32 of [c // 32, pixel] is
             set, else 0.2.
-        residual: like the result, which may be written over it.
-        residual_activated: ``residual`` is a stored LeakyReLU(h) and h is what is added.
-        activate: act is LeakyReLU of slope 0.2, else the identity.
-        signs_out: takes the bits of the sum's signs, set where it is > 0 before act; as ``signs``.
-        out: where to write; like the result, apart from x.
-        input_precision: of float32 products, "ieee" or "tf32", where tensor cores multiply.
-        backend: "triton", "cudnn", "reference", or "auto": on a GPU the faster of the first two
-            where that has been measured, and Triton's where not. float64 is the reference's.
+        residual: a tensor of the result's shape and dtype; may be the same as ``out``.
+        residual_activated: ``residual`` is LeakyReLU(h), and h is added.
+        activate: act is LeakyReLU with slope 0.2, else the identity.
+        signs_out: the output for the signs of the sum before act, in the layout of ``signs``; a
+            bit is set where the sum is > 0.
+        out: the output, with the result's shape and dtype; must not share memory with x.
+        input_precision: float32 matmul precision, "ieee" or "tf32" (tensor cores).
+        backend: "triton", "cudnn", "reference", or "auto": on a GPU the faster one of "triton" and
+            "cudnn" if both have been timed, else "triton". float64 runs on the reference.
 
     Returns:
-        (batch, height, width, channels), of x's dtype.
+        (batch, height, width, channels) in x's dtype: ``out``, or a new tensor.
 
     Raises:
-        ValueError: shapes or sizes that do not fit. TypeError: dtypes that do not.
-        BackendUnavailable: an explicit backend that cannot be had.
+        ValueError: a shape or an option does not fit.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: an explicit backend is not available.
 
     Source: the convolutions of Zhu et al., ICLR 2024, as implicit matrix products.
     """
-    _check(x, weight, transposed, input_precision)
+    _check_inputs(x, weight, transposed, input_precision)
     shape = (*x.shape[:3], weight.shape[1 if transposed else 2])
     out = x.new_empty(shape) if out is None else out
-    _check_rest(x, shape, row, residual, out, signs, signs_out)
+    _check_epilogue(x, shape, row, residual, out, signs, signs_out)
     chosen = choose("conv3x3", backend, x.device, x.dtype, CONVOLUTION_BACKENDS)
     if not x.numel():
         return out
@@ -73,9 +75,9 @@ def conv3x3(
         reference.conv3x3(*tensors, *flags)
         return out
     capability = tiling.capability_of(x.device)
-    best = _tuned(capability, x, shape[3], transposed, input_precision)
-    if backend == "auto" and best is not None and reason(best.backend, x.device) is None:
-        chosen = best.backend
+    fastest = _fastest(capability, x, shape[3], transposed, input_precision)
+    if backend == "auto" and fastest is not None and reason(fastest.backend, x.device) is None:
+        chosen = fastest.backend
     if chosen == "cudnn":
         from cdrl_fast.ops.conv3x3 import cudnn
 
@@ -83,12 +85,12 @@ def conv3x3(
     else:
         from cdrl_fast.ops.conv3x3 import triton_kernel
 
-        blocks = None if best is None else best.blocks
+        blocks = None if fastest is None else fastest.blocks
         triton_kernel.conv3x3(capability, *tensors, *flags, input_precision, blocks)
     return out
 
 
-def _tuned(
+def _fastest(
     capability: int, x: Tensor, channels: int, transposed: bool, input_precision: str
 ) -> tuned.Tuned | None:
     half = x.element_size() == 2
@@ -97,12 +99,12 @@ def _tuned(
     return tuned.find(capability, precision, transposed, x.shape[3], channels, pixels)
 
 
-def _check(x: Tensor, weight: Tensor, transposed: bool, input_precision: str) -> None:
+def _check_inputs(x: Tensor, weight: Tensor, transposed: bool, input_precision: str) -> None:
     if not x.is_floating_point():
         raise TypeError(f"conv3x3: x must be of a floating dtype, got {x.dtype}")
     if weight.dtype != x.dtype or weight.device != x.device:
         raise TypeError(
-            f"conv3x3: weight must be {x.dtype} on {x.device} like x, got {weight.dtype} on "
+            f"conv3x3: weight must be {x.dtype} on {x.device}, as x is, got {weight.dtype} on "
             f"{weight.device}"
         )
     if x.dim() != 4 or weight.dim() != 3 or weight.shape[0] != 9:
@@ -112,13 +114,13 @@ def _check(x: Tensor, weight: Tensor, transposed: bool, input_precision: str) ->
         )
     if x.shape[3] != weight.shape[2 if transposed else 1]:
         raise ValueError(
-            f"conv3x3: x has {x.shape[3]} channels and does not fit the weight "
+            f"conv3x3: x has {x.shape[3]} channels, which do not fit the weight "
             f"{tuple(weight.shape)}{', transposed' if transposed else ''}"
         )
     if weight.shape[1] % WORD or weight.shape[2] % WORD or not weight.numel():
         raise ValueError(
-            f"conv3x3: numbers of channels must be multiples of {WORD}: pad the weight "
-            f"{tuple(weight.shape)} with zeros"
+            f"conv3x3: numbers of channels must be multiples of {WORD}, got weight "
+            f"{tuple(weight.shape)}; pad it with zeros"
         )
     if not (x.is_contiguous() and weight.is_contiguous()):
         raise ValueError("conv3x3: x and weight must be dense; call .contiguous()")
@@ -128,7 +130,7 @@ def _check(x: Tensor, weight: Tensor, transposed: bool, input_precision: str) ->
         )
 
 
-def _check_rest(
+def _check_epilogue(
     x: Tensor,
     shape: tuple[int, ...],
     row: Tensor | None,
@@ -137,16 +139,16 @@ def _check_rest(
     signs: Tensor | None,
     signs_out: Tensor | None,
 ) -> None:
-    words = (shape[3] // WORD, shape[0] * shape[1] * shape[2])
-    rows = (1 if row is None or row.shape[:1] == (1,) else shape[0], shape[3])
-    wanted = [
-        ("row", row, rows, torch.promote_types(x.dtype, torch.float32)),
+    signs_shape = (shape[3] // WORD, shape[0] * shape[1] * shape[2])
+    row_shape = (1 if row is None or row.shape[:1] == (1,) else shape[0], shape[3])
+    expected = [
+        ("row", row, row_shape, torch.promote_types(x.dtype, torch.float32)),
         ("residual", residual, shape, x.dtype),
         ("out", out, shape, x.dtype),
-        ("signs", signs, words, torch.int32),
-        ("signs_out", signs_out, words, torch.int32),
+        ("signs", signs, signs_shape, torch.int32),
+        ("signs_out", signs_out, signs_shape, torch.int32),
     ]
-    for name, tensor, size, dtype in wanted:
+    for name, tensor, size, dtype in expected:
         if tensor is None:
             continue
         if tensor.dtype != dtype:

@@ -1,4 +1,4 @@
-"""`conv3x3` by torch's own convolution, cuDNN's on a GPU, and one kernel for what follows it."""
+"""`conv3x3` by torch's own convolution (cuDNN on a GPU) and one Triton kernel for the epilogue."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.conv3x3.triton_kernel import finish
+from cdrl_fast.ops.conv3x3.triton_kernel import epilogue
 from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.ops.triton_common import Launch, launch
 
 TILE = 2048
-"""Values of a program, 16 a thread: with 32, sm_80 spilled."""
+"""Elements per program, 16 per thread: with 32 the registers of sm_80 spill."""
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -25,24 +25,24 @@ def cdrl_conv3x3_epilogue(
     signs,
     signs_out,
     batch,
-    IMAGE: tl.constexpr,
+    PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROW_PER_SAMPLE: tl.constexpr,
     RESIDUAL_ACTIVATED: tl.constexpr,
     ACTIVATE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """IMAGE is an image's number of pixels."""
+    """Write the epilogue of the convolution's sum ``convolved``; PIXELS are those of an image."""
     TILES: tl.constexpr = CHANNELS // BLOCK_N
     block, c0 = tl.program_id(0) // TILES, tl.program_id(0) % TILES * BLOCK_N
-    place = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    n, pixel = place // IMAGE, place.to(tl.int64)
-    at = pixel[:, None] * CHANNELS + c0 + tl.arange(0, BLOCK_N)[None, :]
-    total = tl.load(convolved + at, mask=(n < batch)[:, None]).to(tl.float32)
-    finish(
-        total, c0, n, pixel, batch, batch.to(tl.int64) * IMAGE, out, row, residual, signs,
-        signs_out, CHANNELS, ROWS, RESIDUAL_ACTIVATED, ACTIVATE,
+    position = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    n, pixel = position // PIXELS, position.to(tl.int64)
+    offset = pixel[:, None] * CHANNELS + c0 + tl.arange(0, BLOCK_N)[None, :]
+    total = tl.load(convolved + offset, mask=(n < batch)[:, None]).to(tl.float32)
+    epilogue(
+        total, c0, n, pixel, batch, batch.to(tl.int64) * PIXELS, out, row, residual, signs,
+        signs_out, CHANNELS, ROW_PER_SAMPLE, RESIDUAL_ACTIVATED, ACTIVATE,
     )  # fmt: skip
 
 
@@ -56,6 +56,7 @@ def arguments(
     residual_activated: bool,
     activate: bool,
 ) -> Launch:
+    """Return the launch of the epilogue; arguments as `conv3x3`, with the convolution's sum."""
     batch, height, width, channels = out.shape
     block_n = min(channels & -channels, 128)
     block_m = TILE // block_n
@@ -67,9 +68,9 @@ def arguments(
         "signs": signs,
         "signs_out": signs_out,
         "batch": batch,
-        "IMAGE": height * width,
+        "PIXELS": height * width,
         "CHANNELS": channels,
-        "ROWS": row is not None and row.shape[0] > 1,
+        "ROW_PER_SAMPLE": row is not None and row.shape[0] > 1,
         "RESIDUAL_ACTIVATED": residual_activated,
         "ACTIVATE": activate,
         "BLOCK_M": block_m,
@@ -92,15 +93,15 @@ def conv3x3(
     activate: bool,
     input_precision: str,
 ) -> None:
-    """Writes ``out`` and ``signs_out``; dense and not empty.
+    """Write ``out`` and ``signs_out``; the tensors are dense and not empty.
 
-    The convolution's sum is rounded to x's dtype before the rest is added to it in float32.
+    The convolution's sum is rounded to x's dtype; the epilogue computes in float32.
     """
     taps = weight.view(3, 3, *weight.shape[1:]).permute(3, 2, 0, 1)
-    # A copy at each call: a captured graph is replayed with other weights in the same memory.
+    # Copied in every call: a captured graph is replayed with other weights in the same memory.
     filters = taps.contiguous(memory_format=torch.channels_last)
     convolve = F.conv_transpose2d if transposed else F.conv2d
     with fp32_precision(input_precision, deterministic=True):
         y = convolve(x.permute(0, 3, 1, 2), filters, padding=1).permute(0, 2, 3, 1)
-    rest = (row, residual, signs, signs_out, residual_activated, activate)
-    launch(arguments(out, y.contiguous(), *rest), out.device)
+    inputs = (row, residual, signs, signs_out, residual_activated, activate)
+    launch(arguments(out, y.contiguous(), *inputs), out.device)

@@ -1,4 +1,4 @@
-"""The meaning of `conv3x3`, in plain torch: any device, any floating dtype."""
+"""Reference of `conv3x3` in plain torch, for any device and floating dtype."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def conv3x3(
     residual_activated: bool,
     activate: bool,
 ) -> None:
-    """Writes ``out`` and ``signs_out``; sums are float32, or float64 for float64."""
+    """Write ``out`` and ``signs_out``; sums are float32, or float64 for float64."""
     convolve = F.conv_transpose2d if transposed else F.conv2d
     images = x.to(sum_dtype(x.dtype)).permute(0, 3, 1, 2)
     y = convolve(images, filters(weight), padding=1).permute(0, 2, 3, 1)

@@ -1,7 +1,7 @@
-"""`conv3x3` in Triton: an implicit matrix product with everything that follows it fused.
+"""`conv3x3` in Triton: an implicit matrix product with a fused epilogue.
 
-A program makes a block of pixels × a block of output channels. Its sum runs over blocks of input
-channels and, within each, over the nine taps: the same pixels, shifted, so mostly still in the L2.
+A program computes a block of pixels × a block of output channels. Its sum runs over blocks of input
+channels and, within each, over the nine taps, which read the same pixels shifted, mostly from L2.
 """
 
 from typing import Any
@@ -23,6 +23,7 @@ from cdrl_fast.ops.triton_common import (
 )
 
 _ALIGNMENT = 16
+"""Bytes; TMA needs arrays that begin at multiples of it."""
 
 
 @triton.jit
@@ -35,10 +36,10 @@ def pixels(
     BOX_H: tl.constexpr,
     BOX_W: tl.constexpr,
 ):
-    """Sample, row and column of each pixel of a block, and of the first.
+    """Return sample, row and column of each pixel of a block, and of the block's first pixel.
 
-    With BOXES a block is BOX_N samples × BOX_H rows × BOX_W columns, else as many pixels that
-    follow each other, whatever their samples.
+    With BOXES a block is BOX_N samples × BOX_H rows × BOX_W columns, else the same number of
+    consecutive pixels, which may belong to several samples.
     """
     lane = tl.arange(0, BOX_N * BOX_H * BOX_W)
     if BOXES:
@@ -60,7 +61,7 @@ def pixels(
 
 
 @triton.jit
-def finish(
+def epilogue(
     total,
     c0,
     n,
@@ -73,34 +74,42 @@ def finish(
     signs,
     signs_out,
     C_OUT: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROW_PER_SAMPLE: tl.constexpr,
     RESIDUAL_ACTIVATED: tl.constexpr,
     ACTIVATE: tl.constexpr,
 ):
-    """What follows the convolution, for the channels from c0 on; ``count`` is of all pixels."""
+    """Write the epilogue of a block's sum ``total``.
+
+    Args:
+        total: float32 (pixels, channels), the convolution's sum.
+        c0: first channel of the block.
+        n: sample of each pixel.
+        pixel: index of each pixel among all samples.
+        count: number of pixels of all samples.
+    """
     N: tl.constexpr = total.shape[1]
     exists = (n < batch)[:, None]
     channel = c0 + tl.arange(0, N)[None, :]
-    at = pixel[:, None] * C_OUT + channel
-    word = pixel[:, None] + (c0 // 32 + tl.arange(0, N // 32)[None, :]) * count
+    offset = pixel[:, None] * C_OUT + channel
+    sign_offset = pixel[:, None] + (c0 // 32 + tl.arange(0, N // 32)[None, :]) * count
     if row is not None:
-        if ROWS:
+        if ROW_PER_SAMPLE:
             total += tl.load(row + n[:, None] * C_OUT + channel, mask=exists)
         else:
             total += tl.load(row + channel)
     if signs is not None:
-        positive = unpack_signs(tl.load(signs + word, mask=exists))
+        positive = unpack_signs(tl.load(signs + sign_offset, mask=exists))
         total = tl.where(positive, total, total * 0.2)
     if residual is not None:
-        h = tl.load(residual + at, mask=exists).to(tl.float32)
+        h = tl.load(residual + offset, mask=exists).to(tl.float32)
         if RESIDUAL_ACTIVATED:
             h = inverse_leaky(h)
         total += h
     if signs_out is not None:
-        tl.store(signs_out + word, pack_signs(total > 0), mask=exists)
+        tl.store(signs_out + sign_offset, pack_signs(total > 0), mask=exists)
     if ACTIVATE:
         total = leaky(total)
-    tl.store(out + at, total, mask=exists)
+    tl.store(out + offset, total, mask=exists)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -118,7 +127,7 @@ def cdrl_conv3x3(
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROW_PER_SAMPLE: tl.constexpr,
     RESIDUAL_ACTIVATED: tl.constexpr,
     ACTIVATE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -132,11 +141,11 @@ def cdrl_conv3x3(
 ):
     BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
     TILES: tl.constexpr = C_OUT // BLOCK_N
-    # All channels of a block of pixels run side by side and then the next pixels: the input comes
-    # from memory once, and the weights stay in the L2 throughout.
+    # Consecutive programs compute the channels of one block of pixels, then the next block: the
+    # input is read from memory once, and the weights stay in L2.
     block, c0 = tl.program_id(0) // TILES, tl.program_id(0) % TILES * BLOCK_N
     n, h, w, n0, h0, w0 = pixels(block, HEIGHT, WIDTH, TMA, BOX_N, BOX_H, BOX_W)
-    # 64 bits from here on: a large batch has more than 2³¹ values.
+    # 64 bits: a large batch has more than 2³¹ elements.
     pixel = n.to(tl.int64) * (HEIGHT * WIDTH) + (h * WIDTH + w)
     channel = c0 + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -146,7 +155,7 @@ def cdrl_conv3x3(
         if TRANSPOSED:
             tap = 8 - tap
         if TMA:
-            # What of the box lies outside of the image or the batch comes as zeros.
+            # TMA loads zeros outside of the image and of the batch.
             a = tl.reshape(x.load([n0, h0 + dy, w0 + dx, k0]), (BLOCK_M, BLOCK_K))
             if TRANSPOSED:
                 b = tl.reshape(weight.load([tap, c0, k0]), (BLOCK_N, BLOCK_K)).T
@@ -154,9 +163,9 @@ def cdrl_conv3x3(
                 b = tl.reshape(weight.load([tap, k0, c0]), (BLOCK_K, BLOCK_N))
         else:
             k = k0 + tl.arange(0, BLOCK_K)
-            there = (h + dy >= 0) & (h + dy < HEIGHT) & (w + dx >= 0) & (w + dx < WIDTH)
+            inside = (h + dy >= 0) & (h + dy < HEIGHT) & (w + dx >= 0) & (w + dx < WIDTH)
             shifted = (pixel + (dy * WIDTH + dx)) * C_IN
-            exists = (there & (n < batch))[:, None]
+            exists = (inside & (n < batch))[:, None]
             a = tl.load(x + shifted[:, None] + k[None, :], mask=exists, other=0.0)
             matrix = weight + tap * (C_IN * C_OUT)
             if TRANSPOSED:
@@ -165,7 +174,7 @@ def cdrl_conv3x3(
                 b = tl.load(matrix + k[:, None] * C_OUT + channel[None, :])
         total = tl.dot(a, b, total, input_precision=PRECISION)
     if PARTS == 2:
-        # Half after half: all channels at once, with their residuals, exceed 128 registers.
+        # In two halves: with all channels and their residuals at once, registers exceed 128.
         halves = tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2))
         parts = tl.split(tl.permute(halves, (0, 2, 1)))
     else:
@@ -173,9 +182,9 @@ def cdrl_conv3x3(
     count = batch.to(tl.int64) * (HEIGHT * WIDTH)
     for i in tl.static_range(PARTS):
         first = c0 + i * (BLOCK_N // PARTS)
-        finish(
+        epilogue(
             parts[i], first, n, pixel, batch, count, out, row, residual, signs, signs_out,
-            C_OUT, ROWS, RESIDUAL_ACTIVATED, ACTIVATE,
+            C_OUT, ROW_PER_SAMPLE, RESIDUAL_ACTIVATED, ACTIVATE,
         )  # fmt: skip
 
 
@@ -194,6 +203,7 @@ def arguments(
     input_precision: str,
     blocks: Blocks | None = None,
 ) -> Launch:
+    """Return the launch of `conv3x3` on a compute capability; ``blocks`` as for `tiling`."""
     batch, height, width, c_in = x.shape
     channels = out.shape[3]
     half = x.element_size() == 2
@@ -221,7 +231,7 @@ def arguments(
         "C_IN": c_in,
         "C_OUT": channels,
         "TRANSPOSED": transposed,
-        "ROWS": row is not None and row.shape[0] > 1,
+        "ROW_PER_SAMPLE": row is not None and row.shape[0] > 1,
         "RESIDUAL_ACTIVATED": residual_activated,
         "ACTIVATE": activate,
         "PRECISION": input_precision,
@@ -235,16 +245,16 @@ def arguments(
     }
     options = {**OPTIONS, "num_warps": tile.warps, "num_stages": tile.stages}
     if tile.warps == 4:
-        # Without a limit the assembler spills a few registers to fit more programs on an SM.
+        # Without a limit the assembler spills registers, to fit more programs on an SM.
         options["maxnreg"] = 255
     return Launch(cdrl_conv3x3, tile.programs(batch, height, width, channels), values, options)
 
 
 def _descriptors(x: Tensor, weight: Tensor, transposed: bool, tile: Tiling) -> tuple[Any, Any]:
-    """TMA's descriptors of the input and the weights.
+    """Return TMA descriptors of input and weights.
 
-    Made on the host they are kernel arguments by value: no scratch memory on the device, none of
-    its time, and a graph keeps them.
+    Created on the host, they are kernel arguments passed by value: they need no memory and no time
+    on the device, and a captured graph contains them.
     """
     block = (tile.block_n, tile.block_k) if transposed else (tile.block_k, tile.block_n)
     return (
@@ -254,5 +264,5 @@ def _descriptors(x: Tensor, weight: Tensor, transposed: bool, tile: Tiling) -> t
 
 
 def conv3x3(capability: int, out: Tensor, *rest: Any) -> None:
-    """Writes ``out`` and ``signs_out``; as `arguments` takes them, dense and not empty."""
+    """Write ``out`` and ``signs_out``; arguments as `arguments`, tensors dense and not empty."""
     launch(arguments(capability, out, *rest), out.device)

@@ -1,4 +1,4 @@
-"""The fastest backend and blocks of convolutions that `make gpu-tune` has timed."""
+"""Table of the fastest backend and blocks of convolutions, which `make gpu-tune` writes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from cdrl_fast.ops.conv3x3.tiling import Blocks
 
 TABLE = Path(__file__).with_name("tuned.json")
 SHAPE = ("capability", "precision", "transposed", "c_in", "c_out")
+"""Fields of an entry that must match; its number of pixels need only be the nearest."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The fastest backend, "triton" or "cudnn", and the fastest blocks of Triton's kernel."""
+    """The faster backend, "triton" or "cudnn", and the fastest blocks of the Triton kernel."""
 
     backend: str
     blocks: Blocks
@@ -25,17 +26,17 @@ class Tuned:
 def find(
     capability: int, precision: str, transposed: bool, c_in: int, c_out: int, pixels: int
 ) -> Tuned | None:
-    """Return what was fastest at the nearest number of pixels, by ratio.
+    """Return the entry of a convolution whose number of pixels is nearest, by ratio.
 
     Args:
-        capability: of the GPU, 80, 90, …
+        capability: compute capability of the GPU: 80, 90, …
         precision: "float16", "bfloat16", or for float32 "tf32" or "ieee".
-        transposed: the input gradient.
+        transposed: whether the convolution is an input gradient.
         c_in, c_out: channels of the input and of the result.
         pixels: batch · height · width.
 
     Returns:
-        None where no such convolution has been timed.
+        The entry, or None if no such convolution has been timed.
     """
     timed = read(TABLE).get((capability, precision, transposed, c_in, c_out))
     if timed is None:
@@ -45,9 +46,9 @@ def find(
 
 @cache
 def read(path: Path) -> dict[tuple[object, ...], dict[int, Tuned]]:
-    """Return a table by `SHAPE`, then by number of pixels."""
-    found: dict[tuple[object, ...], dict[int, Tuned]] = {}
+    """Return the entries of a table by `SHAPE`, then by number of pixels."""
+    table: dict[tuple[object, ...], dict[int, Tuned]] = {}
     for entry in json.loads(path.read_text())["convolutions"]:
-        timed = found.setdefault(tuple(entry[name] for name in SHAPE), {})
+        timed = table.setdefault(tuple(entry[name] for name in SHAPE), {})
         timed[entry["pixels"]] = Tuned(entry["backend"], Blocks(**entry["blocks"]))
-    return found
+    return table

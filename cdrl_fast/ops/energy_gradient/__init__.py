@@ -1,4 +1,4 @@
-"""A residual energy network's value and input gradient, without autograd."""
+"""Value and input gradient of a residual energy network, without autograd."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ __all__ = ["Block", "EnergyGradient", "ResNetWeights"]
 
 
 class EnergyGradient:
-    """f(y; rows, head) of a folded network and its gradient with respect to y.
+    """The energy f(y; rows, head) of a folded network and its gradient with respect to y.
 
-    f is the network of `ResNetWeights`. One bit an activation is kept between the two passes: the
-    sign that LeakyReLU needs.
+    f is the network of `ResNetWeights`. Only the signs of activations are stored between forward
+    and backward pass, since LeakyReLU's gradient needs no more.
 
     Args:
-        weights: float32 or float64, dense, on the device where it computes.
-        height, width: of the images; multiples of ``weights.multiple``.
+        weights: float32 or float64, dense, on the device that computes.
+        height, width: image size; multiples of ``weights.multiple``.
         bfloat16: round weights and the inputs of convolutions to bfloat16. State, residual stream
             and sums stay float32.
-        backend: "native" (C++, on CPUs), "reference", or "auto": the first that can. float64 is the
-            reference's, bfloat16 the native room's.
+        backend: "native" (C++, on CPUs), "reference", or "auto", the first of these that is
+            available. float64 is computed by the reference, bfloat16 by the native backend.
 
     Raises:
-        ValueError: weights or sizes that do not fit.
-        BackendUnavailable: the backend is not available.
+        ValueError: weights or sizes do not fit.
+        TypeError: the dtypes of the weights differ.
+        BackendUnavailable: ``backend`` names a backend that is not available, or bfloat16 has no
+            kernel here.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -50,7 +52,8 @@ class EnergyGradient:
         self.backend = choose("EnergyGradient", backend, stem.device, stem.dtype, CPU_BACKENDS)
         if bfloat16 and self.backend != "native":
             raise BackendUnavailable(
-                "EnergyGradient: bfloat16 needs the native backend, float32 weights on a CPU"
+                "EnergyGradient: bfloat16 needs the native backend with float32 weights on a CPU, "
+                f"got the {self.backend} backend with {stem.dtype} weights on {stem.device}"
             )
         self.weights, self.shape = weights, (stem.shape[1], height, width)
         self._kernel = (
@@ -60,14 +63,14 @@ class EnergyGradient:
         )
 
     def load(self, weights: ResNetWeights) -> None:
-        """Takes other weights of the same form."""
+        """Replace the weights by others of the same form."""
         weights.check("EnergyGradient", self.weights.form)
         self.weights = weights
         if self._kernel is not None:
             self._kernel.load(weights)
 
     def value(self, y: Tensor, rows: Tensor, head: Tensor) -> Tensor:
-        """f(y): (batch,). Arguments as in `value_and_gradient`."""
+        """Return f(y): (batch,). Arguments as in `value_and_gradient`."""
         self._check(y, rows, head)
         if self._kernel is None:
             return reference.value(self.weights, y, rows, head, reference.Signs())[0]
@@ -78,26 +81,28 @@ class EnergyGradient:
     def value_and_gradient(
         self, y: Tensor, rows: Tensor, head: Tensor, *, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """f(y) and ∇f(y).
+        """Return f(y) and ∇f(y).
 
         Args:
-            y: (batch, channels, height, width), of the weights' dtype and device.
-            rows: (1 or batch, R), dense: for each block the bias row of its first convolution.
+            y: (batch, channels, height, width), with the weights' dtype and device.
+            rows: (1 or batch, R), dense: the bias rows of the blocks' first convolutions, one after
+                another.
             head: (1 or batch, channels of the last block), dense.
-            out: where to write the gradient; dense, like y, which it may be, else apart from all
-                arguments.
+            out: tensor for the gradient, dense, with y's shape and dtype. It may be ``y``, and
+                otherwise shares no memory with the arguments. None allocates one.
 
         Returns:
-            (batch,) and the shape of y.
+            f(y) (batch,) and ∇f(y) with the shape of y.
 
         Raises:
-            ValueError: shapes that do not fit. TypeError: dtypes that do not.
+            ValueError: a shape or a memory layout does not fit.
+            TypeError: a dtype, or the device of y, does not fit.
         """
         self._check(y, rows, head)
         if out is not None:
             check_dense("EnergyGradient", "out", out, y.shape, y.dtype, y.device)
-            read = {"rows": rows, "head": head}
-            check_apart("EnergyGradient", "out", out, read if out is y else {"y": y, **read})
+            inputs = {"rows": rows, "head": head}
+            check_apart("EnergyGradient", "out", out, inputs if out is y else {"y": y, **inputs})
         if self._kernel is None:
             energy, gradient = reference.value_and_gradient(self.weights, y, rows, head)
             return energy, gradient if out is None else out.copy_(gradient)
@@ -107,19 +112,19 @@ class EnergyGradient:
         return energy, gradient
 
     def working_memory(self, batch: int) -> int | None:
-        """Bytes that the native room takes for a batch, besides arguments and weights."""
+        """Return the native backend's workspace for a batch in bytes; None for the reference."""
         return None if self._kernel is None else self._kernel.workspace_bytes(batch)
 
     def _check(self, y: Tensor, rows: Tensor, head: Tensor) -> None:
-        like = self.weights.stem
+        stem = self.weights.stem
         if y.shape[1:] != self.shape:
             raise ValueError(
                 f"EnergyGradient: y must have shape (batch, {', '.join(map(str, self.shape))}), "
                 f"got {tuple(y.shape)}"
             )
-        if y.dtype != like.dtype or y.device != like.device:
+        if y.dtype != stem.dtype or y.device != stem.device:
             raise TypeError(
-                f"EnergyGradient: y must be {like.dtype} on {like.device} like the weights, got "
+                f"EnergyGradient: y must be {stem.dtype} on {stem.device} like the weights, got "
                 f"{y.dtype} on {y.device}"
             )
         last = len(self.weights.blocks[-1].bias)
@@ -130,4 +135,4 @@ class EnergyGradient:
                     f"EnergyGradient: {name} must have shape (1 or {y.shape[0]}, {sizes[name]}), "
                     f"got {tuple(tensor.shape)}"
                 )
-            check_dense("EnergyGradient", name, tensor, tensor.shape, like.dtype, like.device)
+            check_dense("EnergyGradient", name, tensor, tensor.shape, stem.dtype, stem.device)

@@ -1,4 +1,4 @@
-"""`energy_gradient` in C++ (csrc/cpu/resnet/gradient.cpp): a whole gradient in one call."""
+"""`energy_gradient` in C++ (csrc/cpu/resnet/): one call computes a gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cdrl_fast.ops.energy_gradient.weights import ResNetWeights
 
 
 class ResNetGradient:
-    """The compiled network for images of one size, with packed weights of its own."""
+    """A compiled network for images of one size, with its own packed weights."""
 
     def __init__(self, weights: ResNetWeights, height: int, width: int, *, bfloat16: bool) -> None:
         compiled = module()
@@ -22,7 +22,7 @@ class ResNetGradient:
         self.load(weights)
 
     def load(self, weights: ResNetWeights) -> None:
-        """Packs the weights, which are checked, float32 on the CPU and of one form."""
+        """Pack weights that are checked, float32, on the CPU and of the same form."""
         self._kernel.load([tensor.data_ptr() for tensor in weights.tensors()])
 
     def run(
@@ -34,10 +34,10 @@ class ResNetGradient:
         gradient: Tensor | None,
         signs: Tensor | None = None,
     ) -> None:
-        """Writes ``energy`` and ``gradient``; all float32 and dense.
+        """Write ``energy`` and ``gradient``; all float32 and dense.
 
-        ``signs``, if given, is uint8 (batch, activations): for each block those before its first
-        and its second convolution, then those of the head; 1 where positive.
+        ``signs``, if not None, is written, too: uint8 (batch, activations), 1 where an activation
+        is positive, in the order of `reference.Signs`.
         """
         batch = y.shape[0]
         self._kernel.run(
@@ -54,5 +54,5 @@ class ResNetGradient:
         )
 
     def workspace_bytes(self, batch: int) -> int:
-        """Memory that a call takes for a batch, besides its arguments and the weights."""
+        """Return the size in bytes of a call's workspace for a batch."""
         return int(self._kernel.workspace_bytes(batch, torch.get_num_threads()))

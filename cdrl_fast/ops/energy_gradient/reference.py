@@ -1,4 +1,4 @@
-"""The meaning of `energy_gradient`, in plain torch: a fixed list of operations, no autograd."""
+"""Reference of `energy_gradient`, in plain torch, without autograd."""
 
 from __future__ import annotations
 
@@ -13,39 +13,48 @@ from cdrl_fast.ops.layout import SLOPE
 
 
 class Signs:
-    """Which activations are positive: one bit each is all that the gradient needs.
+    """Signs of activations, recorded in the forward pass for the backward pass.
 
-    Kept in the forward pass and taken in reverse order in the other; or ``given``, so that two
-    implementations can be compared whose rounding would decide some of them differently.
+    For each block the activations before its first and its second convolution, then those of the
+    head.
+
+    Args:
+        fixed: signs that replace the actual ones. Two implementations with different rounding can
+            be compared only with equal signs.
+
+    Attributes:
+        recorded: booleans, True where an activation is positive, in order.
     """
 
-    def __init__(self, given: Sequence[Tensor] | None = None) -> None:
-        self.kept: list[Tensor] = []
-        self._given = given
+    def __init__(self, fixed: Sequence[Tensor] | None = None) -> None:
+        self.recorded: list[Tensor] = []
+        self._fixed = fixed
 
-    def keep(self, h: Tensor) -> Tensor:
-        sign = h > 0 if self._given is None else self._given[len(self.kept)]
-        self.kept.append(sign)
+    def record(self, h: Tensor) -> Tensor:
+        """Return the signs of ``h`` and append them to ``recorded``."""
+        sign = h > 0 if self._fixed is None else self._fixed[len(self.recorded)]
+        self.recorded.append(sign)
         return sign
 
-    def activated(self, h: Tensor) -> Tensor:
-        """LeakyReLU."""
-        return torch.where(self.keep(h), h, SLOPE * h)
+    def leaky_relu(self, h: Tensor) -> Tensor:
+        """Return LeakyReLU(h), and record the signs."""
+        return torch.where(self.record(h), h, SLOPE * h)
 
 
 def value(
     weights: ResNetWeights, y: Tensor, rows: Tensor, head: Tensor, signs: Signs
 ) -> tuple[Tensor, Tensor]:
-    """f(y): (batch,); and the last block's output."""
+    """Return f(y), (batch,), and the last block's output."""
     h = F.conv2d(y, weights.stem, weights.stem_bias, padding=1)
-    parts = iter(torch.split(rows, weights.row_sizes, dim=1))
+    block_rows = iter(torch.split(rows, weights.row_sizes, dim=1))
     for i, stage in enumerate(weights.stages):
         h = F.avg_pool2d(h, 2) if i else h
         for block in stage:
-            u = F.conv2d(signs.activated(h), block.conv1, padding=1) + next(parts)[:, :, None, None]
-            r = F.conv2d(signs.activated(u), block.conv2, block.bias, padding=1)
+            row = next(block_rows)[:, :, None, None]
+            u = F.conv2d(signs.leaky_relu(h), block.conv1, padding=1) + row
+            r = F.conv2d(signs.leaky_relu(u), block.conv2, block.bias, padding=1)
             h = r + _shortcut(block, h)
-    positive = torch.where(signs.keep(h), h, 0.0)
+    positive = torch.where(signs.record(h), h, 0.0)
     return (positive.sum(dim=(2, 3)) * head).sum(dim=1), h
 
 
@@ -56,25 +65,26 @@ def value_and_gradient(
     head: Tensor,
     signs: Signs | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """f(y) and ∇f(y).
+    """Return f(y) and ∇f(y).
 
     Args:
-        y: (batch, image channels, H, W), of the weights' dtype.
-        rows: (1 or batch, R), for each block the bias row of its first convolution.
+        weights: the network.
+        y: (batch, image channels, height, width), with the weights' dtype.
+        rows: (1 or batch, R), the bias rows of the blocks' first convolutions, one after another.
         head: (1 or batch, channels).
-        signs: as in `Signs`.
+        signs: an empty `Signs`; None creates one.
 
     Returns:
-        (batch,) and the shape of y.
+        f(y) (batch,) and ∇f(y) with the shape of y.
     """
     signs = Signs() if signs is None else signs
     energy, h = value(weights, y, rows, head, signs)
-    signs_left = list(signs.kept)
-    g = torch.where(signs_left.pop(), head[:, :, None, None].expand_as(h), 0.0)
+    remaining = list(signs.recorded)
+    g = torch.where(remaining.pop(), head[:, :, None, None].expand_as(h), 0.0)
     for i, stage in reversed(list(enumerate(weights.stages))):
         for block in reversed(stage):
-            r = _scaled(F.conv_transpose2d(g, block.conv2, padding=1), signs_left.pop())
-            r = _scaled(F.conv_transpose2d(r, block.conv1, padding=1), signs_left.pop())
+            r = _scaled(F.conv_transpose2d(g, block.conv2, padding=1), remaining.pop())
+            r = _scaled(F.conv_transpose2d(r, block.conv1, padding=1), remaining.pop())
             if block.shortcut is not None:
                 g = F.conv_transpose2d(g, block.shortcut, padding=1)
             g = g + r

@@ -1,4 +1,4 @@
-"""What the operation works on: a residual network's weights with everything constant folded in."""
+"""Weights of a residual network, into which all constants are folded."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Form = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Block:
-    """h → shortcut(h) + conv2(act(conv1(act(h)) + row)) + bias, act being LeakyReLU.
+    """A residual block h → shortcut(h) + conv2(act(conv1(act(h)) + row)) + bias; act is LeakyReLU.
 
     Attributes:
         conv1, conv2: (out, in, 3, 3), (out, out, 3, 3).
-        bias: (out,), of conv2. That of conv1 is part of the row.
-        shortcut, shortcut_bias: a 3×3 convolution of h, (out, in, 3, 3) and (out,), where in and
-            out differ.
+        bias: bias of conv2, (out,). The bias of conv1 is part of the row.
+        shortcut, shortcut_bias: 3×3 convolution of h, (out, in, 3, 3) and (out,); None if in and
+            out are equal.
     """
 
     conv1: Tensor
@@ -33,12 +33,12 @@ class Block:
 
 @dataclass(frozen=True)
 class ResNetWeights:
-    """Weights of f(y) = Σ over space and channels of relu(h)·head, h being the last block's output.
+    """Weights of f(y) = Σ relu(h)·head over pixels and channels; h is the last block's output.
 
     Attributes:
         stem, stem_bias: (width, image channels, 3, 3), (width,).
-        stages: the blocks of each resolution, equally many, whose channels are a multiple of the
-            stem's; 2×2 average pooling stands between resolutions.
+        stages: blocks by resolution, with 2×2 average pooling between resolutions. All stages have
+            the same number of blocks, and their channels are multiples of the stem's.
     """
 
     stem: Tensor
@@ -52,12 +52,12 @@ class ResNetWeights:
 
     @property
     def row_sizes(self) -> list[int]:
-        """Entries that each block takes of a row."""
+        """Number of columns of ``rows`` per block."""
         return [len(block.bias) for block in self.blocks]
 
     @property
     def multiple(self) -> int:
-        """What an image's height and width must be multiples of."""
+        """Divisor of valid image heights and widths."""
         return int(2 ** (len(self.stages) - 1))
 
     @property
@@ -67,31 +67,37 @@ class ResNetWeights:
 
     @property
     def form(self) -> Form:
-        """All that weights which may take the place of these have in common with them."""
+        """Shape, dtype and device of the network; weights of equal form can replace each other."""
         stem = self.stem
         return *stem.shape, *self.multipliers, len(self.stages[0]), stem.dtype, stem.device
 
-    def check(self, where: str, form: Form | None = None) -> None:
-        """Raises unless all is as said above, and of that form if one is given."""
+    def check(self, operation: str, form: Form | None = None) -> None:
+        """Raise ValueError or TypeError unless all tensors fit together.
+
+        Args:
+            operation: name for messages.
+            form: required form, if any.
+        """
         if self.stem.dim() != 4 or self.stem.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"{where}: stem must be (width, image channels, 3, 3) in float32 or float64, got "
-                f"{tuple(self.stem.shape)} in {self.stem.dtype}"
+                f"{operation}: stem must be (width, image channels, 3, 3) in float32 or float64, "
+                f"got {tuple(self.stem.shape)} in {self.stem.dtype}"
             )
         counts = [len(stage) for stage in self.stages]
         if not counts or len(set(counts)) > 1 or counts[0] < 1:
             raise ValueError(
-                f"{where}: stages must have equally many blocks, one or more, got {counts}"
+                f"{operation}: stages must have the same number of blocks, one or more, "
+                f"got {counts}"
             )
-        self._check_tensors(where)
+        self._check_tensors(operation)
         if form is not None and form != self.form:
-            raise ValueError(f"{where}: weights must be like those before, {form}, got {self.form}")
+            raise ValueError(f"{operation}: weights must have the form {form}, got {self.form}")
 
-    def _check_tensors(self, where: str) -> None:
+    def _check_tensors(self, operation: str) -> None:
         dtype, device = self.stem.dtype, self.stem.device
 
         def check(name: str, tensor: Tensor, *shape: int) -> None:
-            check_dense(where, name, tensor, shape, dtype, device)
+            check_dense(operation, name, tensor, shape, dtype, device)
 
         width, image_channels = self.stem.shape[:2]
         check("stem", self.stem, width, image_channels, 3, 3)
@@ -106,24 +112,24 @@ class ResNetWeights:
                 shortcut, bias = block.shortcut, block.shortcut_bias
                 if (shortcut is not None) != (ins != outs) or (shortcut is None) != (bias is None):
                     raise ValueError(
-                        f"{where}: a block must have shortcut and shortcut_bias just where its "
-                        f"channels change, here from {ins} to {outs}"
+                        f"{operation}: a block must have shortcut and shortcut_bias if and only if "
+                        f"its channels change, here from {ins} to {outs}"
                     )
                 if shortcut is not None and bias is not None:
                     check("shortcut", shortcut, outs, ins, 3, 3)
                     check("shortcut_bias", bias, outs)
                 ins = outs
 
-    def check_size(self, where: str, height: int, width: int) -> None:
-        """Raises ValueError unless images of that size can be halved between all stages."""
+    def check_size(self, operation: str, height: int, width: int) -> None:
+        """Raise ValueError unless images of this size can be halved between all stages."""
         if height < 1 or width < 1 or height % self.multiple or width % self.multiple:
             raise ValueError(
-                f"{where}: height and width must be multiples of {self.multiple}, got {height} "
+                f"{operation}: height and width must be multiples of {self.multiple}, got {height} "
                 f"and {width}"
             )
 
     def tensors(self) -> Iterator[Tensor]:
-        """All weights, in the order in which kernels take them."""
+        """Yield all weights, in the order of the C++ kernel's arguments."""
         yield from (self.stem, self.stem_bias)
         for block in self.blocks:
             yield from (block.conv1, block.conv2, block.bias)

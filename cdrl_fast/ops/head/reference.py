@@ -1,4 +1,4 @@
-"""The meaning of `head`, in plain torch."""
+"""Reference of `head` in plain torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def head(a: Tensor, rows: Tensor, scale: float, out: Tensor, gradient: Tensor | None) -> None:
-    """Writes the energies and, where asked for, their gradient."""
+    """Write the energies into ``out`` and their gradient into ``gradient`` unless that is None."""
     positive = a > 0
     out.copy_((a.where(positive, 0.0).to(rows.dtype).sum(dim=(1, 2)) * rows).sum(dim=1))
     if gradient is not None:

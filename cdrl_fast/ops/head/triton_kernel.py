@@ -9,7 +9,7 @@ from torch import Tensor
 from cdrl_fast.ops.triton_common import Launch, launch
 
 TILE = 4096
-"""Elements of a sample that its program takes at a time."""
+"""Elements per step of a program."""
 
 
 @triton.jit
@@ -19,15 +19,15 @@ def cdrl_head(
     a,
     rows,
     scale: tl.float32,
-    EACH: tl.constexpr,
+    ROW_PER_SAMPLE: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     P: tl.constexpr,
     C: tl.constexpr,
 ):
-    # A sample is one program's, so that the order of its sum is the same in any batch.
+    # One program per sample, so that the order of its sum is the same in any batch.
     sample = tl.program_id(0).to(tl.int64)
-    if EACH:
+    if ROW_PER_SAMPLE:
         rows += sample * CHANNELS
     a += sample * (PIXELS * CHANNELS)
     if gradient is not None:
@@ -39,37 +39,38 @@ def cdrl_head(
         slope = scale * row
         for first in tl.range(0, PIXELS, P):
             pixel = first + tl.arange(0, P)
-            at = pixel[:, None] * CHANNELS + channel[None, :]
+            offset = pixel[:, None] * CHANNELS + channel[None, :]
             exists = (pixel < PIXELS)[:, None]
-            h = tl.load(a + at, mask=exists, other=0.0).to(tl.float32)
+            h = tl.load(a + offset, mask=exists, other=0.0).to(tl.float32)
             total += tl.where(h > 0.0, h, 0.0) * row
             if gradient is not None:
                 g = tl.where(h > 0.0, slope, 0.0).to(gradient.dtype.element_ty)
-                tl.store(gradient + at, g, mask=exists)
+                tl.store(gradient + offset, g, mask=exists)
     tl.store(out + sample, tl.sum(tl.sum(total, axis=1), axis=0))
 
 
 def arguments(
     a: Tensor, rows: Tensor, scale: float, out: Tensor, gradient: Tensor | None
 ) -> Launch:
+    """Return the launch of `head`."""
     batch, height, width, channels = a.shape
-    # The largest power of two that divides the channels.
-    part = min(channels & -channels, 256)
+    # The largest power of two that divides the channels, at most 256.
+    block = min(channels & -channels, 256)
     values = {
         "out": out,
         "gradient": gradient,
         "a": a,
         "rows": rows,
         "scale": scale,
-        "EACH": rows.shape[0] > 1,
+        "ROW_PER_SAMPLE": rows.shape[0] > 1,
         "PIXELS": height * width,
         "CHANNELS": channels,
-        "P": min(TILE // part, triton.next_power_of_2(height * width)),
-        "C": part,
+        "P": min(TILE // block, triton.next_power_of_2(height * width)),
+        "C": block,
     }
     return Launch(cdrl_head, batch, values)
 
 
 def head(a: Tensor, *rest: Any) -> None:
-    """Writes the energies and, where given, the gradient; not float64 and not empty."""
+    """Write ``out`` and ``gradient`` unless that is None; not for float64 or empty batches."""
     launch(arguments(a, *rest), a.device)

@@ -12,7 +12,7 @@ from cdrl_fast.ops.layout import overlap
 from cdrl_fast.ops.mlp_chain import native, reference
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import value
-from cdrl_fast.ops.mlp_chain.triton_weights import HALVES, packed
+from cdrl_fast.ops.mlp_chain.triton_weights import HALF_DTYPES, packed_weights
 from cdrl_fast.ops.philox import check_int64, check_integer, check_stream_position, signed
 
 __all__ = [
@@ -47,35 +47,39 @@ def mlp_chain_(
     precision: str = "fp32",
     backend: str = "auto",
 ) -> Tensor:
-    """Langevin steps y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z, in place.
+    """Run Langevin steps y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z, in place.
 
-    Step k = 0 … steps - 1 takes z from draw + k of the noise stream; the last step's result is
+    Step k = 0 … steps - 1 takes z from draw + k of the noise stream. The last step's result is
     multiplied by ``rescale``.
 
     Args:
         program: the energy f; its tensors have y's dtype and device.
         y: state, float32 or float64, (batch, dim); written.
-        anchor: x_t of the recovery term, like ``y``; None where there is none.
-        steps: how many, 0 or more.
-        drift, pull, noise_std, rescale: a number, or a tensor (batch,) with one entry a sample.
-        rows: (1 or batch, program.rows) in y's dtype, for biases that are slices.
-        seed, draw, first_sample: place of the first step in the noise stream, see `normal`.
-        rng: an `rng_state` on y's device, read instead of these; the chain moves its draw on by
+        anchor: x_t of the recovery term, with y's shape and dtype; None for no recovery term.
+        steps: number of steps, 0 or more.
+        drift, pull, noise_std, rescale: a number, or a tensor (batch,) with one entry per sample.
+        rows: (1 or batch, program.rows) in y's dtype; the program's biases that are slices select
+            columns of it.
+        seed, draw, first_sample: position of the first step in the noise stream, see `normal`.
+        rng: an `rng_state` on y's device, read instead of these; its draw is increased by
             ``steps``.
-        first_bad: int64 tensor of one element, lowered to draw·2³¹ + position of the first step
-            and sample that left the finite numbers; start it at 2⁶³ - 1.
-        precision: "fp32", "bf16" or, in Triton, "fp16": inputs and weights of the compiled rooms'
-            matrix products; those that read the state or give its gradient, and all sums, are
-            float32. The reference room works in y's dtype.
-        backend: "native" (C++, on CPUs), "triton", "reference", or "auto": the first that can.
-            float64 is the reference's.
+        first_bad: int64 tensor of one element on y's device, initially 2⁶³ - 1. Its value becomes
+            the minimum of itself and draw·2³¹ + index of the first sample that became non-finite
+            (NaN or Inf), for the first such step.
+        precision: "fp32", "bf16" or, in Triton, "fp16": dtype of inputs and weights of the matrix
+            products. Products that read the state or compute its gradient, and all sums, are
+            float32. The reference computes everything in y's dtype.
+        backend: "native" (C++, on CPUs), "triton", "reference", or "auto", the first of these that
+            is available. float64 is computed by the reference.
 
     Returns:
         ``y``. A sample's bits depend neither on the rest of the batch nor on the number of threads.
 
     Raises:
-        ValueError: shapes or sizes that do not fit. TypeError: dtypes that do not.
-        BackendUnavailable: an explicit backend that cannot be had.
+        ValueError: a shape, device or size does not fit.
+        TypeError: a dtype does not fit, or neither rng nor seed and draw are given.
+        BackendUnavailable: ``backend`` names a backend that is not available, or one without
+            kernels in this precision.
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
 
@@ -89,35 +93,38 @@ def mlp_chain_(
         True
     """
     coefficients = (drift, pull, noise_std, rescale)
-    rows = _checked(program, y, rows, precision)
+    rows = _checked_rows(program, y, rows, precision)
     _check_chain(y, anchor, coefficients, steps, first_bad, rng)
-    place = (0, 0, 0) if rng is not None else _place(seed, draw, first_sample, steps, y)
+    position = (0, 0, 0) if rng is not None else _position(seed, draw, first_sample, steps, y)
     chosen = _chosen_backend(backend, y, precision)
     if not y.numel() or steps == 0:
         if rng is not None:
             rng[1] += steps
         return y
     with torch.no_grad():
-        # The kernel reads the anchor after it has begun to write y.
+        # Kernels read the anchor after the first writes to y.
         if anchor is not None and overlap(y, anchor):
             anchor = anchor.clone()
         if rng is not None and chosen != "triton":
-            place = tuple(rng[:3].tolist())
+            position = tuple(rng[:3].tolist())
             rng[1] += steps
         if chosen == "reference":
-            whole = reference.chain(program, y, anchor, rows, steps, coefficients, place, first_bad)
-            return y.copy_(whole)
+            last = reference.chain(
+                program, y, anchor, rows, steps, coefficients, position, first_bad
+            )
+            return y.copy_(last)
         dense = y if y.is_contiguous() else y.contiguous()
         anchor = None if anchor is None else anchor.contiguous()
         table = coefficient_table(coefficients, y)
-        numbers = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
-        rest = (anchor, rows, steps, table, numbers, place)
+        scalars = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
+        arguments = (anchor, rows, steps, table, scalars, position)
         if chosen == "triton":
             from cdrl_fast.ops.mlp_chain import triton_kernel
 
-            triton_kernel.chain(packed(program, precision, False), dense, *rest, rng, first_bad)
+            weights = packed_weights(program, precision, False)
+            triton_kernel.chain(weights, dense, *arguments, rng, first_bad)
         else:
-            native.chain(program, precision, dense, *rest, first_bad)  # type: ignore[arg-type]
+            native.chain(program, precision, dense, *arguments, first_bad)  # type: ignore[arg-type]
         return y if dense is y else y.copy_(dense)
 
 
@@ -129,12 +136,18 @@ def value_and_gradient(
     precision: str = "fp32",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """f(y) and ∇f(y), without autograd; arguments and errors as in `mlp_chain_`.
+    """Return f(y) and ∇f(y), computed without autograd.
+
+    Args:
+        program, y, rows, precision, backend: as for `mlp_chain_`; y is not written.
 
     Returns:
         The value (batch,) and the gradient (batch, dim), in y's dtype.
+
+    Raises:
+        ValueError, TypeError, BackendUnavailable: as for `mlp_chain_`.
     """
-    rows = _checked(program, y, rows, precision)
+    rows = _checked_rows(program, y, rows, precision)
     chosen = _chosen_backend(backend, y, precision)
     with torch.no_grad():
         if chosen == "reference" or not y.numel():
@@ -142,8 +155,8 @@ def value_and_gradient(
         if chosen == "triton":
             from cdrl_fast.ops.mlp_chain import triton_kernel
 
-            own = packed(program, precision, True)
-            return triton_kernel.value_and_gradient(own, y.contiguous(), rows)
+            weights = packed_weights(program, precision, True)
+            return triton_kernel.value_and_gradient(weights, y.contiguous(), rows)
         return native.value_and_gradient(program, precision, y.contiguous(), rows)
 
 
@@ -151,24 +164,28 @@ def _chosen_backend(backend: str, y: Tensor, precision: str) -> str:
     chosen = choose("mlp_chain", backend, y.device, y.dtype, NON_CUDA_BACKENDS)
     if chosen == "native" and precision not in native.PRECISIONS:
         raise BackendUnavailable(
-            f"mlp_chain: precision={precision!r} has kernels on CUDA devices alone; on CPUs use "
+            f"mlp_chain: precision={precision!r} has a kernel only on CUDA devices; on CPUs use "
             f"one of {native.PRECISIONS}"
         )
     return chosen
 
 
-def _place(
+def _position(
     seed: int | None, draw: int | None, first_sample: int, steps: int, y: Tensor
 ) -> tuple[int, int, int]:
     if seed is None or draw is None:
-        raise TypeError("mlp_chain: give seed and draw, or rng")
+        raise TypeError(
+            f"mlp_chain: without rng, seed and draw must be integers, got {seed!r} and {draw!r}"
+        )
     check_stream_position("mlp_chain", seed, draw, first_sample, y.shape[0])
     check_integer("mlp_chain", "draw + steps", draw + steps, 0, 2**32 + 1)
     return signed(seed), draw, first_sample
 
 
-def _checked(program: Program, y: Tensor, rows: Tensor | None, precision: str) -> Tensor | None:
-    """The rows, dense."""
+def _checked_rows(
+    program: Program, y: Tensor, rows: Tensor | None, precision: str
+) -> Tensor | None:
+    """Check the arguments and return the rows, dense."""
     if y.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"mlp_chain: y must be float32 or float64, got {y.dtype}")
     if y.dim() != 2 or y.shape[1] != program.dim:
@@ -178,8 +195,10 @@ def _checked(program: Program, y: Tensor, rows: Tensor | None, precision: str) -
             f"mlp_chain: the program must be {y.dtype} on {y.device} like y, got {program.dtype} "
             f"on {program.head.device}"
         )
-    if precision not in HALVES:
-        raise ValueError(f"mlp_chain: precision must be one of {tuple(HALVES)}, got {precision!r}")
+    if precision not in HALF_DTYPES:
+        raise ValueError(
+            f"mlp_chain: precision must be one of {tuple(HALF_DTYPES)}, got {precision!r}"
+        )
     if program.rows == 0 and rows is None:
         return None
     got = "None" if rows is None else f"{tuple(rows.shape)}"

@@ -1,4 +1,4 @@
-"""What rooms make of a program once, and again when its weights change."""
+"""Cache of what backends compute from a program's weights."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ T = TypeVar("T")
 _Versions = tuple[tuple[int, int], ...]
 
 
-class Plans(Generic[T]):
-    """By program and key, a plan and the versions of the tensors that it was made from."""
+class ProgramCache(Generic[T]):
+    """Values computed from programs, by program and key, recomputed when weights change."""
 
     def __init__(self) -> None:
-        self._plans: WeakKeyDictionary[Program, dict[Hashable, tuple[_Versions, T]]] = (
+        self._entries: WeakKeyDictionary[Program, dict[Hashable, tuple[_Versions, T]]] = (
             WeakKeyDictionary()
         )
 
-    def get(self, program: Program, key: Hashable, make: Callable[[], T]) -> T:
-        """The plan under the key; a changed one is new, since another thread may be using the old.
+    def get(self, program: Program, key: Hashable, create: Callable[[], T]) -> T:
+        """Return the value under ``key``, from ``create`` if it is missing or weights changed.
 
-        Tensors made in inference mode count no versions: of those a plan is made every time.
+        A changed value is a new object, since another thread may be using the old one. Tensors
+        created in inference mode have no version counter: with them, every call creates a value.
         """
         if any(t.is_inference() for t in program.tensors):
-            return make()
+            return create()
         versions = tuple((t.data_ptr(), t._version) for t in program.tensors)
-        plans = self._plans.setdefault(program, {})
-        if key not in plans or plans[key][0] != versions:
-            plans[key] = versions, make()
-        return plans[key][1]
+        entries = self._entries.setdefault(program, {})
+        if key not in entries or entries[key][0] != versions:
+            entries[key] = versions, create()
+        return entries[key][1]

@@ -1,4 +1,4 @@
-"""`mlp_chain` in C++ (csrc/cpu/mlp/chain_kernel.cpp)."""
+"""`mlp_chain` in C++ (csrc/cpu/mlp/)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from cdrl_fast._extension import module
-from cdrl_fast.ops.mlp_chain.cache import Plans
+from cdrl_fast.ops.mlp_chain.cache import ProgramCache
 from cdrl_fast.ops.mlp_chain.program import KINDS, Linear, Program
 
 PRECISIONS = ("fp32", "bf16")
 
-_PLANS: Plans[Any] = Plans()
+_COMPILED: ProgramCache[Any] = ProgramCache()
 
 
 def chain(
@@ -25,11 +25,11 @@ def chain(
     steps: int,
     table: Tensor | None,
     coefficients: tuple[float, float, float, float],
-    place: tuple[int, int, int],
+    position: tuple[int, int, int],
     first_bad: Tensor | None,
 ) -> None:
-    """Writes ``y``. All tensors float32 and dense, none sharing memory with ``y``."""
-    plan_of(program, precision).chain(
+    """Run a chain and write ``y``. All tensors are float32 and dense, none shares y's memory."""
+    compiled_energy(program, precision).chain(
         y.data_ptr(),
         0 if anchor is None else anchor.data_ptr(),
         y.shape[0],
@@ -37,7 +37,7 @@ def chain(
         0 if table is None else table.data_ptr(),
         *coefficients,
         *_rows(rows),
-        *place,
+        *position,
         0 if first_bad is None else first_bad.data_ptr(),
         torch.get_num_threads(),
     )
@@ -47,9 +47,9 @@ def chain(
 def value_and_gradient(
     program: Program, precision: str, y: Tensor, rows: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As in the reference; tensors float32 and dense."""
+    """Return value and gradient as the reference does; tensors float32 and dense."""
     value, gradient = y.new_empty(y.shape[0]), torch.empty_like(y)
-    plan_of(program, precision).gradient(
+    compiled_energy(program, precision).gradient(
         y.data_ptr(),
         y.shape[0],
         *_rows(rows),
@@ -60,23 +60,23 @@ def value_and_gradient(
     return value, gradient
 
 
-def plan_of(program: Program, precision: str) -> Any:
-    """The compiled plan of a float32 program: made once, and again if weights change."""
-    return _PLANS.get(program, precision, lambda: _planned(program, precision))
+def compiled_energy(program: Program, precision: str) -> Any:
+    """Return the C++ object of a float32 program, cached until weights change."""
+    return _COMPILED.get(program, precision, lambda: _compile_energy(program, precision))
 
 
-def _planned(program: Program, precision: str) -> Any:
+def _compile_energy(program: Program, precision: str) -> Any:
     compiled = module()
     shapes: list[tuple[int, int, int, float, bool, int]] = []
     weights: list[int] = []
     biases: list[int] = []
-    kept: list[Tensor] = []
+    dense: list[Tensor] = []  # alive until C++ has packed them
 
     def address(tensor: Tensor | slice | None) -> int:
         if not isinstance(tensor, Tensor):
             return 0
-        kept.append(tensor.detach().contiguous())
-        return kept[-1].data_ptr()
+        dense.append(tensor.detach().contiguous())
+        return dense[-1].data_ptr()
 
     for step in program.instructions:
         if isinstance(step, Linear):
@@ -91,14 +91,14 @@ def _planned(program: Program, precision: str) -> Any:
             biases.append(0)
     last, half = program.activation, precision == "bf16"
     kind = KINDS.index(last.kind)
-    return compiled.MlpPlan(
+    return compiled.MlpEnergy(
         list(program.widths), shapes, kind, last.slope, half, weights, biases,
         address(program.head), program.constant,
     )  # fmt: skip
 
 
 def _rows(rows: Tensor | None) -> tuple[int, int]:
-    """Address, and stride from one sample's row to the next."""
+    """Return the rows' address and the stride from one sample's row to the next."""
     if rows is None:
         return 0, 0
     return rows.data_ptr(), rows.shape[1] if rows.shape[0] > 1 else 0

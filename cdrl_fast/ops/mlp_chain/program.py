@@ -1,4 +1,4 @@
-"""What `mlp_chain` runs: an energy written as linear maps, activations and sums."""
+"""Programs of `mlp_chain`: energies as linear maps, activations and sums."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ KINDS = ("identity", "leaky_relu", "silu", "tanh", "softplus", "sigmoid")
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of one number.
+    """An elementwise activation function.
 
     Attributes:
         kind: one of `KINDS`; softplus is ln(1 + eˣ) for every x.
-        slope: of leaky_relu below zero; 0 makes it relu. At zero the derivative is ``slope``.
+        slope: slope of leaky_relu below zero; 0 is relu. The derivative at zero is ``slope``.
     """
 
     kind: str = "identity"
@@ -29,7 +29,7 @@ class Activation:
             raise ValueError(f"Activation: kind must be one of {KINDS}, got {self.kind!r}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The function of each element; same shape and dtype."""
+        """Return the function of each element; same shape and dtype."""
         match self.kind:
             case "leaky_relu":
                 return torch.where(x > 0, x, self.slope * x)
@@ -44,7 +44,7 @@ class Activation:
         return x
 
     def derivative(self, x: Tensor) -> Tensor:
-        """The derivative at each element; same shape and dtype."""
+        """Return the derivative at each element; same shape and dtype."""
         match self.kind:
             case "leaky_relu":
                 return torch.full_like(x, self.slope).masked_fill(x > 0, 1.0)
@@ -67,12 +67,12 @@ RELU = Activation("leaky_relu", 0.0)
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """buffer[target] += activation(buffer[source]) · weightᵀ + bias.
+    """Instruction buffer[target] += activation(buffer[source]) · weightᵀ + bias.
 
     Attributes:
-        source, target: numbers of buffers.
+        source, target: indices of buffers.
         weight: (out, in).
-        bias: (out,), a slice of the rows that a call is given, or None.
+        bias: (out,), a slice of a call's ``rows``, or None.
         activation: applied to the source.
     """
 
@@ -85,7 +85,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Add:
-    """buffer[target] += buffer[source]."""
+    """Instruction buffer[target] += buffer[source]."""
 
     source: int
     target: int
@@ -96,21 +96,21 @@ Instruction = Linear | Add
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """An energy f(y) = head · activation(last buffer) + constant, one number a sample.
+    """An energy f(y) = head · activation(last buffer) + constant, one number per sample.
 
-    Buffer 0 is the state y; the others begin at zero and hold pre-activations.
+    Buffer 0 is the state y; the others start at zero and contain pre-activations. All tensors have
+    the same floating dtype and device.
 
     Attributes:
         widths: features of each buffer; widths[0] is the state's dimension.
-        instructions: in order; a buffer is complete before it is read.
+        instructions: run in order; none writes a buffer after it was read.
         head: (widths[-1],).
         activation: applied to the last buffer.
         constant: added to the value.
 
-    All tensors have one floating dtype and one device.
-
     Raises:
-        ValueError, TypeError: instructions, shapes, dtypes or devices that do not fit together.
+        ValueError: instructions or shapes do not fit together.
+        TypeError: tensors differ in dtype or device, or are not floating-point.
     """
 
     widths: tuple[int, ...]
@@ -132,38 +132,43 @@ class Program:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of all tensors."""
         return self.head.dtype
 
     @cached_property
     def rows(self) -> int:
-        """How many columns of rows a call must bring; 0 where biases are static."""
-        slices = [i.bias for i in self.linears if isinstance(i.bias, slice)]
+        """Number of columns of a call's ``rows``; 0 if no bias is a slice."""
+        slices = [linear.bias for linear in self.linears if isinstance(linear.bias, slice)]
         return max((bias.stop for bias in slices), default=0)
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
+        """Linear maps in order."""
         return tuple(i for i in self.instructions if isinstance(i, Linear))
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every weight, static bias and the head."""
-        biases = [i.bias for i in self.linears if isinstance(i.bias, Tensor)]
-        return (*(i.weight for i in self.linears), *biases, self.head)
+        """All weights, static biases and the head."""
+        biases = [linear.bias for linear in self.linears if isinstance(linear.bias, Tensor)]
+        return (*(linear.weight for linear in self.linears), *biases, self.head)
 
     def _check_order(self) -> None:
         buffers, written, read = range(len(self.widths)), {0}, set()
         for number, step in enumerate(self.instructions):
             where = f"Program: instruction {number}"
             if step.source not in buffers or step.target not in buffers:
-                raise ValueError(f"{where}: there are buffers 0 to {len(buffers) - 1}")
+                raise ValueError(
+                    f"{where}: buffers must be 0 to {len(buffers) - 1}, got source {step.source} "
+                    f"and target {step.target}"
+                )
             if step.source not in written:
-                raise ValueError(f"{where} reads buffer {step.source}, which nothing has written")
+                raise ValueError(f"{where} reads buffer {step.source}, which is not written before")
             if step.target == 0 or step.target == step.source or step.target in read:
                 raise ValueError(f"{where} writes buffer {step.target} after it was read")
             written.add(step.target)
             read.add(step.source)
         if read != set(buffers[:-1]):
-            raise ValueError("Program: every buffer but the last must be read, and no other")
+            raise ValueError("Program: instructions must read every buffer except the last")
 
     def _check_tensors(self) -> None:
         for number, step in enumerate(self.instructions):
@@ -171,7 +176,7 @@ class Program:
             where = f"Program: instruction {number}"
             if isinstance(step, Add):
                 if ins != outs:
-                    raise ValueError(f"{where} adds {ins} features to {outs}")
+                    raise ValueError(f"{where} adds {ins} features to {outs}; they must be equal")
                 continue
             if step.weight.shape != (outs, ins):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The meaning of `mlp_chain`, in plain torch, in any floating dtype and without autograd."""
+"""Reference of `mlp_chain`, in plain torch, in any floating dtype and without autograd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cdrl_fast.ops.mlp_chain.program import Add, Program
 
 
 def forward(program: Program, y: Tensor, rows: Tensor | None) -> list[Tensor]:
-    """Every buffer, (batch, width) each.
+    """Return all buffers, (batch, width) each.
 
     Args:
         y: (batch, dim).
@@ -35,13 +35,13 @@ def forward(program: Program, y: Tensor, rows: Tensor | None) -> list[Tensor]:
 
 
 def value(program: Program, y: Tensor, rows: Tensor | None = None) -> Tensor:
-    """f(y), (batch,); differentiable."""
+    """Return f(y), (batch,); differentiable."""
     last = forward(program, y, rows)[-1]
     return program.activation(last) @ program.head + program.constant
 
 
 def value_and_gradient(program: Program, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """f(y), (batch,), and its gradient, (batch, dim)."""
+    """Return f(y), (batch,), and its gradient, (batch, dim)."""
     buffers = forward(program, y, rows)
     last = buffers[-1]
     value = program.activation(last) @ program.head + program.constant
@@ -65,24 +65,23 @@ def chain(
     rows: Tensor | None,
     steps: int,
     coefficients: Sequence[Coefficient],
-    place: tuple[int, int, int],
+    position: tuple[int, int, int],
     first_bad: Tensor | None,
 ) -> Tensor:
-    """``steps`` Langevin steps from ``y``; a new tensor.
+    """Return the state after ``steps`` Langevin steps from ``y``, a new tensor.
 
-    Step k is y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z_k, z_k being draw + k of the
-    noise stream; the last is multiplied by rescale.
+    Step k is y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z_k, where z_k is draw + k of the
+    noise stream. The last step's result is multiplied by rescale.
 
     Args:
         coefficients: drift, pull, noise_std, rescale: numbers or (batch,).
-        place: seed, draw, first_sample.
-        first_bad: lowered to (draw + k)·2³¹ + position where a state is not finite.
+        position: seed, draw, first_sample.
+        first_bad: lowered to (draw + k)·2³¹ + index of the first sample that is not finite.
     """
     drift, pull, noise_std, rescale = coefficients
-    seed, draw, first_sample = place
+    seed, draw, first_sample = position
     for k in range(steps):
         _, gradient = value_and_gradient(program, y, rows)
-        numbers = (drift, pull, noise_std, rescale if k == steps - 1 else 1.0)
-        where = (seed, draw + k, first_sample)
-        y = langevin_step(y, gradient, anchor, numbers, where, first_bad)
+        current = (drift, pull, noise_std, rescale if k == steps - 1 else 1.0)
+        y = langevin_step(y, gradient, anchor, current, (seed, draw + k, first_sample), first_bad)
     return y

@@ -1,4 +1,4 @@
-"""`mlp_chain` in Triton: one kernel that reads a program's operations from a table."""
+"""`mlp_chain` in Triton: one kernel, which reads the operations of a program from a table."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import triton.language as tl
 from torch import Tensor
 
 from cdrl_fast.ops.coefficients import COEFFICIENT_NAMES
-from cdrl_fast.ops.mlp_chain.triton_device import FIELD_COUNT, SINGLE, operation
-from cdrl_fast.ops.mlp_chain.triton_weights import SAMPLES, Packed, programs
+from cdrl_fast.ops.mlp_chain.triton_device import FIELD_COUNT, FP32, operation
+from cdrl_fast.ops.mlp_chain.triton_weights import SAMPLES, PackedWeights, program_count
 from cdrl_fast.ops.triton_common import OPTIONS, Launch, advance_rng, launch, noise
 
-NUMBERS = [
+SCALARS = [
     "drift", "pull", "noise_std", "rescale", "batch", "dim", "steps", "rows_stride", "seed", "draw",
-    "first_sample", "count", "blocks", "workspace", "stride", "state", "gradient_slot", "value_slot",
+    "first_sample", "operation_count", "blocks", "workspace", "stride", "state_slot",
+    "gradient_slot", "value_slot",
 ]  # fmt: skip
 
 
 @triton.jit
 def lanes(e0, SAMPLES: tl.constexpr, GROUPS: tl.constexpr):
-    """Four elements a lane, GROUPS lanes a sample, from element e0 on.
+    """Return the elements of each lane: four per lane, GROUPS lanes per sample, from e0 on.
 
     Returns:
-        The sample in its block and the elements' block in the noise stream, (LANES,) each, and the
-        elements, (LANES, 4).
+        Index of the sample in its block of samples and index of the four elements in the noise
+        stream, (LANES,) each; indices of the elements, (LANES, 4).
     """
     lane = tl.arange(0, SAMPLES * GROUPS)
     group = e0 // 4 + lane % GROUPS
@@ -34,35 +35,38 @@ def lanes(e0, SAMPLES: tl.constexpr, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def load_state(state, y, left, dim, stride, SAMPLES: tl.constexpr, GROUPS: tl.constexpr):
-    """Fills the state's slot, (SAMPLES, stride); what is not there is 0."""
+def load_state(state, y, remaining, dim, stride, SAMPLES: tl.constexpr, GROUPS: tl.constexpr):
+    """Copy y into the state's slot, (SAMPLES, stride), with zeros as padding."""
     for e0 in range(0, stride, 4 * GROUPS):
         m, _, element = lanes(e0, SAMPLES, GROUPS)
-        inside = (m < left)[:, None] & (element < dim)
+        inside = (m < remaining)[:, None] & (element < dim)
         x = tl.load(y + m[:, None] * dim + element, mask=inside, other=0.0)
         tl.store(state + m[:, None] * stride + element, x, mask=element < stride)
 
 
 @triton.jit
-def store_gradient(gradient, slot, left, dim, stride, SAMPLES: tl.constexpr, GROUPS: tl.constexpr):
+def store_gradient(
+    gradient, slot, remaining, dim, stride, SAMPLES: tl.constexpr, GROUPS: tl.constexpr
+):
+    """Copy the gradient's slot, (SAMPLES, stride), into ``gradient`` without padding."""
     for e0 in range(0, dim, 4 * GROUPS):
         m, _, element = lanes(e0, SAMPLES, GROUPS)
-        inside = (m < left)[:, None] & (element < dim)
+        inside = (m < remaining)[:, None] & (element < dim)
         x = tl.load(slot + m[:, None] * stride + element, mask=inside)
         tl.store(gradient + m[:, None] * dim + element, x, mask=inside)
 
 
 @triton.jit
-def coefficient(number, table, row, m, left):
-    """The number, or of a table its row's entries for the samples, (LANES, 1)."""
+def coefficient(number, table, row, m, remaining):
+    """Return ``number``, or if there is a table the samples' entries, (LANES, 1)."""
     if table is None:
         return number
     else:
-        return tl.load(table + row + m, mask=m < left, other=0.0)[:, None]
+        return tl.load(table + row + m, mask=m < remaining, other=0.0)[:, None]
 
 
 @triton.jit
-def update(
+def langevin_update(
     state,
     gradient,
     y,
@@ -86,41 +90,41 @@ def update(
     SAMPLES: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """One Langevin step of a block's state; the last also writes y.
+    """Do one Langevin step on a block's state; the last step also writes y.
 
-    y, anchor and table are where the block begins in them, its sample ``first``.
+    y, anchor and table point to the block's first sample, whose index is ``first``.
     """
-    left = batch - first
+    remaining = batch - first
     if rng is not None:
-        # Here and not once for all steps, which would keep them in registers all the time.
+        # Loaded in every step: from one step to the next they would occupy registers.
         seed, draw, first_sample = tl.load(rng), tl.load(rng + 1), tl.load(rng + 2)
     draw += step
     for e0 in range(0, dim, 4 * GROUPS):
         m, group, element = lanes(e0, SAMPLES, GROUPS)
-        inside = (m < left)[:, None] & (element < dim)
-        at, outside = m[:, None] * stride + element, m[:, None] * dim + element
-        before = tl.load(state + at, mask=inside, other=0.0)
-        slope = tl.load(gradient + at, mask=inside, other=0.0)
-        x = before + coefficient(drift, table, 0, m, left) * slope
+        inside = (m < remaining)[:, None] & (element < dim)
+        slot_offset, y_offset = m[:, None] * stride + element, m[:, None] * dim + element
+        before = tl.load(state + slot_offset, mask=inside, other=0.0)
+        slope = tl.load(gradient + slot_offset, mask=inside, other=0.0)
+        x = before + coefficient(drift, table, 0, m, remaining) * slope
         if anchor is not None:
-            near = tl.load(anchor + outside, mask=inside, other=0.0)
-            x -= coefficient(pull, table, batch, m, left) * (before - near)
+            center = tl.load(anchor + y_offset, mask=inside, other=0.0)
+            x -= coefficient(pull, table, batch, m, remaining) * (before - center)
         sample = m.to(tl.int64) + first
         z = noise(seed, draw, first_sample + sample, group)
-        x += coefficient(noise_std, table, 2 * batch, m, left) * z
+        x += coefficient(noise_std, table, 2 * batch, m, remaining) * z
         if last:
-            x *= coefficient(rescale, table, 3 * batch, m, left)
-            tl.store(y + outside, x, mask=inside)
-        tl.store(state + at, x, mask=inside)
+            x *= coefficient(rescale, table, 3 * batch, m, remaining)
+            tl.store(y + y_offset, x, mask=inside)
+        tl.store(state + slot_offset, x, mask=inside)
         if first_bad is not None:
-            # x - x is 0 for finite x alone.
+            # x - x is 0 only for finite x.
             bad = tl.sum(((x - x != 0.0) & inside).to(tl.int32), axis=1) > 0
             code = (draw.to(tl.int64) << 31) + sample
             tl.atomic_min(first_bad + tl.zeros_like(group), code, mask=bad)
 
 
 @triton.jit(
-    do_not_specialize=NUMBERS, do_not_specialize_on_alignment=["y", "anchor", "rows", "table"]
+    do_not_specialize=SCALARS, do_not_specialize_on_alignment=["y", "anchor", "rows", "table"]
 )
 def cdrl_mlp_chain(
     y,
@@ -132,11 +136,11 @@ def cdrl_mlp_chain(
     value,
     gradient,
     operations,
-    singles,
-    weights,
+    weights_fp32,
+    weights_half,
     slots,
-    signs,
-    halves,
+    slots_int32,
+    slots_half,
     drift: tl.float32,
     pull: tl.float32,
     noise_std: tl.float32,
@@ -148,102 +152,104 @@ def cdrl_mlp_chain(
     seed: tl.int64,
     draw: tl.int64,
     first_sample: tl.int64,
-    count: tl.int32,
+    operation_count: tl.int32,
     blocks: tl.int32,
     workspace: tl.int64,
     stride: tl.int32,
-    state: tl.int32,
+    state_slot: tl.int32,
     gradient_slot: tl.int32,
     value_slot: tl.int32,
     SAMPLES: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
-    N_SINGLE: tl.constexpr,
-    K_SINGLE: tl.constexpr,
+    N_FP32: tl.constexpr,
+    K_FP32: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """A program takes blocks of samples through all steps, or through one gradient.
+    """Take blocks of samples through all steps, or compute their value and gradient.
 
-    Its slots are ``room`` words a sample, from ``slots`` on; ``signs`` and ``halves`` are the same
-    memory as other types.
+    ``slots`` has ``workspace`` float32 per sample and program; ``slots_int32`` and ``slots_half``
+    are the same memory as other dtypes.
     """
-    mine = tl.program_id(0) * workspace.to(tl.int64) * SAMPLES
-    slots, signs = slots + mine, signs + mine
-    if halves is not None:
-        halves += 2 * mine
+    program_offset = tl.program_id(0) * workspace.to(tl.int64) * SAMPLES
+    slots, slots_int32 = slots + program_offset, slots_int32 + program_offset
+    if slots_half is not None:
+        slots_half += 2 * program_offset
     stride = tl.multiple_of(stride, 16)
-    state_at, gradient_at = slots + state * SAMPLES, slots + gradient_slot * SAMPLES
+    state = slots + state_slot * SAMPLES
+    state_gradient = slots + gradient_slot * SAMPLES
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         first = block * SAMPLES
-        left = batch - first
-        # 64 bits to where a block begins, 32 within it.
-        ours = dim.to(tl.int64) * first
-        load_state(state_at, y + ours, left, dim, stride, SAMPLES, GROUPS)
-        rows_at, anchor_at, table_at = rows, anchor, table
+        remaining = batch - first
+        # Offsets of blocks are 64-bit, offsets within a block 32-bit.
+        block_offset = dim.to(tl.int64) * first
+        load_state(state, y + block_offset, remaining, dim, stride, SAMPLES, GROUPS)
+        block_rows, block_anchor, block_table = rows, anchor, table
         if rows is not None:
-            rows_at += rows_stride.to(tl.int64) * first
+            block_rows += rows_stride.to(tl.int64) * first
         if anchor is not None:
-            anchor_at += ours
+            block_anchor += block_offset
         if table is not None:
-            table_at += first
+            block_table += first
         tl.debug_barrier()
         for step in range(steps):
-            for i in range(count):
-                at = operations + i * FIELD_COUNT
-                if halves is None or tl.load(at + SINGLE) != 0:
+            for i in range(operation_count):
+                fields = operations + i * FIELD_COUNT
+                if slots_half is None or tl.load(fields + FP32) != 0:
                     operation(
-                        at, slots, singles, singles, slots, signs, halves, rows_at, rows_stride,
-                        left, SAMPLES, N_SINGLE, K_SINGLE,
+                        fields, slots, weights_fp32, weights_fp32, slots, slots_int32, slots_half,
+                        block_rows, rows_stride, remaining, SAMPLES, N_FP32, K_FP32,
                     )  # fmt: skip
                 else:
                     operation(
-                        at, halves, weights, singles, slots, signs, halves, rows_at, rows_stride,
-                        left, SAMPLES, N, K,
+                        fields, slots_half, weights_half, weights_fp32, slots, slots_int32,
+                        slots_half, block_rows, rows_stride, remaining, SAMPLES, N, K,
                     )  # fmt: skip
-                # What its threads have written, others read in the next.
+                # The next operation reads what other threads of the program wrote.
                 tl.debug_barrier()
             if gradient is None:
-                update(
-                    state_at, gradient_at, y + ours, anchor_at, table_at, first_bad, drift, pull,
-                    noise_std, rescale, rng, seed, draw, first_sample, step, first, batch, dim,
-                    stride, step == steps - 1, SAMPLES, GROUPS,
+                langevin_update(
+                    state, state_gradient, y + block_offset, block_anchor, block_table, first_bad,
+                    drift, pull, noise_std, rescale, rng, seed, draw, first_sample, step, first,
+                    batch, dim, stride, step == steps - 1, SAMPLES, GROUPS,
                 )  # fmt: skip
                 tl.debug_barrier()
         if gradient is not None:
-            store_gradient(gradient + ours, gradient_at, left, dim, stride, SAMPLES, GROUPS)
+            store_gradient(
+                gradient + block_offset, state_gradient, remaining, dim, stride, SAMPLES, GROUPS
+            )  # fmt: skip
             m = tl.arange(0, SAMPLES)
             f = tl.load(slots + value_slot * SAMPLES + m * 16)
-            tl.store(value + first + m, f, mask=m < left)
+            tl.store(value + first + m, f, mask=m < remaining)
             tl.debug_barrier()
     if rng is not None:
-        # Read again: kept through the chain, it would take registers.
+        # Loaded again: kept during the chain, it would occupy registers.
         advance_rng(rng, tl.load(rng + 1) + steps)
 
 
 def arguments(
-    packed: Packed,
+    packed: PackedWeights,
     y: Tensor,
     anchor: Tensor | None,
     rows: Tensor | None,
     steps: int,
     table: Tensor | None,
     coefficients: tuple[float, float, float, float],
-    place: tuple[int, int, int],
+    position: tuple[int, int, int],
     rng: Tensor | None,
     first_bad: Tensor | None,
     value: Tensor | None = None,
     gradient: Tensor | None = None,
 ) -> Launch:
-    """The launch of a chain, or of one value and gradient where these are given.
+    """Return the launch of a chain, or of one value and gradient if these are not None.
 
-    Tiles and warps are what fits into registers on every architecture. They are the same for every
-    batch, so that a sample's bits do not depend on it.
+    Tiles and warps fit into the registers of every architecture. They are the same for every
+    batch, so that a sample's bits do not depend on its batch.
     """
-    (batch, dim), plan = y.shape, packed.schedule
-    count = programs(batch, y.device)
-    slots = packed.slots(count)
-    halves = packed.halves
-    half = halves is not None
+    (batch, dim), schedule = y.shape, packed.schedule
+    programs = program_count(batch, y.device)
+    slots = packed.slots(programs)
+    weights_half = packed.weights_half
     values: dict[str, Any] = {
         "y": y,
         "anchor": anchor,
@@ -254,44 +260,48 @@ def arguments(
         "value": value,
         "gradient": gradient,
         "operations": packed.table,
-        "singles": packed.singles,
-        "weights": halves,
+        "weights_fp32": packed.weights_fp32,
+        "weights_half": weights_half,
         "slots": slots,
-        "signs": slots.view(torch.int32),
-        "halves": None if halves is None else slots.view(halves.dtype),
+        "slots_int32": slots.view(torch.int32),
+        "slots_half": None if weights_half is None else slots.view(weights_half.dtype),
         **dict(zip(COEFFICIENT_NAMES, coefficients, strict=True)),
         "batch": batch,
         "dim": dim,
         "steps": steps,
         "rows_stride": 0 if rows is None or rows.shape[0] == 1 else rows.shape[1],
-        **dict(zip(("seed", "draw", "first_sample"), place, strict=True)),
-        "count": len(plan.table),
+        **dict(zip(("seed", "draw", "first_sample"), position, strict=True)),
+        "operation_count": len(schedule.table),
         "blocks": -(-batch // SAMPLES),
-        "workspace": plan.workspace,
-        "stride": plan.stride,
-        "state": plan.state,
-        "gradient_slot": plan.gradient,
-        "value_slot": plan.value,
+        "workspace": schedule.workspace,
+        "stride": schedule.stride,
+        "state_slot": schedule.state,
+        "gradient_slot": schedule.gradient,
+        "value_slot": schedule.value,
         "SAMPLES": SAMPLES,
         "N": 128,
         "K": 64,
-        "N_SINGLE": 32 if half else 64,
-        "K_SINGLE": 16,
+        "N_FP32": 64 if weights_half is None else 32,
+        "K_FP32": 16,
         "GROUPS": 8,
     }
-    return Launch(cdrl_mlp_chain, count, values, {**OPTIONS, "num_warps": 8, "maxnreg": 255})
+    return Launch(cdrl_mlp_chain, programs, values, {**OPTIONS, "num_warps": 8, "maxnreg": 255})
 
 
-def chain(packed: Packed, y: Tensor, *rest: Any) -> None:
-    """Writes ``y``. All tensors float32 (``rng`` and ``first_bad`` int64), dense and not empty."""
-    launch(arguments(packed, y, *rest), y.device)
+def chain(packed: PackedWeights, y: Tensor, *options: Any) -> None:
+    """Run a chain and write ``y``.
+
+    All tensors are dense, not empty and float32; ``rng`` and ``first_bad`` are int64.
+    """
+    launch(arguments(packed, y, *options), y.device)
     torch.autograd.graph.increment_version(y)
 
 
-def value_and_gradient(packed: Packed, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As in the reference; tensors float32, dense and not empty."""
+def value_and_gradient(
+    packed: PackedWeights, y: Tensor, rows: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return value and gradient as the reference does; tensors float32, dense and not empty."""
     value, gradient = y.new_empty(y.shape[0]), torch.empty_like(y)
-    nothing = (None, (0.0, 0.0, 0.0, 0.0), (0, 0, 0), None, None)
-    call = arguments(packed, y, None, rows, 1, *nothing, value, gradient)
-    launch(call, y.device)
+    unused = (None, (0.0, 0.0, 0.0, 0.0), (0, 0, 0), None, None)
+    launch(arguments(packed, y, None, rows, 1, *unused, value, gradient), y.device)
     return value, gradient

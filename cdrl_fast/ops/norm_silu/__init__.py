@@ -1,4 +1,4 @@
-"""Group norm with scale and shift, and SiLU, on activations of a U-Net on GPUs."""
+"""Group norm with scale, shift and SiLU for the activations of a U-Net on GPUs."""
 
 from __future__ import annotations
 
@@ -21,28 +21,31 @@ def norm_silu(
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """silu(norm(x + offset)·(1 + scale) + shift).
+    """Return silu(norm(x + offset)·(1 + scale) + shift).
 
-    norm is a group norm with ε = 1e-6 and 32 groups, or as many as divide the channels, times
-    ``weight`` plus ``bias``.
+    norm is a group norm with gcd(32, channels) groups and ε = 1e-6, times ``weight`` plus ``bias``.
 
     Args:
         x: dense (batch, height, width, channels); float16, bfloat16, float32 or float64.
-        weight, bias: dense (channels,), float32 (float64 with float64).
-        offset: like ``bias``: of the convolution that made x, which is spared a pass of its own.
-            None is 0.
-        row: (1 or batch, 2·channels), scale then shift, like ``bias`` but for the first stride:
-            it may be part of a longer row. None is 0.
-        activate: whether SiLU follows.
-        out: where to write; like ``x``, which it may be, else apart from all arguments.
-        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+        weight, bias: dense (channels,), float32 (float64 for float64).
+        offset: bias of the convolution before, as ``bias``; adding it here saves a pass over x.
+            None means 0.
+        row: (1 or batch, 2·channels), scale then shift, in the dtype of ``bias``; only each row
+            must be dense, so that it can be a part of longer rows. None means 0.
+        activate: whether SiLU is applied.
+        out: the output, with shape and dtype of ``x``; x itself, or a tensor that shares no memory
+            with any argument.
+        backend: "triton", "reference", or "auto" (the first available one). float64 runs on the
+            reference.
 
     Returns:
-        ``out``, or a new tensor. Sums are float32, and Triton's do not depend on the batch.
+        ``out``, or a new tensor. Sums are float32 (float64 for float64). With "triton" a sample has
+        the same bits in any batch.
 
     Raises:
-        ValueError: shapes that do not fit. TypeError: dtypes that do not.
-        BackendUnavailable: an explicit backend that cannot be had.
+        ValueError: a shape does not fit.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: an explicit backend is not available.
 
     Source: the initializer of Zhu et al., ICLR 2024; Wu & He, ECCV 2018.
     """
@@ -72,8 +75,8 @@ def _check(
     for name, tensor in (("weight", weight), ("bias", bias), ("offset", offset)):
         check_dense("norm_silu", name, tensor, (channels,), dtype, x.device)
     check_dense("norm_silu", "out", out, x.shape, x.dtype, x.device)
-    read = {"weight": weight, "bias": bias, "offset": offset, "row": row}
-    check_apart("norm_silu", "out", out, read if same_elements(out, x) else {"x": x, **read})
+    inputs = {"weight": weight, "bias": bias, "offset": offset, "row": row}
+    check_apart("norm_silu", "out", out, inputs if same_elements(out, x) else {"x": x, **inputs})
     if row is None:
         return
     if row.dtype != dtype:
@@ -81,6 +84,6 @@ def _check(
     fits = row.shape in ((1, 2 * channels), (batch, 2 * channels)) and row.stride(1) == 1
     if not fits or row.device != x.device:
         raise ValueError(
-            f"norm_silu: row must be (1 or {batch}, {2 * channels}) on {x.device}, its entries "
-            f"side by side, got {tuple(row.shape)} with strides {row.stride()} on {row.device}"
+            f"norm_silu: row must be (1 or {batch}, {2 * channels}) on {x.device}, with each row "
+            f"dense, got {tuple(row.shape)} with strides {row.stride()} on {row.device}"
         )

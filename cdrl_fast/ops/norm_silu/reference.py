@@ -1,4 +1,4 @@
-"""The meaning of `norm_silu`, in plain torch."""
+"""Reference of `norm_silu` in plain torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from cdrl_fast.ops.layout import sum_dtype
 
 EPSILON = 1e-6
-"""Of the group norm."""
+"""ε of the group norm."""
 
 
 def groups(channels: int) -> int:
-    """32, or as many as divide the channels of a narrow network."""
+    """Return the number of groups, gcd(32, channels)."""
     return math.gcd(32, channels)
 
 
@@ -28,7 +28,7 @@ def norm_silu(
     activate: bool,
     out: Tensor,
 ) -> None:
-    """Writes silu(norm(x + offset)·(1 + scale) + shift)."""
+    """Write silu(norm(x + offset)·(1 + scale) + shift) into ``out``."""
     h = x.to(sum_dtype(x.dtype))
     h = h if offset is None else h + offset
     h = torch.group_norm(h.permute(0, 3, 1, 2), groups(x.shape[3]), weight, bias, EPSILON)

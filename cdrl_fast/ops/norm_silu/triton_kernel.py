@@ -8,20 +8,22 @@ from cdrl_fast.ops.norm_silu.reference import EPSILON, groups
 from cdrl_fast.ops.triton_common import Launch, launch
 
 TILE = 4096
-"""Elements that a program takes at a time."""
-CHANNELS = (16, 64)
-"""Least channels of a program, side by side in memory, and most where it has several groups."""
+"""Elements per step of a program."""
+MIN_CHANNELS = 16
+"""Fewest channels per program, so that its loads are wide."""
+MAX_CHANNELS = 64
+"""Most channels per program that has several groups."""
 
 
 @triton.jit
-def over_groups(sums, SIZE: tl.constexpr, HELD: tl.constexpr):
-    """Sums of groups of SIZE channels, at each of their channels; (C,) → (C,)."""
+def group_sums(sums, GROUP_SIZE: tl.constexpr, PROGRAM_CHANNELS: tl.constexpr):
+    """Return each channel's sum over its group of GROUP_SIZE channels; (C,) → (C,)."""
     C: tl.constexpr = sums.shape[0]
     channel = tl.arange(0, C)
-    if SIZE == HELD:
-        return tl.where(channel < HELD, tl.sum(sums, axis=0), 0.0)
-    same = (channel // SIZE)[:, None] == (channel // SIZE)[None, :]
-    return tl.sum(tl.where(same, sums[None, :], 0.0), axis=1)
+    if GROUP_SIZE == PROGRAM_CHANNELS:
+        return tl.where(channel < PROGRAM_CHANNELS, tl.sum(sums, axis=0), 0.0)
+    same_group = (channel // GROUP_SIZE)[:, None] == (channel // GROUP_SIZE)[None, :]
+    return tl.sum(tl.where(same_group, sums[None, :], 0.0), axis=1)
 
 
 @triton.jit
@@ -30,33 +32,34 @@ def moments(
     offset,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    HELD: tl.constexpr,
-    SIZE: tl.constexpr,
+    PROGRAM_CHANNELS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
     P: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Mean and variance of each channel's group, (C,), of a sample's HELD channels at x.
+    """Return mean and variance (C,) of each channel's group, for PROGRAM_CHANNELS channels at x.
 
-    Each lane goes through its pixels by Welford's recursion; then lanes are put together about the
-    common mean. So nothing cancels, whatever the mean.
+    Each lane runs Welford's recursion over its pixels; then the lanes' moments are combined about
+    the group's mean. So nothing cancels, however large the mean is.
     """
     pixel, channel = tl.arange(0, P), tl.arange(0, C)
-    mean, squares, seen = tl.zeros((P, C), tl.float32), tl.zeros((P, C), tl.float32), 0.0
+    mean, squares, steps = tl.zeros((P, C), tl.float32), tl.zeros((P, C), tl.float32), 0.0
     for first in tl.range(0, PIXELS, P):
-        exists = (first + pixel < PIXELS)[:, None] & (channel < HELD)[None, :]
-        at = (first + pixel)[:, None] * CHANNELS + channel[None, :]
-        h = tl.load(x + at, mask=exists, other=0.0).to(tl.float32) + offset[None, :]
-        seen += 1.0
-        step = tl.where(exists, h - mean, 0.0)
-        mean += step * (1.0 / seen)
-        squares += step * (h - mean)
-    # Pixels of each lane: the last round may have left some lanes out.
+        exists = (first + pixel < PIXELS)[:, None] & (channel < PROGRAM_CHANNELS)[None, :]
+        position = (first + pixel)[:, None] * CHANNELS + channel[None, :]
+        h = tl.load(x + position, mask=exists, other=0.0).to(tl.float32) + offset[None, :]
+        steps += 1.0
+        difference = tl.where(exists, h - mean, 0.0)
+        mean += difference * (1.0 / steps)
+        squares += difference * (h - mean)
+    # Pixels per lane: some lanes have none in the last step.
     count = ((PIXELS - 1 - pixel + P) // P).to(tl.float32)[:, None]
-    total = over_groups(tl.sum(count * mean, axis=0), SIZE, HELD)
-    common = total * (1.0 / (PIXELS * SIZE))
-    off = mean - common[None, :]
-    total = over_groups(tl.sum(squares + count * off * off, axis=0), SIZE, HELD)
-    return common, total * (1.0 / (PIXELS * SIZE))
+    total = group_sums(tl.sum(count * mean, axis=0), GROUP_SIZE, PROGRAM_CHANNELS)
+    group_mean = total * (1.0 / (PIXELS * GROUP_SIZE))
+    deviation = mean - group_mean[None, :]
+    squares += count * deviation * deviation
+    total = group_sums(tl.sum(squares, axis=0), GROUP_SIZE, PROGRAM_CHANNELS)
+    return group_mean, total * (1.0 / (PIXELS * GROUP_SIZE))
 
 
 @triton.jit(do_not_specialize=["row_stride"])
@@ -72,50 +75,53 @@ def cdrl_norm_silu(
     ACTIVATE: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    HELD: tl.constexpr,
-    SIZE: tl.constexpr,
+    PROGRAM_CHANNELS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
     P: tl.constexpr,
     C: tl.constexpr,
 ):
-    PARTS: tl.constexpr = CHANNELS // HELD
+    PARTS: tl.constexpr = CHANNELS // PROGRAM_CHANNELS
     sample = (tl.program_id(0) // PARTS).to(tl.int64)
-    first_channel = (tl.program_id(0) % PARTS) * HELD
-    pixel, channel = tl.arange(0, P), tl.arange(0, C)
-    held, mine = channel < HELD, first_channel + channel
+    first_channel = (tl.program_id(0) % PARTS) * PROGRAM_CHANNELS
+    pixel, lane = tl.arange(0, P), tl.arange(0, C)
+    exists, channel = lane < PROGRAM_CHANNELS, first_channel + lane
     start = sample * (PIXELS * CHANNELS) + first_channel
-    before = tl.zeros((C,), tl.float32)
+    conv_bias = tl.zeros((C,), tl.float32)
     if offset is not None:
-        before = tl.load(offset + mine, mask=held, other=0.0)
-    mean, variance = moments(x + start, before, PIXELS, CHANNELS, HELD, SIZE, P, C)
-    slope = tl.load(weight + mine, mask=held, other=0.0) / tl.sqrt_rn(variance + EPSILON)
-    shift = tl.load(bias + mine, mask=held, other=0.0)
+        conv_bias = tl.load(offset + channel, mask=exists, other=0.0)
+    mean, variance = moments(
+        x + start, conv_bias, PIXELS, CHANNELS, PROGRAM_CHANNELS, GROUP_SIZE, P, C
+    )
+    slope = tl.load(weight + channel, mask=exists, other=0.0) / tl.sqrt_rn(variance + EPSILON)
+    shift = tl.load(bias + channel, mask=exists, other=0.0)
     if row is not None:
         row += sample * row_stride
-        scale = 1.0 + tl.load(row + mine, mask=held, other=0.0)
+        scale = 1.0 + tl.load(row + channel, mask=exists, other=0.0)
         slope *= scale
-        shift = shift * scale + tl.load(row + CHANNELS + mine, mask=held, other=0.0)
-    # What was read a moment ago is read again, from a cache.
+        shift = shift * scale + tl.load(row + CHANNELS + channel, mask=exists, other=0.0)
+    # This second pass over x reads from a cache.
     for first in tl.range(0, PIXELS, P):
-        exists = (first + pixel < PIXELS)[:, None] & held[None, :]
-        at = start + (first + pixel)[:, None] * CHANNELS + channel[None, :]
-        # As above, to the bit: where a group hardly varies, a rounding error would be much of it.
-        h = tl.load(x + at, mask=exists, other=0.0).to(tl.float32) + before[None, :]
+        inside = (first + pixel < PIXELS)[:, None] & exists[None, :]
+        position = start + (first + pixel)[:, None] * CHANNELS + lane[None, :]
+        # Rounded as in `moments`: in a group that hardly varies, an error here would be amplified.
+        h = tl.load(x + position, mask=inside, other=0.0).to(tl.float32) + conv_bias[None, :]
         h = (h - mean[None, :]) * slope[None, :] + shift[None, :]
         if ACTIVATE:
             h /= 1.0 + tl.exp(-h)
-        tl.store(out + at, h.to(out.dtype.element_ty), mask=exists)
+        tl.store(out + position, h.to(out.dtype.element_ty), mask=inside)
 
 
-def held_channels(channels: int) -> int:
-    """Channels of a program: whole groups, in pieces of 16 bytes of half precision if they can be.
+def program_channels(channels: int) -> int:
+    """Return the channels per program: complete groups, a multiple of 8 if possible.
 
-    Does not depend on the batch, so that a sample's sums do not either.
+    8 channels in half precision are 16 bytes, the widest load. The number does not depend on the
+    batch, so that the order of a sample's sums does not either.
     """
-    least, most = CHANNELS
-    size = channels // groups(channels)
-    held = [n * size for n in (1, 2, 4, 8, 16, 32) if n <= groups(channels) and n * size >= least]
-    aligned = [n for n in held if n % 8 == 0 and n <= most]
-    return (aligned or held or [channels])[0]
+    group_size = channels // groups(channels)
+    counts = (n for n in (1, 2, 4, 8, 16, 32) if n <= groups(channels))
+    large = [n * group_size for n in counts if n * group_size >= MIN_CHANNELS]
+    aligned = [n for n in large if n % 8 == 0 and n <= MAX_CHANNELS]
+    return (aligned or large or [channels])[0]
 
 
 def arguments(
@@ -127,9 +133,10 @@ def arguments(
     activate: bool,
     out: Tensor,
 ) -> Launch:
+    """Return the launch of `norm_silu`."""
     batch, height, width, channels = x.shape
-    held = held_channels(channels)
-    block = triton.next_power_of_2(held)
+    per_program = program_channels(channels)
+    block = triton.next_power_of_2(per_program)
     values = {
         "out": out,
         "x": x,
@@ -142,12 +149,12 @@ def arguments(
         "ACTIVATE": activate,
         "PIXELS": height * width,
         "CHANNELS": channels,
-        "HELD": held,
-        "SIZE": channels // groups(channels),
+        "PROGRAM_CHANNELS": per_program,
+        "GROUP_SIZE": channels // groups(channels),
         "P": max(1, min(TILE // block, triton.next_power_of_2(height * width))),
         "C": block,
     }
-    return Launch(cdrl_norm_silu, batch * (channels // held), values)
+    return Launch(cdrl_norm_silu, batch * (channels // per_program), values)
 
 
 def norm_silu(
@@ -159,5 +166,5 @@ def norm_silu(
     activate: bool,
     out: Tensor,
 ) -> None:
-    """Writes ``out``; not float64 and not empty."""
+    """Write ``out``; not for float64 or empty batches."""
     launch(arguments(x, weight, bias, offset, row, activate, out), x.device)

@@ -19,22 +19,25 @@ def pool(
     mean: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """leaky(m), m being the means of h over squares of 2×2 pixels and a = leaky(h).
+    """Return leaky(m), where m are the means of h over 2×2 pixels and a = leaky(h).
 
     Args:
         a: dense (batch, height, width, channels), height and width even, channels a multiple of
             32; float16, bfloat16, float32 or float64.
-        out: where to write; dense (batch, height / 2, width / 2, channels) in a's dtype.
-        signs: where to write the bits m > 0, see ops/signs.py; None where no gradient follows.
-        mean: where to write m, like ``out``; None where no convolution takes it.
-        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+        out: the output, dense (batch, height / 2, width / 2, channels) in a's dtype.
+        signs: the output for the sign bits m > 0 (see ops/sign_bits.py), which the gradient needs;
+            None to leave them out.
+        mean: the output for m, with shape and dtype of ``out``; None to leave it out.
+        backend: "triton", "reference", or "auto" (the first available one). float64 runs on the
+            reference.
 
     Returns:
         ``out``, or a new tensor.
 
     Raises:
-        ValueError: shapes that do not fit. TypeError: dtypes that do not.
-        BackendUnavailable: an explicit backend that cannot be had.
+        ValueError: a shape does not fit.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: an explicit backend is not available.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -58,18 +61,18 @@ def pool(
 
 
 def spread(g: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """The transpose of the means of `pool`: a quarter of g at each of four pixels.
+    """Return the transpose of `pool`'s means applied to g: g / 4 at each of four pixels.
 
     Args:
         g: dense (batch, height, width, channels); channels and dtype as in `pool`.
-        out: where to write; dense (batch, 2 height, 2 width, channels) in g's dtype.
+        out: the output, dense (batch, 2·height, 2·width, channels) in g's dtype.
         backend: as in `pool`.
 
     Returns:
         ``out``, or a new tensor.
 
     Raises:
-        As `pool`.
+        ValueError, TypeError, BackendUnavailable: as in `pool`.
     """
     check_activations("spread", "g", g)
     batch, height, width, channels = g.shape

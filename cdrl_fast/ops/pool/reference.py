@@ -1,4 +1,4 @@
-"""The meaning of `pool` and `spread`, in plain torch."""
+"""Reference of `pool` and `spread` in plain torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cdrl_fast.ops.sign_bits import pack
 
 
 def pool(a: Tensor, out: Tensor, signs: Tensor | None, mean: Tensor | None) -> None:
-    """Writes leaky(m), and where asked for the words of m > 0 and m."""
+    """Write leaky(m) into ``out``; the sign bits m > 0 and m unless their output is None."""
     batch, height, width, channels = out.shape
     m = inverse_leaky(a).reshape(batch, height, 2, width, 2, channels).mean(dim=(2, 4))
     out.copy_(leaky(m))
@@ -20,5 +20,5 @@ def pool(a: Tensor, out: Tensor, signs: Tensor | None, mean: Tensor | None) -> N
 
 
 def spread(g: Tensor, out: Tensor) -> None:
-    """Writes g / 4 at each of four pixels."""
+    """Write g / 4 at each of four pixels into ``out``."""
     out.copy_((0.25 * g).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2))

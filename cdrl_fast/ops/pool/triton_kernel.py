@@ -9,21 +9,21 @@ from torch import Tensor
 from cdrl_fast.ops.triton_common import Launch, inverse_leaky, launch, leaky, pack_signs
 
 TILE = 2048
-"""Elements of the smaller array that one program takes."""
+"""Elements of the smaller array per program."""
 
 
 @triton.jit
 def squares(pixels, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
-    """What a program works on: P pixels of the smaller array and C channels.
+    """Return this program's P pixels of the smaller array, and offsets of C channels of them.
 
     Returns:
-        Pixels (int64, (P,)), whether they exist, and the offsets of the elements in the smaller
-        array and of the upper left of their four in the larger, int64 (P, C).
+        Pixels (int64, (P,)), whether they exist, the offsets of their elements in the smaller
+        array, and of the upper left one of the four pixels in the larger array, int64 (P, C).
     """
     PARTS: tl.constexpr = CHANNELS // C
     first = (tl.program_id(0) // PARTS).to(tl.int64) * P
     channel = (tl.program_id(0) % PARTS) * C + tl.arange(0, C)
-    # One 64-bit division a program; the lanes count on from there.
+    # One 64-bit division per program; the lanes count up from its result.
     row = first // WIDTH
     lane = (first - row * WIDTH).to(tl.int32) + tl.arange(0, P)
     pixel = first + tl.arange(0, P)
@@ -57,9 +57,9 @@ def cdrl_pool(
     if mean is not None:
         tl.store(mean + small, m.to(mean.dtype.element_ty), mask=exists[:, None])
     if signs is not None:
-        word = (tl.program_id(0) % (CHANNELS // C)) * (C // 32) + tl.arange(0, C // 32)
-        at = word[None, :] * pixels + pixel[:, None]
-        tl.store(signs + at, pack_signs(m > 0.0), mask=exists[:, None])
+        plane = (tl.program_id(0) % (CHANNELS // C)) * (C // 32) + tl.arange(0, C // 32)
+        sign_offset = plane[None, :] * pixels + pixel[:, None]
+        tl.store(signs + sign_offset, pack_signs(m > 0.0), mask=exists[:, None])
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -85,26 +85,28 @@ def cdrl_spread(
 def _launch(kernel: Any, small: Tensor, tensors: dict[str, Tensor | None]) -> Launch:
     batch, height, width, channels = small.shape
     pixels = batch * height * width
-    # The largest power of two that divides the channels.
-    part = min(channels & -channels, 256)
-    block = TILE // part
-    values = {"pixels": pixels, "WIDTH": width, "CHANNELS": channels, "P": block, "C": part}
-    return Launch(kernel, -(-pixels // block) * (channels // part), {**tensors, **values})
+    # The largest power of two that divides the channels, at most 256.
+    block_c = min(channels & -channels, 256)
+    block_p = TILE // block_c
+    values = {"pixels": pixels, "WIDTH": width, "CHANNELS": channels, "P": block_p, "C": block_c}
+    return Launch(kernel, -(-pixels // block_p) * (channels // block_c), {**tensors, **values})
 
 
 def pool_arguments(a: Tensor, out: Tensor, signs: Tensor | None, mean: Tensor | None) -> Launch:
+    """Return the launch of `pool`."""
     return _launch(cdrl_pool, out, {"out": out, "mean": mean, "signs": signs, "a": a})
 
 
 def spread_arguments(g: Tensor, out: Tensor) -> Launch:
+    """Return the launch of `spread`."""
     return _launch(cdrl_spread, g, {"out": out, "g": g})
 
 
 def pool(a: Tensor, *rest: Any) -> None:
-    """Writes what is given of out, signs and mean; not float64 and not empty."""
+    """Write ``out``, and ``signs`` and ``mean`` unless None; not for float64 or empty batches."""
     launch(pool_arguments(a, *rest), a.device)
 
 
 def spread(g: Tensor, out: Tensor) -> None:
-    """Writes ``out``; not float64 and not empty."""
+    """Write ``out``; not for float64 or empty batches."""
     launch(spread_arguments(g, out), g.device)

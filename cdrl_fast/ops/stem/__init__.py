@@ -1,4 +1,4 @@
-"""The first convolution of an energy network on GPUs."""
+"""First convolution of an energy network on GPUs."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ def stem(
     signs: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """leaky(h), h being a 3×3 convolution of images with zero padding, and a bias.
+    """Return leaky(h), where h is a 3×3 convolution of the images with zero padding, plus bias.
 
     Args:
-        y: dense (batch, image channels, height, width) with 1 to 4 image channels, float32
-            (float64 with float64); rounded to the weight's dtype.
-        weight: dense (9, image channels, channels), entry 3·row + column of the first dimension
-            being a tap, channels a multiple of 32; float16, bfloat16, float32 or float64.
+        y: images, dense (batch, image channels, height, width) with 1 to 4 image channels, float32
+            (float64 for float64); rounded to the weight's dtype.
+        weight: dense (9, image channels, channels), channels a multiple of 32; index
+            3·row + column of the first dimension is a tap; float16, bfloat16, float32 or float64.
         bias: dense (channels,) in y's dtype.
-        copies: how many times to write the result, one copy of the whole batch after the other:
-            for conditions that part only later in the network.
-        out: where to write; dense (copies·batch, height, width, channels) in the weight's dtype.
-        signs: where to write the bits h > 0, see ops/signs.py; None where no gradient follows.
-        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+        copies: number of copies of the result along the batch, one after the other, for terms
+            (labels) that enter the network only later.
+        out: the output, dense (copies·batch, height, width, channels) in the weight's dtype.
+        signs: the output for the sign bits h > 0 (see ops/sign_bits.py), which the gradient needs;
+            None to leave them out.
+        backend: "triton", "reference", or "auto" (the first available one). float64 runs on the
+            reference.
 
     Returns:
-        ``out``, or a new tensor. Sums are of y's dtype.
+        ``out``, or a new tensor. Sums have y's dtype.
 
     Raises:
-        ValueError: shapes that do not fit. TypeError: dtypes that do not.
-        BackendUnavailable: an explicit backend that cannot be had.
+        ValueError: a shape does not fit.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: an explicit backend is not available.
 
     Source: the network of Zhu et al., ICLR 2024.
     """

@@ -1,4 +1,4 @@
-"""The meaning of `stem`, in plain torch."""
+"""Reference of `stem` in plain torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cdrl_fast.ops.sign_bits import pack
 def stem(
     y: Tensor, weight: Tensor, bias: Tensor, copies: int, out: Tensor, signs: Tensor | None
 ) -> None:
-    """Writes leaky(h) and, where asked for, the words of h > 0, each ``copies`` times."""
+    """Write leaky(h), and the sign bits h > 0 unless ``signs`` is None, ``copies`` times each."""
     rounded = y.to(weight.dtype).to(y.dtype)
     h = F.conv2d(rounded, filters(weight), bias, padding=1).permute(0, 2, 3, 1)
     out.copy_(leaky(h).repeat(copies, 1, 1, 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from cdrl_fast.ops.triton_common import Launch, launch, leaky, pack_signs
 
 PIXELS = 64
-"""Pixels that one program takes."""
+"""Pixels per program."""
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -34,29 +34,29 @@ def cdrl_stem(
     PARTS: tl.constexpr = CHANNELS // C
     first = (tl.program_id(0) // PARTS).to(tl.int64) * P
     part = tl.program_id(0) % PARTS
-    # One 64-bit division a program; the lanes count on from there.
+    # One 64-bit division per program; the lanes count up from its result.
     first_sample = first // AREA
     lane = (first - first_sample * AREA).to(tl.int32) + tl.arange(0, P)
-    over = lane // AREA
-    place = lane - over * AREA
-    row = place // WIDTH
-    column = place % WIDTH
+    next_samples = lane // AREA
+    position = lane - next_samples * AREA
+    row = position // WIDTH
+    column = position % WIDTH
     pixel = first + tl.arange(0, P)
     exists = pixel < pixels
 
-    # Entry k of a patch is image channel k % IMAGE of tap k // IMAGE. Pixels lie along the lanes:
-    # neighbours in a row are neighbours in memory.
+    # Entry k of a patch is image channel k % IMAGE of tap k // IMAGE. Lanes are pixels, which are
+    # contiguous within a row.
     k = tl.arange(0, K)
     tap = k // IMAGE
     dy = (tap // 3 - 1)[:, None]
     dx = (tap % 3 - 1)[:, None]
-    below = dy + row[None, :]
-    beside = dx + column[None, :]
-    inside = (below >= 0) & (below < HEIGHT) & (beside >= 0) & (beside < WIDTH)
+    y_row = dy + row[None, :]
+    y_column = dx + column[None, :]
+    inside = (y_row >= 0) & (y_row < HEIGHT) & (y_column >= 0) & (y_column < WIDTH)
     inside = inside & exists[None, :] & (tap < 9)[:, None]
-    image = y + first_sample * (IMAGE * AREA)
-    near = (k % IMAGE * AREA)[:, None] + below * WIDTH + beside
-    patch = tl.load(image + (over * (IMAGE * AREA))[None, :] + near, mask=inside, other=0.0)
+    y += first_sample * (IMAGE * AREA)
+    offset = (k % IMAGE * AREA)[:, None] + y_row * WIDTH + y_column
+    patch = tl.load(y + (next_samples * (IMAGE * AREA))[None, :] + offset, mask=inside, other=0.0)
 
     channel = part * C + tl.arange(0, C)
     w = tl.load(weight + k[:, None] * CHANNELS + channel[None, :], mask=(tap < 9)[:, None], other=0)
@@ -64,24 +64,25 @@ def cdrl_stem(
     h = tl.dot(patch, w, input_precision="ieee") + tl.load(bias + channel)[None, :]
     a = leaky(h).to(out.dtype.element_ty)
     for copy in tl.static_range(COPIES):
-        at = (copy * pixels + pixel)[:, None] * CHANNELS + channel[None, :]
-        tl.store(out + at, a, mask=exists[:, None])
+        offset = (copy * pixels + pixel)[:, None] * CHANNELS + channel[None, :]
+        tl.store(out + offset, a, mask=exists[:, None])
     if signs is not None:
-        word = part * (C // 32) + tl.arange(0, C // 32)
-        words = pack_signs(h > 0.0)
+        plane = part * (C // 32) + tl.arange(0, C // 32)
+        packed = pack_signs(h > 0.0)
         for copy in tl.static_range(COPIES):
-            at = (word[None, :] * COPIES + copy) * pixels + pixel[:, None]
-            tl.store(signs + at, words, mask=exists[:, None])
+            offset = (plane[None, :] * COPIES + copy) * pixels + pixel[:, None]
+            tl.store(signs + offset, packed, mask=exists[:, None])
 
 
 def arguments(
     y: Tensor, weight: Tensor, bias: Tensor, copies: int, out: Tensor, signs: Tensor | None
 ) -> Launch:
+    """Return the launch of `stem`."""
     batch, image, height, width = y.shape
     channels = weight.shape[2]
     pixels = batch * height * width
-    # The largest power of two that divides the channels; float32 products take more registers.
-    part = min(channels & -channels, 64 if weight.dtype == torch.float32 else 128)
+    # A power of two that divides the channels; float32 needs more registers per channel.
+    block = min(channels & -channels, 64 if weight.dtype == torch.float32 else 128)
     values = {
         "out": out,
         "signs": signs,
@@ -96,11 +97,11 @@ def arguments(
         "CHANNELS": channels,
         "K": triton.next_power_of_2(9 * image),
         "P": PIXELS,
-        "C": part,
+        "C": block,
     }
-    return Launch(cdrl_stem, -(-pixels // PIXELS) * (channels // part), values)
+    return Launch(cdrl_stem, -(-pixels // PIXELS) * (channels // block), values)
 
 
 def stem(y: Tensor, *rest: Any) -> None:
-    """Writes ``out`` and, where given, the signs; float32 images that are not empty."""
+    """Write ``out``, and ``signs`` unless None; not for float64 or empty batches."""
     launch(arguments(y, *rest), y.device)

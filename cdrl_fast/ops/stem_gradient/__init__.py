@@ -1,4 +1,4 @@
-"""The last step of an energy network's input gradient on GPUs, and the Langevin update in one."""
+"""Last step of an energy network's input gradient on GPUs, alone or with the Langevin update."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ def stem_gradient(
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The gradient by the images: the transpose of `stem`'s convolution of g, divided by scale.
+    """Return the gradient by the images: `stem`'s transposed convolution of g, divided by scale.
 
-    Of a linear combination of conditions, g holds one part a term and their gradients are summed.
+    For an energy that is a sum of several terms, g has one batch per term, and their gradients are
+    summed.
 
     Args:
-        g: gradient by the convolution's output; dense (terms·batch, height, width, channels), one
-            term's batch after the other, channels a multiple of 32; float16, bfloat16, float32 or
-            float64.
-        weight: that of `stem`, dense (9, 1 to 4 image channels, channels) in g's dtype.
-        terms: how many parts g has; a sum over them costs no rounding.
-        scale: what g is multiplied by, as that of `head`.
-        out: where to write; dense (batch, image channels, height, width), float32 (float64 with
-            float64); apart from g and weight.
-        backend: "triton", "reference", or "auto": the first that can. float64 is the reference's.
+        g: gradient by the convolution's output, times ``scale``; dense (terms·batch, height,
+            width, channels), one term's batch after the other, channels a multiple of 32; float16,
+            bfloat16, float32 or float64.
+        weight: weight of `stem`, dense (9, 1 to 4 image channels, channels) in g's dtype.
+        terms: number of terms; their sum is not rounded to g's dtype.
+        scale: factor of g, as in `head`; the gradient is divided by it.
+        out: the output, dense (batch, image channels, height, width), float32 (float64 for
+            float64); must not share memory with g and weight.
+        backend: "triton", "reference", or "auto" (the first available one). float64 runs on the
+            reference.
 
     Returns:
-        ``out``, or a new tensor. Sums are of its dtype.
+        ``out``, or a new tensor. Sums have its dtype.
 
     Raises:
-        ValueError: shapes that do not fit. TypeError: dtypes that do not.
-        BackendUnavailable: an explicit backend that cannot be had.
+        ValueError: a shape does not fit.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: an explicit backend is not available.
 
     Source: the network of Zhu et al., ICLR 2024.
     """
@@ -74,45 +77,45 @@ def stem_langevin_(
     first_bad: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """`langevin_step_` of the images y along `stem_gradient` of g, in one pass over g and y.
+    """Apply `langevin_step_` to the images y with `stem_gradient` of g, in one pass over g and y.
 
     y ← rescale·(y + drift·gradient - pull·(y - anchor) + noise_std·z), with the noise of
-    `langevin_step`. A scale of g is undone in ``drift``.
+    `langevin_step`. The gradient is not divided by a scale of g: divide ``drift`` by it.
 
     Args:
-        y: images, dense (batch, image channels, height, width), float32 (float64 with float64);
-            written.
-        g, weight, terms: as for `stem_gradient`.
-        anchor: x_t of the recovery term, like ``y`` and not sharing its memory; None where there
-            is none.
-        drift, pull, noise_std, rescale: a number, or a tensor () or (1,) or (batch,). A single
-            element on y's device is read by the kernel, so that replays of a CUDA graph see it
-            changed.
+        y: images, dense (batch, image channels, height, width), float32 (float64 for float64);
+            overwritten.
+        g, weight, terms: as in `stem_gradient`.
+        anchor: x_t of the recovery term, with shape and dtype of ``y`` but memory of its own, or
+            None.
+        drift, pull, noise_std, rescale: a number, or a tensor of shape (), (1,) or (batch,). The
+            kernel reads a single element on y's device, so that replays of a CUDA graph use its
+            new value.
         rng: (seed, draw, first_sample) of the noise stream, see `normal`; or an `rng_state` on y's
-            device, whose draw the step moves on by one.
-        first_bad: as for `langevin_step`.
-        backend: as for `stem_gradient`.
+            device, whose draw the step increases by one.
+        first_bad: as in `langevin_step`.
+        backend: as in `stem_gradient`.
 
     Returns:
         ``y``.
 
     Raises:
-        As `stem_gradient`.
+        ValueError, TypeError, BackendUnavailable: as in `stem_gradient`.
 
     Source: Langevin dynamics of a recovery likelihood (Gao et al., ICLR 2021).
     """
-    where = "stem_langevin_"
+    operation = "stem_langevin_"
     coefficients = (drift, pull, noise_std, rescale)
-    shape = _image_shape(where, g, weight, terms)
-    check_dense(where, "y", y, shape, sum_dtype(g.dtype), g.device)
-    check_dense(where, "anchor", anchor, shape, y.dtype, g.device)
-    check_apart(where, "y", y, {"g": g, "weight": weight, "anchor": anchor})
-    check_coefficients(where, coefficients, shape[0], anchor)
-    check_int64(where, "first_bad", first_bad, 1, y)
-    check_rng(where, rng, y)
+    shape = _image_shape(operation, g, weight, terms)
+    check_dense(operation, "y", y, shape, sum_dtype(g.dtype), g.device)
+    check_dense(operation, "anchor", anchor, shape, y.dtype, g.device)
+    check_apart(operation, "y", y, {"g": g, "weight": weight, "anchor": anchor})
+    check_coefficients(operation, coefficients, shape[0], anchor)
+    check_int64(operation, "first_bad", first_bad, 1, y)
+    check_rng(operation, rng, y)
     if not isinstance(rng, Tensor):
         rng = (signed(rng[0]), *rng[1:])
-    chosen = choose(where, backend, y.device, y.dtype, TRITON_BACKENDS)
+    chosen = choose(operation, backend, y.device, y.dtype, TRITON_BACKENDS)
     if chosen == "reference" or not y.numel():
         reference.stem_langevin_(y, g, weight, terms, anchor, coefficients, rng, first_bad)
         return y
@@ -122,20 +125,22 @@ def stem_langevin_(
     return y
 
 
-def _image_shape(where: str, g: Tensor, weight: Tensor, terms: int) -> tuple[int, int, int, int]:
-    """Shape of the images, after g and weight have been checked."""
-    check_activations(where, "g", g)
+def _image_shape(
+    operation: str, g: Tensor, weight: Tensor, terms: int
+) -> tuple[int, int, int, int]:
+    """Check g, weight and terms; return the images' shape."""
+    check_activations(operation, "g", g)
     batch, height, width, channels = g.shape
     if not isinstance(terms, int) or terms < 1 or batch % terms:
         raise ValueError(
-            f"{where}: terms must be an integer that divides the {batch} samples of g, got "
+            f"{operation}: terms must be an integer that divides the {batch} samples of g, got "
             f"{terms!r}"
         )
     if weight.dim() != 3 or not 1 <= weight.shape[1] <= 4:
         raise ValueError(
-            f"{where}: weight must be (9, 1 to 4 image channels, {channels}), got "
+            f"{operation}: weight must be (9, 1 to 4 image channels, {channels}), got "
             f"{tuple(weight.shape)}"
         )
     image = weight.shape[1]
-    check_dense(where, "weight", weight, (9, image, channels), g.dtype, g.device)
+    check_dense(operation, "weight", weight, (9, image, channels), g.dtype, g.device)
     return batch // terms, image, height, width

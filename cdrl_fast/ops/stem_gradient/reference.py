@@ -1,4 +1,4 @@
-"""The meaning of `stem_gradient` and `stem_langevin_`, in plain torch."""
+"""Reference of `stem_gradient` and `stem_langevin_` in plain torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cdrl_fast.ops.layout import filters
 
 
 def stem_gradient(g: Tensor, weight: Tensor, terms: int, scale: float) -> Tensor:
-    """The transposed convolution of g's sum over terms, divided by scale; in the dtype of sums."""
+    """Return the transposed convolution of g's sum over terms, divided by scale."""
     kernel = filters(weight)
     total = g.to(kernel.dtype).view(terms, len(g) // terms, *g.shape[1:]).sum(dim=0)
     return F.conv_transpose2d(total.permute(0, 3, 1, 2), kernel, padding=1) / scale
@@ -27,6 +27,6 @@ def stem_langevin_(
     rng: tuple[int, int, int] | Tensor,
     first_bad: Tensor | None,
 ) -> None:
-    """Writes y: a Langevin step along the gradient."""
+    """Apply a Langevin step along the gradient to ``y``."""
     gradient = stem_gradient(g, weight, terms, 1.0)
     y.copy_(langevin_step(y, gradient, anchor, coefficients, rng, first_bad))

@@ -1,9 +1,9 @@
 """`stem_gradient` and `stem_langevin_` in Triton.
 
-A transposed convolution to so few channels is turned around: one matrix product gives, for each
-pixel of g, what it adds to each of its nine neighbours; then each image pixel gathers its nine
-parts. So g is read once but for the border of a tile, and the product has no idle columns to speak
-of.
+A matrix product with only 1 to 4 output channels as columns would leave most of a tensor core idle.
+Instead, one product computes for each pixel of g what it adds to each of its nine neighbours; then
+each image pixel gathers nine of these numbers. So g is read once, apart from the borders of tiles,
+and few columns are idle.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ from cdrl_fast.ops.coefficients import COEFFICIENT_NAMES, Coefficient, coefficie
 from cdrl_fast.ops.triton_common import OPTIONS, Launch, advance_rng, element_noise, launch, noise
 
 SIDE = 8
-"""Of the square of image pixels that one program takes."""
+"""Side of the square of image pixels per program."""
 
 
 @triton.jit
-def parts(
+def tap_sums(
     g,
     weight,
     top,
@@ -36,10 +36,10 @@ def parts(
     COLUMNS: tl.constexpr,
     K: tl.constexpr,
 ):
-    """What the pixels of g in a square and its border add to their neighbours.
+    """Return what each pixel of g in a square with border adds to each of its nine neighbours.
 
     Returns:
-        float32 (pixels, COLUMNS): column 9·image channel + tap; the rest are 0.
+        float32 (pixels, COLUMNS): column 9·image channel + tap; further columns are 0.
     """
     BORDERED: tl.constexpr = SIDE + 2
     PIXELS: tl.constexpr = triton.next_power_of_2(BORDERED * BORDERED)
@@ -52,16 +52,16 @@ def parts(
     tap = output % 9
     image = output // 9
     used = image < IMAGE
-    place = ((row * WIDTH + column) * CHANNELS)[:, None]
-    from_weight = weight + ((tap * IMAGE + image) * CHANNELS)[:, None]
+    g_offset = ((row * WIDTH + column) * CHANNELS)[:, None]
+    weight_rows = weight + ((tap * IMAGE + image) * CHANNELS)[:, None]
     total = tl.zeros((PIXELS, COLUMNS), tl.float32)
-    # Terms are summed by the product, as further channels with the same weights would be.
+    # The product sums over terms as over further channels that have the same weights.
     for first in tl.range(0, TERMS * CHANNELS, K):
-        # Said to triton 3.6, which does not see what a remainder is a multiple of.
+        # Triton 3.6 needs these hints: it does not derive that remainders are multiples.
         channel = tl.multiple_of(first % CHANNELS, K) + tl.arange(0, K)[None, :]
-        from_g = g + tl.multiple_of(first // CHANNELS * stride, 32)
-        a = tl.load(from_g + place + channel, mask=exists[:, None], other=0.0)
-        b = tl.load(from_weight + channel, mask=used[:, None], other=0.0)
+        term = g + tl.multiple_of(first // CHANNELS * stride, 32)
+        a = tl.load(term + g_offset + channel, mask=exists[:, None], other=0.0)
+        b = tl.load(weight_rows + channel, mask=used[:, None], other=0.0)
         total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
     return total
 
@@ -80,11 +80,11 @@ def square(
     COLUMNS: tl.constexpr,
     K: tl.constexpr,
 ):
-    """The gradient of a program's square of image pixels.
+    """Return the gradient in this program's square of image pixels.
 
     Returns:
-        Gradient, its elements' number within the sample (int32) and whether they exist, each
-        (groups, 4); groups are of pixels side by side.
+        The sample (int64), the gradient, the index of its elements within the sample (int32), and
+        whether they exist; the last three are (groups, 4), a group being four pixels of a row.
     """
     ACROSS: tl.constexpr = (WIDTH + SIDE - 1) // SIDE
     SQUARES: tl.constexpr = ACROSS * ((HEIGHT + SIDE - 1) // SIDE)
@@ -95,19 +95,18 @@ def square(
     left = tl.program_id(0) % ACROSS * SIDE
     AREA: tl.constexpr = HEIGHT * WIDTH * CHANNELS
     g += sample * AREA
-    given = parts(
+    sums = tap_sums(
         g, weight, top, left, batch * AREA, TERMS, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K
     )
-    # Pixel (y, x) of the square is (y + 1, x + 1) of what has a border, and tap (dy, dx) brings it
-    # the part of (y + 2 - dy, x + 2 - dx).
-    # Pixels lie along the lanes, and each thread adds up its taps.
+    # Pixel (y, x) of the square is (y + 1, x + 1) of the square with border, where tap (dy, dx) of
+    # (y + 2 - dy, x + 2 - dx) contributes to it. Lanes are pixels, so each thread adds up its taps.
     pixel = tl.arange(0, SIDE * SIDE)
     output = tl.arange(0, COLUMNS)
     row = (pixel // SIDE)[None, :] + 2 - (output % 9 // 3)[:, None]
     column = (pixel % SIDE)[None, :] + 2 - (output % 3)[:, None]
-    mine = tl.gather(tl.trans(given), row * (SIDE + 2) + column, axis=1)
-    its = (output // 9)[None, :] == tl.arange(0, IMAGES)[:, None]
-    gradient = tl.sum(tl.where(its[:, :, None], mine[None, :, :], 0.0), axis=1)
+    taps = tl.gather(tl.trans(sums), row * (SIDE + 2) + column, axis=1)
+    same_image = (output // 9)[None, :] == tl.arange(0, IMAGES)[:, None]
+    gradient = tl.sum(tl.where(same_image[:, :, None], taps[None, :, :], 0.0), axis=1)
     gradient = tl.reshape(gradient, (IMAGES * GROUPS, 4))
 
     group = tl.arange(0, IMAGES * GROUPS)
@@ -117,7 +116,7 @@ def square(
     element = ((image * HEIGHT + y) * WIDTH + x)[:, None] + tl.arange(0, 4)[None, :]
     exists = ((image < IMAGE) & (y < HEIGHT))[:, None]
     if WIDTH % 4 == 0:
-        # Plain to the compiler: a group exists whole or not at all.
+        # From this the compiler sees that all four pixels of a group exist or none.
         inside = exists & (x < WIDTH)[:, None] & (tl.arange(0, 4) < 4)[None, :]
     else:
         inside = exists & (x[:, None] + tl.arange(0, 4)[None, :] < WIDTH)
@@ -143,14 +142,14 @@ def cdrl_stem_gradient(
     sample, gradient, element, inside = square(
         g, weight, batch, TERMS, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K
     )
-    at = sample * (IMAGE * HEIGHT * WIDTH) + element
-    tl.store(out + at, unscale * gradient, mask=inside)
+    offset = sample * (IMAGE * HEIGHT * WIDTH) + element
+    tl.store(out + offset, unscale * gradient, mask=inside)
 
 
 @triton.jit
-def number(value, READ: tl.constexpr):
-    """A number, or where it is to be read a tensor's only element."""
-    if READ:
+def coefficient(value, IN_MEMORY: tl.constexpr):
+    """Return a coefficient: the number ``value``, or the number it points to if IN_MEMORY."""
+    if IN_MEMORY:
         return tl.load(value).to(tl.float32)
     else:
         return value
@@ -173,7 +172,7 @@ def cdrl_stem_langevin(
     seed: tl.int64,
     draw: tl.int64,
     first_sample: tl.int64,
-    READ: tl.constexpr,
+    IN_MEMORY: tl.constexpr,
     TERMS: tl.constexpr,
     IMAGE: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -186,8 +185,8 @@ def cdrl_stem_langevin(
     sample, gradient, element, inside = square(
         g, weight, batch, TERMS, IMAGE, HEIGHT, WIDTH, CHANNELS, SIDE, COLUMNS, K
     )
-    at = sample * (IMAGE * HEIGHT * WIDTH) + element
-    x = tl.load(state + at, mask=inside)
+    offset = sample * (IMAGE * HEIGHT * WIDTH) + element
+    x = tl.load(state + offset, mask=inside)
     if rng is not None:
         seed = tl.load(rng)
         draw = tl.load(rng + 1)
@@ -197,9 +196,9 @@ def cdrl_stem_langevin(
         pull = tl.load(table + batch + sample)
         noise_std = tl.load(table + 2 * batch + sample)
         rescale = tl.load(table + 3 * batch + sample)
-    y = x + number(drift, READ & 1) * gradient
+    y = x + coefficient(drift, IN_MEMORY & 1) * gradient
     if anchor is not None:
-        y -= number(pull, READ & 2) * (x - tl.load(anchor + at, mask=inside))
+        y -= coefficient(pull, IN_MEMORY & 2) * (x - tl.load(anchor + offset, mask=inside))
     if WIDTH % 4 == 0:
         # A group of four pixels is one block of the stream.
         block = tl.min(element, axis=1) // 4
@@ -208,8 +207,8 @@ def cdrl_stem_langevin(
     else:
         samples = first_sample + sample + tl.zeros_like(element).to(tl.int64)
         z = element_noise(seed, draw, samples, element)
-    y = number(rescale, READ & 8) * (y + number(noise_std, READ & 4) * z)
-    tl.store(state + at, y, mask=inside)
+    y = coefficient(rescale, IN_MEMORY & 8) * (y + coefficient(noise_std, IN_MEMORY & 4) * z)
+    tl.store(state + offset, y, mask=inside)
     if first_bad is not None:
         # y - y is 0 for finite y alone.
         bad = tl.sum(tl.sum(((y - y != 0.0) & inside).to(tl.int32), axis=1), axis=0) > 0
@@ -224,11 +223,11 @@ def _launch(kernel: Any, g: Tensor, weight: Tensor, terms: int, tensors: dict[st
     image = weight.shape[1]
     squares = -(-height // SIDE) * -(-width // SIDE)
     columns = triton.next_power_of_2(9 * image)
-    # 64 columns in four warps, or in two stages, spill registers.
-    few = columns <= 32
-    options = {**OPTIONS, "num_warps": 4 if few else 8, "num_stages": 2 if few else 1}
-    if not few:
-        options["maxnreg"] = 255  # without a limit ptxas spills, to fit more programs
+    # With 64 columns, four warps or two stages spill registers.
+    narrow = columns <= 32
+    options = {**OPTIONS, "num_warps": 4 if narrow else 8, "num_stages": 2 if narrow else 1}
+    if not narrow:
+        options["maxnreg"] = 255  # without a limit ptxas spills, to fit more programs on an SM
     shape = {
         "batch": batch,
         "TERMS": terms,
@@ -238,19 +237,20 @@ def _launch(kernel: Any, g: Tensor, weight: Tensor, terms: int, tensors: dict[st
         "CHANNELS": channels,
         "SIDE": SIDE,
         "COLUMNS": columns,
-        "K": _step(g.dtype, channels),
+        "K": _block_k(g.dtype, channels),
     }
     return Launch(kernel, batch * squares, {"g": g, "weight": weight, **tensors, **shape}, options)
 
 
-def _step(dtype: torch.dtype, channels: int) -> int:
-    """Channels that the product takes at a time; float32 products take more registers."""
+def _block_k(dtype: torch.dtype, channels: int) -> int:
+    """Return the channels per step of the product; float32 needs more registers per channel."""
     if dtype == torch.float32:
         return 16
     return 64 if channels % 64 == 0 else 32
 
 
 def gradient_arguments(g: Tensor, weight: Tensor, terms: int, scale: float, out: Tensor) -> Launch:
+    """Return the launch of `stem_gradient`."""
     return _launch(cdrl_stem_gradient, g, weight, terms, {"out": out, "unscale": 1.0 / scale})
 
 
@@ -264,36 +264,37 @@ def langevin_arguments(
     rng: tuple[int, int, int] | Tensor,
     first_bad: Tensor | None,
 ) -> Launch:
-    # A tensor of one element is read where it lies, so that a graph's replays see it changed.
-    each = any(isinstance(c, Tensor) and c.numel() > 1 for c in coefficients)
-    table = coefficient_table(coefficients, y) if each else None
-    numbers = (0.0,) * 4 if each else tuple(_readable(c, y) for c in coefficients)
+    """Return the launch of `stem_langevin_`."""
+    # The kernel reads tensors of one element, so that replays of a graph use their new values.
+    per_sample = any(isinstance(c, Tensor) and c.numel() > 1 for c in coefficients)
+    table = coefficient_table(coefficients, y) if per_sample else None
+    scalars = (0.0,) * 4 if per_sample else tuple(_scalar(c, y) for c in coefficients)
     seed, draw, first_sample = (0, 0, 0) if isinstance(rng, Tensor) else rng
     tensors = {
         "state": y,
         "anchor": anchor,
         "table": table,
-        **dict(zip(COEFFICIENT_NAMES, numbers, strict=True)),
+        **dict(zip(COEFFICIENT_NAMES, scalars, strict=True)),
         "rng": rng if isinstance(rng, Tensor) else None,
         "first_bad": first_bad,
         "seed": seed,
         "draw": draw,
         "first_sample": first_sample,
-        "READ": sum(isinstance(c, Tensor) << i for i, c in enumerate(numbers)),
+        "IN_MEMORY": sum(isinstance(c, Tensor) << i for i, c in enumerate(scalars)),
     }
     return _launch(cdrl_stem_langevin, g, weight, terms, tensors)
 
 
-def _readable(c: Coefficient, y: Tensor) -> Coefficient:
-    """As a kernel on y's device can read it."""
+def _scalar(c: Coefficient, y: Tensor) -> Coefficient:
+    """Return a coefficient of one element that is on y's device, others as a number."""
     return c if isinstance(c, Tensor) and c.device == y.device else float(c)
 
 
 def stem_gradient(g: Tensor, *rest: Any) -> None:
-    """Writes ``out``; not float64 and not empty."""
+    """Write ``out``; not for float64 or empty batches."""
     launch(gradient_arguments(g, *rest), g.device)
 
 
 def stem_langevin_(y: Tensor, *rest: Any) -> None:
-    """Writes ``y``; float32 and not empty."""
+    """Write ``y``; not for float64 or empty batches."""
     launch(langevin_arguments(y, *rest), y.device)

@@ -1,4 +1,4 @@
-"""A 3×3 convolution whose weight is being learned: the result, and gradients by autograd."""
+"""3×3 convolution for training: the result, and gradients by autograd."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ def train_conv3x3(
     weight: Tensor,
     bias: Tensor,
     *,
-    again: native.Again | None = None,
+    again: native.InputFactory | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """weight * x + bias, with zero borders; differentiable in all three.
+    """Return the convolution weight * x + bias with zero padding, differentiable in all three.
 
     Args:
         x: (batch, in, height, width), in any memory format.
         weight: (out, in, 3, 3).
         bias: (out,).
-        again: makes x once more, so that the native room need not keep it for its gradients.
-        backend: "native" (C++, on CPUs), "reference" (torch's own convolution), or "auto": the
-            first that can. float32 outside autocast is the native room's; its gradients cannot be
-            differentiated again.
+        again: a function that computes x a second time; "native" then does not store x for the
+            gradients. None to store it.
+        backend: "native" (C++, on CPUs), "reference" (torch's own convolution), or "auto" (the
+            first available one). "native" computes float32 outside autocast, and its gradients
+            cannot be differentiated again.
 
     Returns:
-        (batch, out, height, width); the native room's is channels-last.
+        (batch, out, height, width), channels-last with "native".
 
     Raises:
-        ValueError: shapes that do not fit. TypeError: dtypes that do not. BackendUnavailable: an
-            explicit backend that cannot be had.
+        ValueError: a shape does not fit.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: an explicit backend is not available.
 
     Source: Lavin & Gray, CVPR 2016, F(4×4, 3×3) and F(2×2, 3×3), forward and in both gradients.
     """
@@ -51,14 +53,14 @@ def train_conv3x3(
 
 def _why_not_native(x: Tensor) -> str | None:
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
-        return "the native room computes in float32, without autocast"
-    return None if x.numel() else f"the native room needs a pixel, got {tuple(x.shape)}"
+        return 'backend="native" computes in float32 without autocast; use "auto"'
+    return None if x.numel() else f'backend="native" needs at least one pixel, got {tuple(x.shape)}'
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     if not x.dtype == weight.dtype == bias.dtype or not x.is_floating_point():
         raise TypeError(
-            f"train_conv3x3: x, weight and bias must be of one floating dtype, got {x.dtype}, "
+            f"train_conv3x3: x, weight and bias must have one floating dtype, got {x.dtype}, "
             f"{weight.dtype} and {bias.dtype}"
         )
     fits = x.dim() == 4 and weight.shape[1:] == (x.shape[1], 3, 3)

@@ -1,4 +1,4 @@
-"""`train_conv3x3` in C++ (csrc/cpu/train/conv3x3.cpp), as autograd sees it."""
+"""`train_conv3x3` in C++ (csrc/cpu/train/conv3x3.cpp) as a function of autograd."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from torch.nn import functional as F
 
 from cdrl_fast._extension import addresses, module
 
-Again = Callable[[], Tensor]
+InputFactory = Callable[[], Tensor]
 
 BLOCK = 16
-"""Kernels take numbers of channels that are its multiples."""
+"""Numbers of channels of the kernels are multiples of it."""
 
 
 class TrainConv3x3(torch.autograd.Function):
-    """The convolution; it keeps the weight, and x unless that can be made again."""
+    """Convolution that stores the weight, and x unless ``again`` can compute it."""
 
     @staticmethod
-    def run(x: Tensor, weight: Tensor, bias: Tensor, again: Again | None) -> Tensor:
-        """The result for checked arguments."""
-        outs, ins = -weight.shape[0] % BLOCK, -weight.shape[1] % BLOCK
-        if outs or ins:
-            # With zeros, of which nothing comes: an image has few channels.
-            weight = F.pad(weight, (0, 0, 0, 0, 0, ins, 0, outs))
-            y = TrainConv3x3.run(_widened(x), weight, F.pad(bias, (0, outs)), again)
-            return y[:, : weight.shape[0] - outs]
+    def run(x: Tensor, weight: Tensor, bias: Tensor, again: InputFactory | None) -> Tensor:
+        """Return the convolution; the arguments have been checked."""
+        more_out, more_in = -weight.shape[0] % BLOCK, -weight.shape[1] % BLOCK
+        if more_out or more_in:
+            # Channels of zeros do not change the result; images have only 1 or 3 channels.
+            weight = F.pad(weight, (0, 0, 0, 0, 0, more_in, 0, more_out))
+            y = TrainConv3x3.run(_padded(x), weight, F.pad(bias, (0, more_out)), again)
+            return y[:, : weight.shape[0] - more_out]
         result: Tensor = TrainConv3x3.apply(  # type: ignore[no-untyped-call]
             _dense(x), weight.contiguous(), bias.contiguous(), again
         )
         return result
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, again: Again | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, again: InputFactory | None
+    ) -> Tensor:
         ctx.save_for_backward(None if again else x, weight)
         ctx.again = again
         shape = (x.shape[0], weight.shape[0], *x.shape[2:])
@@ -51,7 +53,7 @@ class TrainConv3x3(torch.autograd.Function):
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         if x is None:
-            x, ctx.again = _dense(_widened(ctx.again())), None
+            x, ctx.again = _dense(_padded(ctx.again())), None
         y_grad = _dense(y_grad)
         x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         weight_grad, bias_grad = torch.empty_like(weight), weight.new_empty(weight.shape[0])
@@ -62,10 +64,10 @@ class TrainConv3x3(torch.autograd.Function):
         return x_grad, weight_grad, bias_grad, None
 
 
-def _widened(x: Tensor) -> Tensor:
-    """With channels of zeros, to a multiple of `BLOCK`."""
-    ins = -x.shape[1] % BLOCK
-    return F.pad(x, (0, 0, 0, 0, 0, ins)) if ins else x
+def _padded(x: Tensor) -> Tensor:
+    """Return x with channels of zeros up to a multiple of `BLOCK`."""
+    more = -x.shape[1] % BLOCK
+    return F.pad(x, (0, 0, 0, 0, 0, more)) if more else x
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The meaning of `train_conv3x3`: torch's convolution."""
+"""Reference of `train_conv3x3`: torch's convolution."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch.nn import functional as F
 
 
 def train_conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(batch, out, height, width)."""
+    """Return the convolution, (batch, out, height, width)."""
     return F.conv2d(x, weight, bias, padding=1)

@@ -1,4 +1,4 @@
-"""Group norm, scale, shift and SiLU, being learned: the result, and gradients by autograd."""
+"""Group norm, scale, shift and SiLU for training: the result, and gradients by autograd."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ def train_norm_silu(
     activate: bool = True,
     backend: str = "auto",
 ) -> Tensor:
-    """silu(norm(x)·(1 + scale) + shift), differentiable in all; norm is a group norm, ε = 1e-6.
+    """Return silu(norm(x)·(1 + scale) + shift), differentiable in all tensors.
+
+    norm is a group norm with ε = 1e-6.
 
     Args:
         x: (batch, channels, height, width), in any memory format.
-        weight, bias: (channels,), of the norm.
-        groups: of channels; divides them.
-        row: (batch, 2·channels), scale then shift. None is 0.
-        activate: whether SiLU follows.
-        backend: "native" (C++, on CPUs), "reference" (torch's own operations), or "auto": the first
-            that can. float32 outside autocast, with channels that are a multiple of 16, is the
-            native room's; its gradients cannot be differentiated again.
+        weight, bias: (channels,), parameters of the norm.
+        groups: number of groups, a divisor of the channels.
+        row: (batch, 2·channels), scale then shift. None means 0.
+        activate: whether SiLU is applied.
+        backend: "native" (C++, on CPUs), "reference" (torch's own operations), or "auto" (the
+            first available one). "native" computes float32 outside autocast and needs a multiple
+            of 16 channels; its gradients cannot be differentiated again.
 
     Returns:
-        The shape of x; the native room's is channels-last.
+        A tensor of x's shape, channels-last with "native".
 
     Raises:
-        ValueError: shapes that do not fit. TypeError: dtypes that do not. BackendUnavailable: an
-            explicit backend that cannot be had.
+        ValueError: a shape does not fit.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: an explicit backend is not available.
 
     Source: the initializer of Zhu et al., ICLR 2024; Wu & He, ECCV 2018.
     """
@@ -54,20 +57,20 @@ def train_norm_silu(
 
 def _why_not_native(x: Tensor) -> str | None:
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
-        return "the native room computes in float32, without autocast"
+        return 'backend="native" computes in float32 without autocast; use "auto"'
     if x.shape[1] % native.BLOCK or not x.numel():
         return (
-            f"the native room takes channels that are a multiple of {native.BLOCK}, and at least "
+            f'backend="native" needs channels that are a multiple of {native.BLOCK}, and at least '
             f"one pixel, got {tuple(x.shape)}"
         )
     return None
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, row: Tensor | None) -> None:
-    given = {"weight": weight, "bias": bias} | ({} if row is None else {"row": row})
-    if not x.is_floating_point() or any(t.dtype != x.dtype for t in given.values()):
-        kinds = ", ".join(f"{name} {t.dtype}" for name, t in {"x": x, **given}.items())
-        raise TypeError(f"train_norm_silu: expected one floating dtype, got {kinds}")
+    parameters = {"weight": weight, "bias": bias} | ({} if row is None else {"row": row})
+    if not x.is_floating_point() or any(t.dtype != x.dtype for t in parameters.values()):
+        dtypes = ", ".join(f"{name} {t.dtype}" for name, t in {"x": x, **parameters}.items())
+        raise TypeError(f"train_norm_silu: expected one floating dtype, got {dtypes}")
     channels = x.shape[1] if x.dim() == 4 else 0
     if not channels or groups < 1 or channels % groups:
         raise ValueError(
@@ -75,7 +78,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, row: Tensor | N
             f"its channels, got {tuple(x.shape)} and {groups}"
         )
     shapes = {"weight": (channels,), "bias": (channels,), "row": (x.shape[0], 2 * channels)}
-    for name, tensor in given.items():
+    for name, tensor in parameters.items():
         if tensor.shape != shapes[name]:
             raise ValueError(
                 f"train_norm_silu: {name} must be {shapes[name]}, got {tuple(tensor.shape)}"

@@ -1,4 +1,4 @@
-"""`train_norm_silu` in C++ (csrc/cpu/train/norm_silu.cpp), as autograd sees it."""
+"""`train_norm_silu` in C++ (csrc/cpu/train/norm_silu.cpp) as a function of autograd."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.autograd.function import once_differentiable
 from cdrl_fast._extension import addresses, module
 
 BLOCK = 16
-"""The number of channels is its multiple."""
+"""Numbers of channels are multiples of it."""
 
 
 class TrainNormSilu(torch.autograd.Function):
-    """The norm; it keeps what it was given, and a mean and a deviation a group."""
+    """Norm that stores its inputs, and the mean and deviation of each group."""
 
     @staticmethod
     def run(
         x: Tensor, weight: Tensor, bias: Tensor, row: Tensor | None, groups: int, activate: bool
     ) -> Tensor:
-        """The result for checked arguments."""
+        """Return the result; the arguments have been checked."""
         row = None if row is None else row.contiguous()
         result: Tensor = TrainNormSilu.apply(  # type: ignore[no-untyped-call]
             x.contiguous(memory_format=torch.channels_last),
@@ -55,15 +55,15 @@ class TrainNormSilu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
-        given = ctx.saved_tensors
-        x, weight, bias, row, _ = given
+        saved = ctx.saved_tensors
+        x, weight, bias, row, _ = saved
         y_grad = y_grad.contiguous(memory_format=torch.channels_last)
-        found = [None if t is None else torch.empty_like(t) for t in (x, weight, bias, row)]
+        gradients = [None if t is None else torch.empty_like(t) for t in (x, weight, bias, row)]
         module().train_norm_silu_gradients(
-            *_sizes(x, ctx.groups), ctx.activate, *addresses(*given, y_grad, *found),
+            *_sizes(x, ctx.groups), ctx.activate, *addresses(*saved, y_grad, *gradients),
             torch.get_num_threads(),
         )  # fmt: skip
-        return *found, None, None
+        return *gradients, None, None
 
 
 def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A U-Net's forward pass, its level and label given as scales and shifts."""
+"""Forward pass of a U-Net that takes level and label as scales and shifts of its blocks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ __all__ = [
 
 
 class UNetForward:
-    """The output of the network of `UNetWeights`.
+    """Forward pass of the network of `UNetWeights`.
 
-    In the native room a sample's output is the same to the bit whatever the batch it is in and the
-    number of threads.
+    With "native" a sample's output has the same bits in any batch and with any number of threads.
 
     Args:
-        weights: float32 or float64, dense, on the device where it computes.
-        backend: "native" (C++, on CPUs), "reference", or "auto": the first that can. float64 is the
-            reference's.
+        weights: float32 or float64, dense, on the device that computes.
+        backend: "native" (C++, on CPUs), "reference", or "auto" (the first available one). float64
+            runs on the reference.
+
+    Attributes:
+        backend: the backend that computes, "native" or "reference".
+        weights: the current weights.
 
     Raises:
-        ValueError: weights that do not fit. BackendUnavailable: a room that cannot be had.
+        ValueError: the shapes of the weights do not fit.
+        TypeError: their dtypes do not fit.
+        BackendUnavailable: an explicit backend is not available.
 
     Source: the initializer of Zhu et al., ICLR 2024.
     """
@@ -45,24 +50,25 @@ class UNetForward:
         self._kernel = native.UNet(weights) if self.backend == "native" else None
 
     def load(self, weights: UNetWeights) -> None:
-        """Takes other weights of the same form."""
+        """Replace the weights by others of the same `UNetWeights.form`."""
         weights.check("UNetForward", self.weights.form)
         self.weights = weights
         if self._kernel is not None:
             self._kernel.load(weights)
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The network's output for x.
+        """Return the network's output for x.
 
         Args:
-            x: (batch, channels, size, size), of the weights' dtype and device.
-            rows: (1 or batch, R), dense: for each block in order scale, then shift.
+            x: (batch, channels, size, size), with the weights' dtype and device.
+            rows: dense (1 or batch, R): scale, then shift, of each block in order.
 
         Returns:
             A new dense tensor of x's shape.
 
         Raises:
-            ValueError: shapes that do not fit. TypeError: dtypes that do not.
+            ValueError: a shape does not fit.
+            TypeError: a dtype or device does not fit.
         """
         check_call("UNetForward", self.weights, x, rows)
         if self._kernel is None:
@@ -72,27 +78,27 @@ class UNetForward:
         return out
 
     def working_memory(self, batch: int) -> int | None:
-        """Bytes that the native room takes for a batch, besides arguments and weights."""
+        """Return the native backend's workspace for a batch in bytes; None for the reference."""
         return None if self._kernel is None else self._kernel.workspace_bytes(batch)
 
 
-def check_call(where: str, weights: UNetWeights, x: Tensor, rows: Tensor) -> None:
-    """Raises unless these are arguments of a network with such weights; see `UNetForward`."""
-    like, size = weights.stem.weight, sum(weights.row_sizes)
-    shape = (like.shape[1], weights.image_size, weights.image_size)
+def check_call(operation: str, weights: UNetWeights, x: Tensor, rows: Tensor) -> None:
+    """Raise ValueError or TypeError unless x and rows fit the weights; see `UNetForward`."""
+    stem, size = weights.stem.weight, sum(weights.row_sizes)
+    shape = (stem.shape[1], weights.image_size, weights.image_size)
     if x.shape[1:] != shape:
         raise ValueError(
-            f"{where}: x must have shape (batch, {', '.join(map(str, shape))}), "
+            f"{operation}: x must have shape (batch, {', '.join(map(str, shape))}), "
             f"got {tuple(x.shape)}"
         )
     if rows.shape not in ((1, size), (x.shape[0], size)) or not rows.is_contiguous():
         raise ValueError(
-            f"{where}: rows must be dense, of shape (1 or {x.shape[0]}, {size}), got "
+            f"{operation}: rows must be dense, of shape (1 or {x.shape[0]}, {size}), got "
             f"{tuple(rows.shape)} with strides {rows.stride()}"
         )
     for name, tensor in (("x", x), ("rows", rows)):
-        if tensor.dtype != like.dtype or tensor.device != like.device:
+        if tensor.dtype != stem.dtype or tensor.device != stem.device:
             raise TypeError(
-                f"{where}: {name} must be {like.dtype} on {like.device} like the weights, "
+                f"{operation}: {name} must be {stem.dtype} on {stem.device}, as the weights are, "
                 f"got {tensor.dtype} on {tensor.device}"
             )

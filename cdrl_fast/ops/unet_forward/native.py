@@ -1,4 +1,4 @@
-"""`unet_forward` in C++ (csrc/cpu/unet/forward.cpp): a whole U-Net in one call."""
+"""`unet_forward` in C++ (csrc/cpu/unet/forward.cpp): a complete U-Net in one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cdrl_fast.ops.unet_forward.weights import UNetWeights
 
 
 class UNet:
-    """The compiled network, with packed weights of its own."""
+    """Compiled network with its own packed copy of the weights."""
 
     def __init__(self, weights: UNetWeights) -> None:
         compiled = module()
@@ -26,11 +26,11 @@ class UNet:
         self.load(weights)
 
     def load(self, weights: UNetWeights) -> None:
-        """Packs the weights, which are checked, float32 on the CPU and of one form."""
+        """Pack weights of the same form, which have been checked and are float32 on the CPU."""
         self._kernel.load([tensor.data_ptr() for tensor in weights.tensors()])
 
     def run(self, x: Tensor, rows: Tensor, out: Tensor) -> None:
-        """Writes ``out``; all float32 and dense, ``out`` apart from ``x``."""
+        """Write ``out``; all are float32 and dense, and ``out`` shares no memory with ``x``."""
         self._kernel.run(
             x.data_ptr(),
             rows.data_ptr(),
@@ -41,5 +41,5 @@ class UNet:
         )
 
     def workspace_bytes(self, batch: int) -> int:
-        """Memory that a call takes for a batch, besides its arguments and the weights."""
+        """Return the bytes that a call needs for a batch besides its arguments and the weights."""
         return int(self._kernel.workspace_bytes(batch, torch.get_num_threads()))

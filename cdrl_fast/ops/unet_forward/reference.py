@@ -1,4 +1,4 @@
-"""The meaning of `unet_forward`, in plain torch."""
+"""Reference of `unet_forward` in plain torch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from cdrl_fast.ops.unet_forward.weights import (
 
 
 def forward(weights: UNetWeights, x: Tensor, rows: Tensor) -> Tensor:
-    """The network's output, in x's dtype.
+    """Return the network's output, with shape and dtype of x.
 
     Args:
-        x: (batch, image channels, size, size), of the weights' dtype.
-        rows: (1 or batch, R), for each block scale, then shift.
-
-    Returns:
-        The shape of x.
+        weights: the network's weights.
+        x: (batch, image channels, size, size), in the weights' dtype.
+        rows: (1 or batch, R): scale, then shift, of each block in order.
     """
     parts = iter(torch.split(rows, weights.row_sizes, dim=1))
     h = _conv(weights.stem, x)

@@ -12,9 +12,9 @@ namespace cdrl::cpu {
 
 namespace {
 
-// A stage takes as many samples together as give it this many positions: enough that weights are
-// rarely read from the outer caches, few enough that activations stay in the inner ones. With
-// patches of 4×4 it takes as many samples as fill kPatches patches.
+// Positions over all samples that go through a stage together: enough that weights are rarely read
+// from the outer caches, few enough that activations stay in the inner ones. With patches of 4×4
+// the number of samples is that which fills kPatches patches.
 constexpr int64_t kPositions = 256;
 
 }  // namespace

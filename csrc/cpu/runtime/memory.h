@@ -26,8 +26,8 @@ class Memory {
   std::unique_ptr<char, Free> bytes_;
 };
 
-// Hands out aligned pieces of a memory. Of an empty memory the pieces are null and only their bytes
-// are counted, so that one function both measures and places.
+// Hands out aligned pieces of a memory. If the memory is empty, the pieces are null and only their
+// bytes are counted, so that one function both measures and places.
 class Pieces {
  public:
   explicit Pieces(const Memory& memory) : memory_(memory) {}

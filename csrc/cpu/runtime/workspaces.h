@@ -13,14 +13,13 @@
 
 namespace cdrl::cpu {
 
-// One workspace per thread, kept between calls. `Workspace` has a member `memory` and pointers into
-// it.
+// One workspace per thread, kept between calls. A `Workspace` is a `memory` and pointers into it.
 template <class Workspace>
 class Workspaces {
  public:
   // Calls body(workspace, first sample, number of samples) for every group. place(workspace, size)
-  // places the buffers of a group of `size` samples in the workspace's memory and returns their
-  // bytes; of an empty memory it returns the bytes alone.
+  // must place the buffers of a group of `size` samples in the workspace's memory and return their
+  // bytes; if the memory is empty, it only returns the bytes.
   template <class Place, class Body>
   void each_group(int64_t batch, const Split& split, const Place& place, const Body& body) {
     grow(split, place);

@@ -60,7 +60,7 @@ struct Vector {
     const __mmask16 finite = _mm512_cmp_ps_mask(a, number(__builtin_inff()), _CMP_LT_OQ);
     return _mm512_mask3_fmadd_ps(r, error, r, finite);
   }
-  // Clamp to a bound; NaN stays NaN.
+  // Clamps to a bound; NaN stays NaN.
   static Float at_least(Float a, float bound) { return _mm512_max_ps(number(bound), a); }
   static Float at_most(Float a, float bound) { return _mm512_min_ps(number(bound), a); }
   // a where x > 0, else b.

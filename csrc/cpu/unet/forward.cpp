@@ -15,10 +15,10 @@ namespace cdrl::cpu {
 
 namespace {
 
-// As many samples go through the network together as give the first level this many positions:
-// enough that weights are rarely read from the outer caches, few enough that maps stay in the inner
-// ones. It is a multiple of 14 · 8 · 4, so that rows of 2×2 patches fill the widest tile, of 14
-// positions, at 8×8 as well as at 28×28.
+// Positions of the first level over all samples that go through the network together: enough that
+// weights are rarely read from the outer caches, few enough that maps stay in the inner ones. A
+// multiple of 14 · 8 · 4, so that rows of 2×2 patches fill the widest tile, of 14 positions, at 8×8
+// as well as at 28×28.
 constexpr int64_t kPositions = 448;
 
 UNetNorm norm_of(int channels) { return {nullptr, nullptr, channels, std::gcd(32, channels)}; }

@@ -1,5 +1,5 @@
-// Sums of values and of squares over positions for group norms. They are in double precision, so
-// that the variance can be computed from them without cancellation in float32.
+// Sums of values and of squares over positions for group norms, in double precision, so that the
+// variance can be computed from them without loss of accuracy.
 #pragma once
 
 #include "cpu/simd/sixteen.h"
