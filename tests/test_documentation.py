@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 from tests.model.released_networks import Case, checkpoint, layout
 
 ROOT = Path(__file__).parents[1]

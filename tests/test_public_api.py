@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -238,3 +239,24 @@ def test_examples_in_docstrings(path, tmp_path, monkeypatch):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_every_module_can_be_imported_first():
+    """Import each in a process of its own: packages that import each other would fail."""
+    package = Path(cdrl_fast.__file__).parent
+    names = (".".join(p.relative_to(package.parent).parts) for p in package.rglob("*.py"))
+    modules = {name.removesuffix(".py").removesuffix(".__init__") for name in names}
+    code = """
+import os, sys
+import torch
+for name in sys.argv[1:]:
+    if os.fork() == 0:
+        __import__(name)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(f"{name} cannot be imported first")
+"""
+    names = sorted(name for name in modules if not name.endswith("__main__"))
+    process = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

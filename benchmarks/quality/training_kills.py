@@ -52,7 +52,9 @@ class Campaign:
             values = value if isinstance(value, list) else [value]
             arguments += [f"--{name}", *map(str, values)]
         arguments += ["--iterations", str(self.iterations)]
-        program = "import torch; torch.set_num_threads(1); from cdrl_fast.cli import main; main()"
+        program = (
+            "import torch; torch.set_num_threads(1); from cdrl_fast.cli.main import main; main()"
+        )
         command = [sys.executable, "-c", program, *arguments]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

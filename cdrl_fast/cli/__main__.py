@@ -1,5 +1,5 @@
 import sys
 
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 
 sys.exit(main())

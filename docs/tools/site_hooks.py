@@ -58,7 +58,7 @@ def related_speed() -> str:
 
 def commands() -> str:
     """Return the help of each command."""
-    from cdrl_fast.cli import main
+    from cdrl_fast.cli.main import main
 
     parts = []
     for name in COMMANDS:

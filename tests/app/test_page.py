@@ -19,7 +19,7 @@ from PIL import Image
 
 from cdrl_fast import CDRL, NoiseSchedule, ResNetEnergy
 from cdrl_fast.app.playground import CELL
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 
 WAIT = 60_000  # milliseconds
 

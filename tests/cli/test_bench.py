@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cdrl_fast import CDRL, MLPEnergy, NoiseSchedule, ResNetEnergy, Sampler, reference
-from cdrl_fast.cli import main
 from cdrl_fast.cli.bench import bench, flop_per_sample, hand_tuned
+from cdrl_fast.cli.main import main
 
 
 def test_flop_of_a_network_are_those_counted_on_paper():

@@ -10,7 +10,7 @@ from PIL import Image
 
 import cdrl_fast
 from cdrl_fast import CDRL, ChainDiverged, Sampler
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 from cdrl_fast.storage.locate import checkpoints_of
 
 SMALL = [

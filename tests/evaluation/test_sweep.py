@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdrl_fast import CDRL, NoiseSchedule, Sampler, StepPlan
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 from cdrl_fast.cli.options import parse_steps
 from cdrl_fast.data import load_data
 from cdrl_fast.evaluation.judge import Judge, measure

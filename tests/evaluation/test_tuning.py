@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cdrl_fast import CDRL, ChainDiverged, NoiseSchedule, Sampler, StepPlan, reference, tune_steps
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.errors import DataError
 from cdrl_fast.evaluation import tuning

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 
 TRAIN = [
     "train", "--recipe", "digits", "--iterations", "3", "--batch-size", "8", "--steps", "2",

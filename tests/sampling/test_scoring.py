@@ -10,7 +10,7 @@ import torch
 from gaussians import GaussianMixture, model_of
 
 from cdrl_fast import CDRL, Sampler, conditional, normal, product
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 from cdrl_fast.metrics import GaussianBaseline, auroc
 from cdrl_fast.sampling.scoring import LevelStatistics
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from cdrl_fast import CDRL, ModelCard, NoiseSchedule, ResNetEnergy, Sampler
-from cdrl_fast.cli import main
 from cdrl_fast.cli.export import last_metrics
+from cdrl_fast.cli.main import main
 
 
 @pytest.fixture(scope="module")

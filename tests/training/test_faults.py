@@ -281,7 +281,7 @@ def test_the_log_has_no_losses_of_a_skipped_iteration(trainer, tmp_path):
 def test_sigterm_writes_a_checkpoint(tmp_path):
     """Slurm and Kubernetes send it before they stop a job."""
     program = f"""
-        from cdrl_fast.cli import main
+        from cdrl_fast.cli.main import main
         import sys
         sys.exit(main([
             "train", "--out", {str(tmp_path)!r}, "--iterations", "100000", "--batch-size", "2",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdrl_fast import CDRL, MLPEnergy, ResNetEnergy, Sampler
-from cdrl_fast.cli import main
+from cdrl_fast.cli.main import main
 from cdrl_fast.data import Dataset, load_data
 from cdrl_fast.evaluation.judge import evaluate
 from cdrl_fast.storage.locate import checkpoints_of
