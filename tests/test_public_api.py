@@ -241,6 +241,7 @@ def test_examples_in_docstrings(path, tmp_path, monkeypatch):
     assert result.failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 def test_every_module_can_be_imported_first():
     """Import each in a process of its own: packages that import each other would fail."""
