@@ -17,7 +17,6 @@ from typing import Any
 TOOLS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TOOLS), str(TOOLS.parents[1] / "benchmarks")]
 
-import related  # noqa: E402
 import table  # noqa: E402
 
 LINE = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
@@ -73,7 +72,6 @@ GENERATED: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "history": history,
     "commands": commands,
-    "related": related.table,
     "related-speed": related_speed,
 }
 
