@@ -26,8 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "benchmarks.jsonl"
-CONTENDER_NAMES = RESULTS.with_name("contender-names.json")
-"""The names of contenders in older results, and today's names."""
+RENAMED = {"afternoon": "hand-tuned"}
+"""Names of contenders in older results, and today's names."""
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: benchmarks/table.py --write -->", "<!-- end of benchmarks -->"
 UNITS = (
@@ -65,13 +65,12 @@ def lines(path: Path) -> list[Row]:
     """Return all results, the oldest first, with today's names of contenders."""
     if not path.exists():
         return []
-    names = json.loads(CONTENDER_NAMES.read_text())
     results = [json.loads(text) for text in path.read_text().splitlines()]
     for row in (row for line in results for row in line["rows"]):
-        row["contender"] = names.get(row["contender"], row["contender"])
+        row["contender"] = RENAMED.get(row["contender"], row["contender"])
         for key in ("others", "ratios"):
             if key in row:
-                row[key] = {names.get(name, name): value for name, value in row[key].items()}
+                row[key] = {RENAMED.get(name, name): value for name, value in row[key].items()}
     return results
 
 
