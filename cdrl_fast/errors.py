@@ -64,3 +64,11 @@ class DataError(CDRLError, ValueError):
 
     Also a ValueError.
     """
+
+
+def check_integer(operation: str, name: str, value: object, low: int, high: int) -> None:
+    """Raise TypeError or ValueError unless ``value`` is an integer in [low, high)."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{operation}: {name} must be an integer, got {value!r}")
+    if not low <= value.__index__() < high:
+        raise ValueError(f"{operation}: {name} must be in [{low}, {high}), got {value}")

@@ -17,6 +17,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from cdrl_fast.errors import check_integer
+
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK = 0xFFFFFFFF
@@ -102,14 +104,6 @@ def box_muller(integers: Tensor) -> Tensor:
 def signed(seed: int) -> int:
     """Return the integer in [-2⁶³, 2⁶³) with the same 64 bits."""
     return (seed + 2**63) % 2**64 - 2**63
-
-
-def check_integer(operation: str, name: str, value: object, low: int, high: int) -> None:
-    """Raise TypeError or ValueError unless ``value`` is an integer in [low, high)."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{operation}: {name} must be an integer, got {value!r}")
-    if not low <= value.__index__() < high:
-        raise ValueError(f"{operation}: {name} must be in [{low}, {high}), got {value}")
 
 
 def check_stream_position(

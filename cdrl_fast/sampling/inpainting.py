@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.engine import FrozenModel
+from cdrl_fast.errors import check_integer
 from cdrl_fast.model.cdrl import CDRL, Label
 from cdrl_fast.model.densities import Density
 from cdrl_fast.model.schedule import NoiseSchedule, StepPlan, Steps
 from cdrl_fast.ops import normal
-from cdrl_fast.ops.philox import Purpose, check_integer, level_draw
+from cdrl_fast.ops.philox import Purpose, level_draw
 from cdrl_fast.sampling.candidates import CandidateSelector
 from cdrl_fast.sampling.label_terms import cycled_classes, label_terms
 from cdrl_fast.sampling.scoring import checked_samples

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.sequential import program_of
-from cdrl_fast.errors import ChainDiverged
+from cdrl_fast.errors import ChainDiverged, check_integer
 from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, automatic
+from cdrl_fast.ops.keys import langevin_key
 from cdrl_fast.ops.langevin_step import NEVER, bound_step, decode_first_bad
 from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value
-from cdrl_fast.ops.philox import check_integer
+from cdrl_fast.ops.phase import Phase
 from cdrl_fast.sampling.metropolis import adjusted_steps_
 
 LogDensity = Callable[[Tensor], Tensor] | Program
@@ -146,15 +147,15 @@ def langevin(
         y = x.detach().clone(memory_format=torch.contiguous_format)
         states = y.new_empty((steps + 1, *y.shape)) if trace else None
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=x.device)
-        update = bound_step(
-            y,
+        phase = Phase(
+            steps,
             drift=0.5 * step_size,
+            pull=0.0,
             noise_std=math.sqrt(step_size),
-            seed=seed,
-            first_sample=first_sample,
-            first_bad=first_bad,
-            backend=backend,
+            rescale=1.0,
+            key=langevin_key(seed, first_step, first_sample),
         )
+        update = bound_step(y, None, phase, first_bad=first_bad, backend=backend)
         one_call = not (trace or metropolis) and steps
         program_backend = _program_backend(x, backend) if one_call else "reference"
         program = _compiled_program(log_density, x, program_backend)
@@ -200,7 +201,7 @@ def langevin(
             for step in range(steps):
                 if states is not None:
                     states[step] = y
-                update(gradient(), FIRST_DRAW + first_step + step)
+                update(gradient())
     _raise_if_diverged(int(first_bad), first_sample)
     if states is None:
         return y

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from cdrl_fast._lazy import progress_bar
 from cdrl_fast.engine import FrozenModel, Terms, chain_precision
-from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.errors import BackendUnavailable, check_integer
 from cdrl_fast.model.cdrl import CDRL, Label
 from cdrl_fast.model.densities import Density
 from cdrl_fast.model.schedule import StepPlan, Steps
 from cdrl_fast.ops.dispatch import choose
-from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.precision import EXACT, Precision
 from cdrl_fast.sampling.chain import CORRECTOR, Chain
 from cdrl_fast.sampling.chain_graph import (

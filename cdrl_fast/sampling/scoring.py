@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.engine import FrozenModel, Terms
+from cdrl_fast.errors import check_integer
 from cdrl_fast.model.cdrl import CDRL, Label
 from cdrl_fast.model.densities import Density
 from cdrl_fast.ops import normal
-from cdrl_fast.ops.philox import Purpose, check_integer, check_stream_position
+from cdrl_fast.ops.philox import Purpose, check_stream_position
 from cdrl_fast.sampling.label_terms import label_terms
 
 

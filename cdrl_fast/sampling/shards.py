@@ -17,10 +17,9 @@ from torch import Tensor
 
 from cdrl_fast._lazy import progress_bar
 from cdrl_fast.data.images import as_bytes
-from cdrl_fast.errors import CheckpointError
+from cdrl_fast.errors import CheckpointError, check_integer
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.schedule import Steps
-from cdrl_fast.ops.philox import check_integer
 from cdrl_fast.sampling.label_terms import cycled_labels
 from cdrl_fast.sampling.sampler import Sampler
 from cdrl_fast.storage.folder import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.langevin_step import native, reference
 from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
 from cdrl_fast.ops.philox import check_int64, check_rng, signed
+
+if TYPE_CHECKING:
+    from cdrl_fast.ops.phase import Phase
 
 NEVER = 2**63 - 1
 """Value of ``first_bad`` while all states are finite."""
@@ -117,29 +121,42 @@ def langevin_step_(x: Tensor, grad: Tensor, anchor: Tensor | None, **kwargs: obj
 
 
 def bound_step(
-    x: Tensor,
+    y: Tensor,
+    anchor: Tensor | None,
+    phase: Phase,
     *,
-    drift: float,
-    noise_std: float,
-    seed: int,
-    first_sample: int,
-    first_bad: Tensor,
+    first_bad: Tensor | None,
     backend: str = "auto",
-) -> Callable[[Tensor, int], None]:
-    """Return a function of (grad, draw) that does `langevin_step_` on ``x``, without anchor.
+) -> Callable[[Tensor], None]:
+    """Return a function of the gradient that takes the next step of a phase, in place.
 
-    Arguments that are constant along a chain are checked once. ``x`` is dense, and each grad has
-    its shape, dtype and device. All steps run on the stream that is current at this call.
+    What is constant along the phase is checked and converted once. All steps run on the stream
+    that is current at this call.
+
+    Args:
+        y: state, float32 or float64, dense; written.
+        anchor, first_bad, backend: as for `langevin_step`.
+        phase: the steps; the function must be called ``phase.steps`` times.
     """
-    coefficients = (drift, 0.0, noise_std, 1.0)
-    _check(x, x, None, coefficients, (seed, 0, first_sample), first_bad, x)
-    chosen, seed = choose("langevin_step", backend, x.device, x.dtype), signed(seed)
-    if chosen in ("native", "cuda") and x.numel():
-        return native.bound(x, coefficients, seed, first_sample, first_bad)
+    _check(y, y, anchor, phase.coefficients, phase.key.rng(), first_bad, y)
+    remaining = phase.steps
+    positions = phase.key.steps(phase.steps)
 
-    def step(grad: Tensor, draw: int) -> None:
-        position = (seed, draw, first_sample)
-        langevin_step_onto(x, grad, None, None, *coefficients, *position, None, first_bad, chosen)
+    def step(grad: Tensor) -> None:
+        nonlocal remaining
+        remaining -= 1
+        langevin_step_(
+            y,
+            grad,
+            anchor,
+            drift=phase.drift,
+            pull=phase.pull,
+            noise_std=phase.noise_std,
+            rescale=1.0 if remaining else phase.rescale,
+            rng=next(positions),
+            first_bad=first_bad,
+            backend=backend,
+        )
 
     return step
 

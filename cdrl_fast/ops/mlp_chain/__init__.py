@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.errors import BackendUnavailable, check_integer
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
 from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, choose
 from cdrl_fast.ops.layout import overlap
@@ -13,7 +13,7 @@ from cdrl_fast.ops.mlp_chain import native, reference
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import value
 from cdrl_fast.ops.mlp_chain.triton_weights import HALF_DTYPES, packed_weights
-from cdrl_fast.ops.philox import check_int64, check_integer, check_stream_position, signed
+from cdrl_fast.ops.philox import check_int64, check_stream_position, signed
 
 __all__ = [
     "IDENTITY",
