@@ -34,7 +34,9 @@ from cdrl_fast.model.schedule import NoiseSchedule, StepPlan
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.ops import normal
 from cdrl_fast.precision import Precision
-from cdrl_fast.sampling.langevin import langevin
+from cdrl_fast.sampling.hooks import Hook
+from cdrl_fast.sampling.langevin import langevin, langevin_trace
+from cdrl_fast.sampling.request import SampleRequest
 from cdrl_fast.sampling.sampler import Sampler
 from cdrl_fast.sampling.shards import sample_to_folder
 from cdrl_fast.sampling.trace import Trace
@@ -53,12 +55,14 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Density",
+    "Hook",
     "MLPEnergy",
     "MLPInitializer",
     "ModelCard",
     "NoiseSchedule",
     "Precision",
     "ResNetEnergy",
+    "SampleRequest",
     "Sampler",
     "StepPlan",
     "Trace",
@@ -70,6 +74,7 @@ __all__ = [
     "conditional",
     "guided",
     "langevin",
+    "langevin_trace",
     "load_released_checkpoint",
     "mixture",
     "negated",

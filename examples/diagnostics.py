@@ -27,7 +27,7 @@ from cdrl_fast.sampling.label_terms import cycled_classes
 def chains(sampler: Sampler, n: int, steps: int, metropolis: bool = False) -> Trace:
     """Return the trace of ``n`` chains, whose labels cycle through the classes."""
     label = cycled_classes(sampler.model, n)
-    return sampler.sample(n, label=label, steps=steps, metropolis=metropolis, trace="steps")[1]
+    return sampler.sample_trace(n, label=label, steps=steps, metropolis=metropolis, trace="steps")
 
 
 def acceptance(trace: Trace) -> dict[str, float]:

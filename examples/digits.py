@@ -30,7 +30,7 @@ def main() -> None:
     settings = {"guidance": options.guidance, "steps": options.steps}
     classes = torch.arange(10) + 1
     digits = sampler.sample(100, label=classes.repeat_interleave(10), **settings)
-    _, trace = sampler.sample(10, label=classes, trace="levels", **settings)
+    trace = sampler.sample_trace(10, label=classes, **settings)
     names = ["noise", *(f"level {t}" for t in range(sampler.model.schedule.levels, 0, -1))]
     left, right = image_grid(digits, columns=10), film_strip(list(trace.states), labels=names)
     size = left.width + GAP + right.width, max(left.height, right.height)

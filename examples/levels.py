@@ -30,7 +30,7 @@ def noised(model: CDRL, x0: Tensor) -> list[Tensor]:
 def proposals(model: CDRL, chains: int) -> tuple[list[Tensor], list[str]]:
     """Return the states x_T … x_0 of chains, each after its proposal, and the names of both."""
     labels = torch.arange(chains) + 1
-    _, trace = Sampler(model, precision="fp32").sample(chains, label=labels, trace="levels")
+    trace = Sampler(model, precision="fp32").sample_trace(chains, label=labels)
     assert model.initializer is not None
     states, names = [trace.states[0]], [f"x{model.schedule.levels}"]
     for t in range(model.schedule.levels, 0, -1):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from library import Cases, Result, small_network
 from torch import Tensor, nn
 
+import cdrl_fast
 from cdrl_fast import langevin, normal
 
 
@@ -27,7 +27,10 @@ def langevin_cases() -> Cases:
     deep = nn.Sequential(*layers, nn.Flatten(0))
     points = 2.0 * normal((301, 2), seed=3, draw=0)
 
-    def traced_chain(run: Callable[..., tuple[Tensor, Tensor]]) -> Result:
+    def traced_chain(run: partial[Tensor]) -> Result:
+        if hasattr(cdrl_fast, "langevin_trace"):
+            states = cdrl_fast.langevin_trace(*run.args, **run.keywords)
+            return {"last": states[-1], "states": states}
         return dict(zip(("last", "states"), run(trace=True), strict=True))
 
     for name, density in {"network": small_network(), "deep network": deep, "ring": ring}.items():

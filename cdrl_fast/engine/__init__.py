@@ -1,7 +1,16 @@
 """Frozen copies of networks that compute proposals and gradients fast, for Langevin chains."""
 
-from cdrl_fast.engine.frozen import FrozenModel, LevelEnergy
+from cdrl_fast.engine.frozen import FrozenModel
 from cdrl_fast.engine.select import chain_precision, frozen_energy
+from cdrl_fast.engine.steps import EnergyAt, Observer, take_steps
 from cdrl_fast.engine.terms import Terms
 
-__all__ = ["FrozenModel", "LevelEnergy", "Terms", "chain_precision", "frozen_energy"]
+__all__ = [
+    "EnergyAt",
+    "FrozenModel",
+    "Observer",
+    "Terms",
+    "chain_precision",
+    "frozen_energy",
+    "take_steps",
+]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_fast.engine.compiled import compiled_gradient, compiled_value
+from cdrl_fast.engine.steps import EnergyAt
 from cdrl_fast.engine.terms import (
-    EnergyAt,
     Terms,
     combined,
     repeated,
@@ -30,7 +30,12 @@ class FrozenNetwork:
         network: copied, never modified.
         device, precision: where and how the copy computes; half precision is autocast.
         compile: whether values and gradients go through ``torch.compile``, when first needed.
+
+    Attributes:
+        supports_graph: see `FrozenModel`.
     """
+
+    supports_graph = False
 
     def __init__(
         self,
@@ -89,7 +94,7 @@ class FrozenNetwork:
 
 
 @dataclass
-class AutogradEnergyAt:
+class AutogradEnergyAt(EnergyAt):
     """An energy at fixed levels and labels, or a linear combination of several, as one batch.
 
     Attributes:
@@ -147,3 +152,7 @@ class AutogradEnergy(FrozenNetwork):
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """Return None: what autograd stores is known only when it runs."""
         return None
+
+    def buffers(self) -> list[Tensor]:
+        """Return no memory: autograd's is allocated by every call."""
+        return []

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cdrl_fast.engine.folding.energy import fold_mlp, fold_resnet
 from cdrl_fast.engine.resnet_gpu import LevelMaps, ResNetPasses, level_maps
+from cdrl_fast.engine.steps import EnergyAt, Observer, take_steps
 from cdrl_fast.engine.terms import (
-    EnergyAt,
     Terms,
     for_batch,
     repeated,
@@ -25,13 +25,14 @@ from cdrl_fast.engine.terms import (
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops.energy_gradient import EnergyGradient
 from cdrl_fast.ops.mlp_chain import mlp_chain_, value_and_gradient
+from cdrl_fast.ops.phase import Phase
 from cdrl_fast.precision import Precision
 
 Operation = TypeVar("Operation", EnergyGradient, ResNetPasses)
 
 
 @dataclass
-class CpuImageEnergyAt:
+class CpuImageEnergyAt(EnergyAt):
     """A `CpuImageEnergy` at fixed levels and labels, or a linear combination of several.
 
     Attributes:
@@ -55,10 +56,6 @@ class CpuImageEnergyAt:
         """Return f(y): (batch,)."""
         return summed(self.energy.operation(y.shape).value(*self._batch(y)), self.terms)
 
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ∇f(y), in memory that the next call overwrites."""
-        return self.value_and_gradient(y)[1]
-
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient; costs as much as the gradient."""
         images, rows, head = self._batch(y)
@@ -79,7 +76,12 @@ class ImageEnergy(ABC, Generic[Operation]):
         network: copied, never modified.
         device, precision: where and how the copy computes.
         backend: of the operations.
+
+    Attributes:
+        supports_graph: see `FrozenModel`.
     """
+
+    supports_graph = False
 
     def __init__(
         self, network: ResNetEnergy, *, device: torch.device, precision: Precision, backend: str
@@ -111,6 +113,10 @@ class ImageEnergy(ABC, Generic[Operation]):
         """
         return self.operation(shape).working_memory(batch)
 
+    def buffers(self) -> list[Tensor]:
+        """Return the memory between launches, as large as the largest batches have needed."""
+        return []
+
     def operation(self, shape: Sequence[int]) -> Operation:
         """Return the operation for images of a shape (…, height, width)."""
         height, width = shape[-2:]
@@ -137,7 +143,7 @@ class CpuImageEnergy(ImageEnergy[EnergyGradient]):
 
 
 @dataclass
-class GpuImageEnergyAt:
+class GpuImageEnergyAt(EnergyAt):
     """A `GpuImageEnergy` at fixed levels and labels, or a linear combination of several.
 
     Attributes:
@@ -157,31 +163,52 @@ class GpuImageEnergyAt:
         """Return f(y): (batch,)."""
         return self.energy.operation(y.shape).value(y, self.level_maps)
 
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ∇f(y), in memory that the next call overwrites."""
-        return self.value_and_gradient(y)[1]
-
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient; costs as much as the gradient."""
         self._out = _buffer_for(y, self._out)
         operation = self.energy.operation(y.shape)
         return operation.value_and_gradient(y, self.level_maps, out=self._out)
 
-    def step_(self, y: Tensor, anchor: Tensor | None, *, drift: Any, **options: Any) -> None:
-        """Take a Langevin step of y in place; arguments as `stem_langevin_`."""
-        drift = drift * self.level_maps.unit
-        self.energy.operation(y.shape).step_(y, self.level_maps, anchor, drift=drift, **options)
+    def langevin_(
+        self,
+        y: Tensor,
+        anchor: Tensor | None,
+        phase: Phase,
+        *,
+        first_bad: Tensor,
+        backend: str = "auto",
+        observer: Observer | None = None,
+    ) -> None:
+        """Take the steps of a phase; each is one kernel with the stem's gradient."""
+        operation, positions = self.energy.operation(y.shape), phase.key.steps(phase.steps)
+        drift = phase.drift * self.level_maps.unit
+
+        def step(k: int) -> None:
+            operation.step_(
+                y,
+                self.level_maps,
+                anchor,
+                drift=drift,
+                pull=phase.pull,
+                noise_std=phase.noise_std,
+                rescale=phase.rescale if k == phase.steps else 1.0,
+                rng=next(positions),
+                first_bad=first_bad,
+            )
+
+        take_steps(step, phase.steps, observer)
 
 
 class GpuImageEnergy(ImageEnergy[ResNetPasses]):
     """An `ImageEnergy` on `ResNetPasses`, the operations for GPUs."""
+
+    supports_graph = True
 
     def _energy_at(self, rows: Tensor, head: Tensor, terms: int) -> GpuImageEnergyAt:
         weights = self._folded.weights
         return GpuImageEnergyAt(self, level_maps(weights, rows, head, self._precision, terms=terms))
 
     def buffers(self) -> list[Tensor]:
-        """Return the memory between launches, as large as the largest batches have needed."""
         return [buffer for passes in self._operations.values() for buffer in passes.buffers()]
 
     def _create_operation(self, height: int, width: int) -> ResNetPasses:
@@ -192,7 +219,7 @@ class GpuImageEnergy(ImageEnergy[ResNetPasses]):
 
 
 @dataclass
-class PointEnergyAt:
+class PointEnergyAt(EnergyAt):
     """A `PointEnergy` at fixed levels and labels.
 
     Attributes:
@@ -207,26 +234,36 @@ class PointEnergyAt:
         """Return the tensors that depend on level and labels alone."""
         return [self.rows]
 
-    def value(self, y: Tensor) -> Tensor:
-        """Return f(y): (batch,)."""
-        return self.value_and_gradient(y)[0]
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ∇f(y): (batch, dim)."""
-        return self.value_and_gradient(y)[1]
-
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient; costs as much as the gradient."""
         return value_and_gradient(self.energy.folded.program, y, self.rows, **self.energy.options)
 
-    def chain(self, y: Tensor, anchor: Tensor | None, **options: Any) -> None:
-        """Take Langevin steps of y in place, all in one call; arguments as `mlp_chain_`."""
+    def langevin_(
+        self,
+        y: Tensor,
+        anchor: Tensor | None,
+        phase: Phase,
+        *,
+        first_bad: Tensor,
+        backend: str = "auto",
+        observer: Observer | None = None,
+    ) -> None:
+        """Take the steps of a phase, in one kernel call unless the observer sees each step."""
+        if observer is not None and observer.per_step:
+            options: dict[str, Any] = {"first_bad": first_bad, "backend": backend}
+            super().langevin_(y, anchor, phase, observer=observer, **options)
+            return
         program = self.energy.folded.program
-        mlp_chain_(program, y, anchor, rows=self.rows, **self.energy.options, **options)
+        options = {"rows": self.rows, "first_bad": first_bad, **self.energy.options}
+        mlp_chain_(program, y, anchor, phase=phase, **options)
+        if observer is not None:
+            observer.after_step(phase.steps)
 
 
 class PointEnergy:
     """A folded copy of an `MLPEnergy`; arguments as `ImageEnergy`."""
+
+    supports_graph = False
 
     def __init__(
         self, network: MLPEnergy, *, device: torch.device, precision: Precision, backend: str
@@ -250,6 +287,10 @@ class PointEnergy:
     def working_memory(self, batch: int, shape: tuple[int, ...]) -> int | None:
         """Return None: a chunk of points goes through all steps inside a cache."""
         return None
+
+    def buffers(self) -> list[Tensor]:
+        """Return no memory: a call keeps nothing between launches."""
+        return []
 
 
 def _buffer_for(y: Tensor, buffer: Tensor) -> Tensor:

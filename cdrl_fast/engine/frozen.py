@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.engine.energy import GpuImageEnergy, GpuImageEnergyAt, PointEnergyAt
-from cdrl_fast.engine.initializer import ImageInitializer, frozen_initializer
-from cdrl_fast.engine.select import frozen_energy
-from cdrl_fast.engine.terms import EnergyAt, Terms, Weight, combined, weighted
-from cdrl_fast.ops import langevin_step_
-from cdrl_fast.ops.coefficients import Coefficient
-from cdrl_fast.precision import Precision
+from cdrl_fast.engine.select import frozen_energy, frozen_initializer
+from cdrl_fast.engine.steps import EnergyAt
+from cdrl_fast.engine.terms import Terms, Weight, combined, weighted
+from cdrl_fast.ops.dispatch import choose
+from cdrl_fast.precision import EXACT, Precision
 
 
 @dataclass
@@ -40,78 +38,6 @@ class Proposal:
         return weights + [t for _, inputs in self.parts for t in inputs if t is not None]
 
 
-@dataclass
-class LevelEnergy:
-    """The energies at one level, Σ weight_i f(·, λ_{t-1}, label_i), and their Langevin steps."""
-
-    energy: EnergyAt
-
-    def value(self, y: Tensor) -> Tensor:
-        """Return the energy's value: (batch,)."""
-        return self.energy.value(y)
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ∇ of the value, in y's shape; the next call may write into the same memory."""
-        return self.energy.gradient(y)
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient; costs as much as the gradient."""
-        return self.energy.value_and_gradient(y)
-
-    def inputs(self) -> list[Tensor]:
-        """Return the tensors that depend on level, labels and weights alone."""
-        return self.energy.inputs()
-
-    @torch.no_grad()
-    def langevin_(
-        self,
-        y: Tensor,
-        anchor: Tensor | None,
-        *,
-        steps: int,
-        drift: Coefficient,
-        pull: Coefficient,
-        noise_std: Coefficient,
-        rng: tuple[int, int, int] | Tensor,
-        first_bad: Tensor,
-        rescale: float = 1.0,
-        backend: str = "auto",
-        each: Callable[[int], None] = lambda step: None,
-        observed: bool = False,
-    ) -> None:
-        """Take Langevin steps of y in place; other arguments as `langevin_step`.
-
-        Args:
-            steps: number of steps.
-            rng: (seed, draw, first_sample) of the first step; step k adds k - 1 to the draw. Or an
-                `rng_state`, which every step advances.
-            rescale: factor of y after the last step.
-            each: called after each step with k = 1 … steps.
-            observed: whether ``each`` reads y. If not, one call may take all steps before ``each``
-                is called.
-        """
-        options = {"drift": drift, "pull": pull, "noise_std": noise_std, "first_bad": first_bad}
-        if isinstance(self.energy, PointEnergyAt) and not observed:
-            names = ("seed", "draw", "first_sample")
-            noise = {"rng": rng} if isinstance(rng, Tensor) else dict(zip(names, rng, strict=True))
-            self.energy.chain(y, anchor, steps=steps, rescale=rescale, **noise, **options)
-            for step in range(1, steps + 1):
-                each(step)
-            return
-        for step in range(1, steps + 1):
-            step_rng = rng if isinstance(rng, Tensor) else (rng[0], rng[1] + step - 1, rng[2])
-            factor = rescale if step == steps else 1.0
-            self.step_(y, anchor, rng=step_rng, rescale=factor, backend=backend, **options)
-            each(step)
-
-    def step_(self, y: Tensor, anchor: Tensor | None, *, backend: str, **options: Any) -> None:
-        """Take one Langevin step of y in place; arguments as `langevin_step_`."""
-        if isinstance(self.energy, GpuImageEnergyAt):
-            self.energy.step_(y, anchor, **options)
-        else:
-            langevin_step_(y, self.gradient(y), anchor, backend=backend, **options)
-
-
 class FrozenModel:
     """A private copy of networks that are sampled together; `refresh` follows the originals.
 
@@ -119,8 +45,16 @@ class FrozenModel:
         networks: each model's energy and initializer, the latter None for all or for none; copied,
             never modified.
         device, precision: where and how the copy computes.
-        backend: of the networks.
+        backend: of noise, Langevin steps and networks, as in `Sampler`.
         compile: whether networks that are not the library's go through ``torch.compile``.
+
+    Attributes:
+        backend: the backend of noise and Langevin steps.
+        precise: whether energies are computed in the precision of the state. Only then can those
+            of neighbouring states be compared.
+
+    Raises:
+        ValueError, BackendUnavailable: a precision or backend that is unknown or not available.
     """
 
     def __init__(
@@ -133,10 +67,13 @@ class FrozenModel:
         compile: bool = False,
     ) -> None:
         self.device, self.dtype = device, precision.state
+        self.precise = precision.name in EXACT
+        self.backend = choose("Sampler", backend, device, self.dtype)
         options: dict[str, Any] = {
             "device": device,
             "precision": precision,
-            "backend": backend,
+            # Networks have no kernels in CUDA C++; on CPUs "auto" means the native ones.
+            "backend": backend if backend in ("reference", "triton") else "auto",
             "compile": compile,
         }
         self._sources = [n for pair in networks for n in pair if n is not None]
@@ -146,6 +83,7 @@ class FrozenModel:
             for _, initializer in networks
             if initializer is not None
         ]
+        self._networks = (*self._energies, *self._initializers)
         self._versions = self._current_versions()
 
     def refresh(self) -> bool:
@@ -153,7 +91,7 @@ class FrozenModel:
         versions = self._current_versions()
         if versions == self._versions:
             return False
-        for network in (*self._energies, *self._initializers):
+        for network in self._networks:
             network.refresh()
         self._versions = versions
         return True
@@ -165,16 +103,13 @@ class FrozenModel:
         return max(known) if len(known) == len(sizes) else None
 
     @property
-    def steps_by_launches(self) -> bool:
+    def supports_graph(self) -> bool:
         """Whether steps are launches alone, and `refresh` writes weights into the same memory."""
-        return all(isinstance(energy, GpuImageEnergy) for energy in self._energies) and all(
-            isinstance(initializer, ImageInitializer) for initializer in self._initializers
-        )
+        return all(network.supports_graph for network in self._networks)
 
     def buffers(self) -> list[Tensor]:
         """Return the memory between the launches of a step, as it is now."""
-        energies = (energy for energy in self._energies if isinstance(energy, GpuImageEnergy))
-        return [buffer for energy in energies for buffer in energy.buffers()]
+        return [buffer for energy in self._energies for buffer in energy.buffers()]
 
     def _current_versions(self) -> list[tuple[int, int]]:
         tensors = (t for n in self._sources for t in (*n.parameters(), *n.buffers()))
@@ -200,11 +135,11 @@ class FrozenModel:
         return Proposal(tuple(weights), parts)
 
     @torch.no_grad()
-    def at(self, logsnr: float, terms: Sequence[Terms]) -> LevelEnergy:
+    def at(self, logsnr: float, terms: Sequence[Terms]) -> EnergyAt:
         """Return the energies at λ_{t-1} for each network's terms.
 
         What depends on level and labels alone is computed here, once.
         """
         level = self._logsnr(logsnr)
         parts = [energy.at(level, t) for energy, t in zip(self._energies, terms, strict=True)]
-        return LevelEnergy(weighted((1.0,) * len(parts), parts))
+        return weighted((1.0,) * len(parts), parts)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cdrl_fast.engine.autograd import FrozenNetwork
 from cdrl_fast.engine.folding.mlp_initializer import fold_points
 from cdrl_fast.engine.folding.unet import fold_unet
-from cdrl_fast.engine.select import uses_gpu_passes
+from cdrl_fast.engine.gpu import uses_gpu_passes
 from cdrl_fast.engine.unet_gpu import UNetPasses
 from cdrl_fast.networks import MLPInitializer, UNetInitializer
 from cdrl_fast.ops.unet_forward import UNetForward
@@ -28,7 +27,12 @@ class ImageInitializer:
         network: copied, never modified.
         device, precision: where and how the copy computes.
         backend: as in `frozen_energy`.
+
+    Attributes:
+        supports_graph: see `FrozenModel`.
     """
+
+    supports_graph = True
 
     def __init__(
         self, network: UNetInitializer, *, device: torch.device, precision: Precision, backend: str
@@ -59,10 +63,15 @@ class ImageInitializer:
 
 
 class PointInitializer:
-    """A folded copy of an `MLPInitializer`; arguments as `ImageInitializer`, without backend."""
+    """A folded copy of an `MLPInitializer`; arguments as `ImageInitializer`.
+
+    PyTorch computes it with every ``backend``.
+    """
+
+    supports_graph = False
 
     def __init__(
-        self, network: MLPInitializer, *, device: torch.device, precision: Precision
+        self, network: MLPInitializer, *, device: torch.device, precision: Precision, backend: str
     ) -> None:
         self._network, self._device, self._dtype = network, device, precision.state
         self.refresh()
@@ -78,22 +87,3 @@ class PointInitializer:
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return the proposal for x."""
         return self.folded.forward(x, scale, shift)
-
-
-def frozen_initializer(
-    network: nn.Module,
-    *,
-    device: torch.device,
-    precision: Precision,
-    backend: str = "auto",
-    compile: bool = False,
-) -> ImageInitializer | PointInitializer | FrozenNetwork:
-    """Return the fastest frozen copy of an initializer; arguments as `frozen_energy`.
-
-    Subclasses of the library's initializers may compute something else, and stay modules.
-    """
-    if type(network) is UNetInitializer:
-        return ImageInitializer(network, device=device, precision=precision, backend=backend)
-    if type(network) is MLPInitializer:
-        return PointInitializer(network, device=device, precision=precision)
-    return FrozenNetwork(network, device=device, precision=precision, compile=compile)

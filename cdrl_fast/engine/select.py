@@ -1,18 +1,35 @@
-"""Choice of the frozen energy that a network gets, and of the precision in which it computes."""
+"""Choice of the frozen copy that a network gets, and of the precision in which it computes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 
-from cdrl_fast.engine.autograd import AutogradEnergy
+from cdrl_fast.engine.autograd import AutogradEnergy, FrozenNetwork
 from cdrl_fast.engine.energy import CpuImageEnergy, GpuImageEnergy, PointEnergy
+from cdrl_fast.engine.gpu import uses_gpu_passes
+from cdrl_fast.engine.initializer import ImageInitializer, PointInitializer
 from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.networks import MLPEnergy, ResNetEnergy
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, automatic
+from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
+from cdrl_fast.ops.dispatch import automatic
 from cdrl_fast.precision import GPU_PRECISIONS, Precision, resolve
 
 FrozenEnergy = CpuImageEnergy | GpuImageEnergy | PointEnergy | AutogradEnergy
+FrozenInitializer = ImageInitializer | PointInitializer | FrozenNetwork
+
+# Subclasses may compute something else, so types must be equal.
+_ENERGIES: dict[type[nn.Module], tuple[Any, Any]] = {
+    ResNetEnergy: (CpuImageEnergy, GpuImageEnergy),
+    MLPEnergy: (PointEnergy, PointEnergy),
+}
+"""Frozen copies of the library's energies, without and with the operations for GPUs."""
+_INITIALIZERS: dict[type[nn.Module], Any] = {
+    UNetInitializer: ImageInitializer,
+    MLPInitializer: PointInitializer,
+}
+"""Frozen copies of the library's initializers."""
 
 
 def frozen_energy(
@@ -37,26 +54,35 @@ def frozen_energy(
     Raises:
         BackendUnavailable: the precision or the backend is not available.
     """
-    if type(network) is ResNetEnergy and uses_gpu_passes(device, precision, backend):
-        return GpuImageEnergy(network, device=device, precision=precision, backend=backend)
-    if precision.name in GPU_PRECISIONS:
+    own = _ENERGIES.get(type(network))
+    on_gpu = uses_gpu_passes(device, precision, backend)
+    if precision.name in GPU_PRECISIONS and not (own and own[on_gpu].supports_graph):
         raise BackendUnavailable(
             f"precision={precision.name!r} needs a GPU and the library's own energy network for "
             f"images, got a {type(network).__name__} on {device}; use precision='auto'"
         )
-    if type(network) is ResNetEnergy:
-        return CpuImageEnergy(network, device=device, precision=precision, backend=backend)
-    if type(network) is MLPEnergy:
-        return PointEnergy(network, device=device, precision=precision, backend=backend)
-    return AutogradEnergy(network, device=device, precision=precision, compile=compile)
+    if own is None:
+        return AutogradEnergy(network, device=device, precision=precision, compile=compile)
+    energy: FrozenEnergy = own[on_gpu](network, device=device, precision=precision, backend=backend)
+    return energy
 
 
-def uses_gpu_passes(device: torch.device, precision: Precision, backend: str) -> bool:
-    """Return whether the operations for GPUs compute; in float64 the reference always does."""
-    if precision.state == torch.float64:
-        return False
-    on_gpu = backend == "auto" and device.type == "cuda"
-    return backend == "triton" or (on_gpu and automatic(device, TRITON_BACKENDS) == "triton")
+def frozen_initializer(
+    network: nn.Module,
+    *,
+    device: torch.device,
+    precision: Precision,
+    backend: str = "auto",
+    compile: bool = False,
+) -> FrozenInitializer:
+    """Return the fastest frozen copy of an initializer; arguments as `frozen_energy`."""
+    own = _INITIALIZERS.get(type(network))
+    if own is None:
+        return FrozenNetwork(network, device=device, precision=precision, compile=compile)
+    initializer: FrozenInitializer = own(
+        network, device=device, precision=precision, backend=backend
+    )
+    return initializer
 
 
 def chain_precision(
@@ -81,11 +107,9 @@ def chain_precision(
     """
     double = state == torch.float64
     native = backend in ("auto", "native") and automatic(device) == "native"
-    # A subclass may compute something else.
-    has_kernels = native and type(energy) in (ResNetEnergy, MLPEnergy)
     if name == "auto" and double:
         name = "fp64"
-    precision = resolve(name, device, has_kernels=has_kernels)
+    precision = resolve(name, device, has_kernels=native and type(energy) in _ENERGIES)
     if state is not None and double != (precision.state == torch.float64):
         raise ValueError(
             f'precision: a chain of {state} cannot be "{name}"; use "auto", or the model in '

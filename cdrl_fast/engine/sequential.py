@@ -26,8 +26,11 @@ def program_of(module: object) -> Program | None:
     Its layers must be linear maps and ReLU, LeakyReLU, SiLU, Tanh, Softplus (beta 1) or Sigmoid,
     never two activations in a row. It must end in a linear map to one feature and ``Flatten(0)``,
     so that its output is (batch,). Subclasses, hooks, parametrizations, and parameters that are not
-    all float32 or all float64 do not fit. The program shares the module's parameters.
+    all float32 or all float64 do not fit. The program shares the module's parameters. A program is
+    returned as it is.
     """
+    if isinstance(module, Program):
+        return module
     if type(module) is not nn.Sequential or _global_hooks():
         return None
     layers = list(_leaves(module))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from cdrl_fast.engine.steps import EnergyAt
 
 Weight = float | Tensor
 """A term's weight: one number, or one per sample as (batch,)."""
@@ -30,13 +31,6 @@ class Terms:
     weights: tuple[Weight, ...] = (1.0,)
     labels: tuple[Tensor | None, ...] = (None,)
     shares: tuple[Weight, ...] | None = None
-
-    @classmethod
-    def guided(cls, label: Tensor | None, guidance: float) -> Terms:
-        """Return (1 + w) f(·|c) - w f(·|∅) for a guidance w; f(·|c) alone if w is 0."""
-        if guidance == 0.0 or label is None:
-            return cls((1.0,), (label,))
-        return cls((1.0 + guidance, -guidance), (label, torch.zeros_like(label[:1])))
 
     @property
     def initializer_weights(self) -> tuple[Weight, ...]:
@@ -71,24 +65,8 @@ class Terms:
         return Terms(tensors(self.weights), self.labels, shares)
 
 
-class EnergyAt(Protocol):
-    """A network's energy at fixed levels and labels: a function of the state y alone."""
-
-    def value(self, y: Tensor) -> Tensor:
-        """Return the energy's value: (batch,)."""
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ∇ of the value, in y's shape; the next call may write into the same memory."""
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient; costs as much as the gradient."""
-
-    def inputs(self) -> list[Tensor]:
-        """Return the tensors that depend on level, labels and weights alone."""
-
-
 @dataclass
-class Weighted:
+class Weighted(EnergyAt):
     """A sum Σ weight_i part_i of energies, computed one part after the other."""
 
     weights: tuple[Weight, ...]

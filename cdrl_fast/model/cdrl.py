@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cdrl_fast._lazy import optional_module
 from cdrl_fast.errors import CheckpointError
 from cdrl_fast.model.schedule import NoiseSchedule, StepPlan, Steps
+from cdrl_fast.model.slots import DrawComponents, Slot
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.storage.card import ModelCard
 from cdrl_fast.storage.folder import (
@@ -92,6 +93,38 @@ class CDRL(nn.Module):
     def num_classes(self) -> int:
         """Number of classes; 0 for an unconditional model."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    takes_labels = True
+
+    @property
+    def models(self) -> tuple[CDRL]:
+        """The model itself, as `Density.models`."""
+        return (self,)
+
+    def label_slots(
+        self, n: int, label: Label, guidance: float, choose: DrawComponents
+    ) -> list[Slot]:
+        """Return the terms (1 + w) log p(·|label) - w log p of n samples; see `Density.slots`.
+
+        Args:
+            n: number of samples.
+            label, guidance: as in `SampleRequest`.
+            choose: draws components of mixtures, of which a model has none.
+
+        Raises:
+            ValueError, TypeError: a wrong label, or guidance without label or classes.
+        """
+        if guidance != 0.0 and self.num_classes == 0:
+            raise ValueError(
+                "guidance: this model is unconditional, so there is nothing to guide by"
+            )
+        if guidance != 0.0 and label is None:
+            raise ValueError("guidance: pass the label to guide towards")
+        conditional = Slot(self, self.label_indices(label, n))
+        if guidance == 0.0:
+            return [conditional]
+        unconditional = Slot(self, 0).scaled(-guidance, -guidance)
+        return [conditional.scaled(1.0 + guidance, 1.0 + guidance), unconditional]
 
     @property
     def is_image(self) -> bool:

@@ -9,39 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from cdrl_fast.model.cdrl import CDRL
-
-DrawComponents = Callable[[int, Tensor], Tensor]
-"""Function of a mixture's number and its cumulative weights; returns the index of each sample's
-component, int64 (n,)."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Term of a combination: weight · log p(·|label), with share · the initializer's mean.
-
-    Attributes:
-        model: the model of p and of the initializer.
-        label: a class index, or one per sample; 0 means "no label"; None for an unconditional
-            model.
-        weight: factor of the log-density, one number or one per sample.
-        share: factor of the initializer's mean, one number or one per sample.
-    """
-
-    model: CDRL
-    label: int | Tensor | None
-    weight: float | Tensor = 1.0
-    share: float | Tensor = 1.0
-
-    def scaled(self, weight: float, share: float) -> Slot:
-        """Return the term with its factors multiplied by ``weight`` and ``share``."""
-        return replace(self, weight=self.weight * weight, share=self.share * share)
+from cdrl_fast.model.cdrl import CDRL, Label
+from cdrl_fast.model.slots import DrawComponents, Slot
 
 
 class Density(ABC):
@@ -67,6 +42,23 @@ class Density(ABC):
         Returns:
             The terms; a model can have several.
         """
+
+    takes_labels = False
+
+    def label_slots(
+        self, n: int, label: Label, guidance: float, choose: DrawComponents
+    ) -> list[Slot]:
+        """Return `slots`.
+
+        Raises:
+            ValueError: a label or guidance, which a combination has inside.
+        """
+        if label is not None or guidance != 0.0:
+            raise ValueError(
+                "label, guidance: a combination has its own labels and guidance; put "
+                "conditional(model, label) and guided(conditional, unconditional, weight) into it"
+            )
+        return self.slots(choose)
 
     @property
     @abstractmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -84,13 +85,12 @@ class Key(NamedTuple):
         return state
 
     def steps(self, count: int) -> Iterator[tuple[int, int, int] | Tensor]:
-        """Yield the rng of so many steps, drawn at key + 1, key + 2, …
-
-        An `rng_state` is yielded again and again, because every kernel advances it.
-        """
-        rng = (self + 1).rng()
-        for k in range(1, count + 1):
-            yield rng if isinstance(rng, Tensor) else self + k  # type: ignore[misc]
+        """Yield the rng of so many steps, drawn at key + 1, key + 2, …"""
+        first = (self + 1).rng()
+        if isinstance(first, Tensor):
+            yield from DeviceKey(first).steps(count)
+        else:
+            yield from ((first[0], first[1] + k, first[2]) for k in range(count))
 
     def normal(
         self,
@@ -114,6 +114,25 @@ class Key(NamedTuple):
     def randint(self, samples: int, high: int, *, device: torch.device) -> Tensor:
         """Return one integer in [0, high) per sample, int64."""
         return philox.randint(samples, high, **self._asdict(), device=device)
+
+
+@dataclass(frozen=True)
+class DeviceKey:
+    """A key in an `rng_state`, for graphs of single steps: each kernel advances it by one draw.
+
+    Attributes:
+        state: the `rng_state`; its draw is that of the next step.
+    """
+
+    state: Tensor
+
+    def rng(self) -> Tensor:
+        """Return the key as kernels take it."""
+        return self.state
+
+    def steps(self, count: int) -> Iterator[Tensor]:
+        """Yield the rng of so many steps: always the same, because every kernel advances it."""
+        return repeat(self.state, count)
 
 
 @dataclass(frozen=True)

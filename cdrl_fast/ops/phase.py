@@ -15,7 +15,7 @@ class Phase:
     Attributes:
         steps: number of steps.
         drift, pull, noise_std: a number, or a tensor (batch,) with one entry per sample.
-        rescale: factor of y after the last step.
+        rescale: factor of y after the last step, likewise.
         key: place in the noise stream: step k = 1 … ``steps`` draws z at ``key + k``.
     """
 
@@ -23,7 +23,7 @@ class Phase:
     drift: Coefficient
     pull: Coefficient
     noise_std: Coefficient
-    rescale: float
+    rescale: Coefficient
     key: Key
 
     @property

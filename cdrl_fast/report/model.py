@@ -40,13 +40,11 @@ def model_page(
         ImportError: there are curves or points to plot, and matplotlib is not installed.
     """
     n = IMAGES if model.is_image else POINTS
-    samples, trace = Sampler(model).sample(
-        n, label=cycled_classes(model, n), steps=steps, trace="levels"
-    )
+    trace = Sampler(model).sample_trace(n, label=cycled_classes(model, n), steps=steps)
     levels = model.schedule.levels
     return training_report(
         run if run is not None and (run / LOG).is_file() else None,
-        samples=samples.cpu(),
+        samples=trace.samples.cpu(),
         trace_states=[state.cpu() for state in trace.states],
         trace_labels=["noise", *(f"level {t}" for t in range(levels, 0, -1))],
         metrics=metrics,

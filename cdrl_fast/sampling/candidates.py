@@ -10,13 +10,11 @@ from torch import Tensor
 
 from cdrl_fast.engine import FrozenModel, Terms
 from cdrl_fast.model.schedule import NoiseSchedule
-from cdrl_fast.ops import normal
-from cdrl_fast.ops.philox import Purpose, level_draw, uniform
+from cdrl_fast.ops.keys import ChainKeys
+from cdrl_fast.sampling.request import SampleRequest
 
 _NOISES_PER_LEVEL = 8
 """Noise samples per level over which errors are averaged; each is used with both signs."""
-_SELECTION_INDEX = 2
-"""The draw index of the selection; 0, 1 and the indices of levels have other uses."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,9 @@ class CandidateSelector:
 
     Attributes:
         schedule: the noise schedule.
-        frozen: the networks.
+        networks: the networks.
         candidates: number of completions from which one is selected.
-        seed: seed of the noise stream.
-        first_sample: index of the first selected sample in the stream.
-        backend: backend that draws the noise.
+        keys: the random numbers, one sample per selected completion.
 
     Source: weights of chains: Trippe et al., ICLR 2023 (SMCDiff); equal weights of levels: Li et
     al., "Your diffusion model is secretly a zero-shot classifier", ICCV 2023; the estimate of x_0
@@ -53,14 +49,12 @@ class CandidateSelector:
     """
 
     schedule: NoiseSchedule
-    frozen: FrozenModel
+    networks: FrozenModel
     candidates: int
-    seed: int
-    first_sample: int
-    backend: str
+    keys: ChainKeys
 
     def select(
-        self, samples: Tensor, known: Tensor, terms: Sequence[Terms], batch_size: int
+        self, samples: Tensor, known: Tensor, terms: Sequence[Terms], request: SampleRequest
     ) -> Tensor:
         """Draw one sample of each group of candidates in proportion to their weights.
 
@@ -68,20 +62,19 @@ class CandidateSelector:
             samples: (n·candidates, …); the candidates of a group are adjacent.
             known: bool, of the samples' shape.
             terms: the networks' terms for these samples.
-            batch_size: number of samples that pass through the networks together.
+            request: the request of all candidates, whose batch size limits the memory.
 
         Returns:
             Indices (n,) of the selected samples, int64.
         """
         count = self.candidates
         groups = len(samples) // count
-        size = max(1, batch_size // count)
+        size = max(1, request.largest_batch // count)
         log_weights = [
             self._log_weights(samples, known, terms, start, min(start + size, groups))
             for start in range(0, max(groups, 1), size)
         ]
-        draw = Purpose.INPAINTING.draw(_SELECTION_INDEX)
-        u = uniform((groups, count), seed=self.seed, draw=draw, first_sample=self.first_sample)
+        u = self.keys.selection().uniform((groups, count))
         # The argmax of log w + Gumbel noise is distributed in proportion to w; u is in (0, 1].
         gumbel = -torch.log(-torch.log(u.double().clamp_max(1 - 2.0**-33)))
         selected = (torch.cat(log_weights).cpu() + gumbel).argmax(dim=1)
@@ -107,20 +100,22 @@ class CandidateSelector:
         """Return (x_0 - x̂_0(x_t))² of each entry, averaged over noise samples."""
         # Level t + 1 is the one whose energy is the density of x_t.
         level = self.schedule.level(t + 1)
-        energy = self.frozen.at(level.logsnr, terms)
+        energy = self.networks.at(level.logsnr, terms)
         variance = float(self.schedule.noise_variance[t])
         signal = float(self.schedule.alpha_bar[t]) ** 0.5
         total = torch.zeros_like(x0)
         for index in range(_NOISES_PER_LEVEL):
-            noise = normal(
-                (len(x0) // self.candidates, *x0.shape[1:]),
-                seed=self.seed,
-                draw=Purpose.SCORE.draw(level_draw(t, self.schedule.levels) + index),
-                first_sample=self.first_sample + start,
-                device=x0.device,
-                dtype=x0.dtype,
-                backend=self.backend,
-            ).repeat_interleave(self.candidates, 0)
+            noise = (
+                self.keys.weighting(t, index)
+                .skip(start)
+                .normal(
+                    (len(x0) // self.candidates, *x0.shape[1:]),
+                    device=x0.device,
+                    dtype=x0.dtype,
+                    backend=self.networks.backend,
+                )
+                .repeat_interleave(self.candidates, 0)
+            )
             for signed_noise in (noise, -noise):
                 x = self.schedule.add_noise(x0, signed_noise, t)
                 score = energy.gradient(level.scale * x) * (level.scale / level.energy_variance)

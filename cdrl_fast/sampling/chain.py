@@ -3,252 +3,192 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from itertools import product
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import FrozenModel, LevelEnergy, Terms
+from cdrl_fast.engine import EnergyAt, Observer, Terms
+from cdrl_fast.engine.frozen import Proposal
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.schedule import Level, StepPlan
-from cdrl_fast.ops import normal
+from cdrl_fast.ops.keys import ChainKeys, Key
 from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
-from cdrl_fast.ops.philox import Purpose, level_draw
-from cdrl_fast.sampling.inpainting import UNCONSTRAINED, Unconstrained
-from cdrl_fast.sampling.metropolis import adjusted_steps_
-from cdrl_fast.sampling.trace import Recorder
+from cdrl_fast.ops.phase import Phase
+from cdrl_fast.sampling.hooks import ChainState, Hook
+from cdrl_fast.sampling.transitions import Transition, unadjusted
 
-CORRECTOR = 2**15
-"""Offset of the correctors' draws within the draws of a level."""
+
+class Networks(Protocol):
+    """What a chain needs of networks; `FrozenModel` is one."""
+
+    device: torch.device
+    dtype: torch.dtype
+    backend: str
+
+    def at(self, logsnr: float, terms: Sequence[Terms]) -> EnergyAt:
+        """Return the energies at λ_{t-1}."""
+
+    def proposal(self, logsnr: float, terms: Sequence[Terms]) -> Proposal | None:
+        """Return the initializers at λ_t; None without initializers."""
 
 
 @dataclass
 class Chain:
-    """The chains of one model, or of several models with the same schedule.
+    """A batch of chains: x_T ~ N(0, I), then levels T … 1, each a proposal and Langevin steps.
 
     Attributes:
         model: the model that defines schedule and sample shape.
-        frozen: the networks.
-        backend: backend of noise and Langevin steps.
-        exact: whether energies are computed in the precision of the state. Only then can those of
-            neighbouring states be compared, and traces of steps contain acceptance probabilities.
+        networks: the networks, of this model or of several with the same schedule.
+        keys: the chains' random numbers.
+        transition: takes the steps of a phase.
+        correctors: number of steps without recovery term after those of each level.
+        hooks: look at the states, or change them.
+        first_bad: see `langevin_step`.
+        energy: the energy of the current level.
     """
 
     model: CDRL
-    frozen: FrozenModel
-    backend: str
-    exact: bool
+    networks: Networks
+    keys: ChainKeys
+    transition: Transition = unadjusted
+    correctors: int = 0
+    hooks: Sequence[Hook] = ()
+    first_bad: Tensor = field(init=False)
+    energy: EnergyAt = field(init=False)
+    passes = 1
 
-    def run(
-        self,
-        n: int,
-        rng: tuple[int, int],
-        plan: StepPlan,
-        terms: tuple[Terms, ...],
-        correctors: int,
-        metropolis: bool,
-        constraint: Unconstrained,
-        recorder: Recorder,
-        advance: Callable[[], object],
-    ) -> tuple[Tensor, LevelEnergy]:
-        """Run a batch of chains through all levels, from x_T to x_0.
+    def __post_init__(self) -> None:
+        self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.networks.device)
 
-        Args:
-            n: number of samples.
-            rng: seed and index of the first sample.
-            plan: Langevin steps per level.
-            terms: terms of each network.
-            correctors, metropolis: as in `Sampler.sample`.
-            constraint: sets the known entries of states.
-            recorder: records the trace.
-            advance: called after each Langevin step.
-
-        Returns:
-            The states x_0 (n, …) and the energy of level 1.
+    def samples(
+        self, n: int, plan: StepPlan, terms: Sequence[Terms], denoise_scale: float
+    ) -> Tensor:
+        """Return n samples: `run`, then `denoise`.
 
         Raises:
             ChainDiverged: a state became non-finite (NaN or Inf).
         """
-        seed, first_sample = rng
-        schedule, frozen = self.model.schedule, self.frozen
-        shape = (n, *self.model.sample_shape)
-        first_bad = torch.full((), NEVER, dtype=torch.int64, device=frozen.device)
+        x = self.run(n, plan, terms)
+        self.raise_if_diverged()
+        return self.denoise(x, denoise_scale)
 
-        def noise(draw: int) -> Tensor:
-            return normal(
-                shape,
-                seed=seed,
-                draw=draw,
-                first_sample=first_sample,
-                device=frozen.device,
-                dtype=frozen.dtype,
-                backend=self.backend,
-            )
-
-        x = noise(Purpose.SAMPLING.draw(0))
-        if recorder.kind == "levels":
-            level = schedule.level(schedule.levels)
-            energy = frozen.at(level.logsnr, terms)
-            recorder.record("levels", x, level, energy, rescaled=True)
-        constraint.apply_(x, schedule.levels)
-        for t, pass_index in product(range(schedule.levels, 0, -1), range(constraint.passes)):
-            level = schedule.level(t, plan)
-            x = constraint.renoise(x, t, pass_index) if pass_index else x
-            first_draw = Purpose.SAMPLING.draw(level_draw(t, schedule.levels))
-            draw = first_draw + pass_index * (level.steps + 1)
-            energy = frozen.at(level.logsnr, terms)
-            proposal = frozen.proposal(level.logsnr_noisy, terms)
-            # Without an initializer y starts as a copy of x, which the recovery term still needs.
-            y = x.clone() if proposal is None else proposal(x) + level.init_std * noise(draw)
-            constraint.apply_(y, t - 1, level.scale)
-            recorder.record("steps", y, level, energy, rescaled=False)
-
-            def after_step(
-                step: int,
-                last: int,
-                y: Tensor = y,
-                level: Level = level,
-                energy: LevelEnergy = energy,
-            ) -> None:
-                scale = level.scale * (level.rescale if step == last else 1.0)
-                constraint.apply_(y, level.t - 1, scale)
-                recorder.record("steps", y, level, energy, rescaled=step == last)
-                advance()
-
-            take_steps = partial(
-                self._steps,
-                energy,
-                y,
-                level,
-                rng=rng,
-                first_bad=first_bad,
-                metropolis=metropolis,
-                recorder=recorder,
-                constrained=constraint is not UNCONSTRAINED,
-            )
-            take_steps(
-                x,
-                pull=level.pull,
-                steps=level.steps,
-                draw=draw,
-                rescale=1.0 if correctors else level.rescale,
-                after_step=partial(after_step, last=0 if correctors else level.steps),
-            )
-            if correctors:
-                take_steps(
-                    None,
-                    pull=0.0,
-                    steps=correctors,
-                    draw=first_draw + CORRECTOR - 1 + pass_index * correctors,
-                    rescale=level.rescale,
-                    after_step=partial(after_step, last=correctors),
-                )
-            x = y
-            recorder.record("levels", x, level, energy, rescaled=True)
-        self.raise_if_diverged(first_bad, first_sample)
-        return x, energy
-
-    def _steps(
-        self,
-        energy: LevelEnergy,
-        y: Tensor,
-        level: Level,
-        anchor: Tensor | None,
-        *,
-        pull: float,
-        steps: int,
-        rng: tuple[int, int],
-        draw: int,
-        first_bad: Tensor,
-        metropolis: bool,
-        recorder: Recorder,
-        constrained: bool,
-        rescale: float,
-        after_step: Callable[[int], None],
-    ) -> None:
-        """Take Langevin steps of y in place at a level.
+    @torch.no_grad()
+    def run(self, n: int, plan: StepPlan, terms: Sequence[Terms]) -> Tensor:
+        """Return the states x_0 of n chains.
 
         Args:
-            energy: the level's energy.
-            y: states (n, …) in the coordinates m_t x_{t-1}.
-            level: the level's constants.
-            anchor: x_t of the recovery term, or None.
-            pull: coefficient of the recovery term.
-            steps: number of steps.
-            rng: seed and index of the first sample.
-            draw: the draw before that of the first step.
-            first_bad: as in `ops.langevin_step`.
-            metropolis: whether to accept or reject each step.
-            recorder: records acceptance probabilities.
-            constrained: whether ``after_step`` changes y.
-            rescale: factor of y after the last step.
-            after_step: called with k after step k = 1 … steps.
+            n: number of samples.
+            plan: Langevin steps of each level.
+            terms: terms of each network.
         """
-        seed, first_sample = rng
-        options: dict[str, Any] = {
-            "steps": steps,
-            "drift": level.drift,
-            "pull": pull,
-            "noise_std": level.noise_std,
-            "first_bad": first_bad,
-            "rescale": rescale,
-            "backend": self.backend,
-        }
-        anchor = anchor if pull else None
-        traced = recorder.kind == "steps"
-        if not metropolis and not (traced and self.exact):
-            position = (seed, draw + 1, first_sample)
-            options |= {"each": after_step, "observed": traced or constrained}
-            energy.langevin_(y, anchor, rng=position, **options)
-            return
-        acceptance_offset = Purpose.ACCEPTANCE.draw(0) - Purpose.SAMPLING.draw(0)
-        probabilities = adjusted_steps_(
-            energy.value_and_gradient,
-            y,
-            anchor,
-            noise=lambda k: (seed, draw + k, first_sample),
-            acceptance=lambda k: (seed, acceptance_offset + draw + k, first_sample),
-            adjust=metropolis,
-            after_step=after_step,
-            **options,
-        )
-        recorder.record_acceptance(level.t, probabilities)
+        schedule = self.model.schedule
+        x = self._normal(self.shape(n), self.keys.start())
+        levels = [schedule.level(t, plan) for t in range(schedule.levels, 0, -1)]
+        if self.hooks:
+            energy = self.networks.at(levels[0].logsnr, terms)
+            state = ChainState(x, levels[0], energy, rescaled=True)
+            for hook in self.hooks:
+                hook.started(state)
+        for level in levels:
+            x = self.level(x, level, terms)
+        return x
 
-    def denoise(self, x: Tensor, energy: LevelEnergy, denoise_scale: float) -> Tensor:
+    def level(self, x: Tensor, level: Level, terms: Sequence[Terms], turn: int = 0) -> Tensor:
+        """Return x_{t-1} from x_t; ``turn`` counts earlier passes through this level."""
+        self.energy = self.networks.at(level.logsnr, terms)
+        y = self._propose(x, level, terms, turn)
+        for hook in self.hooks:
+            hook.proposed(ChainState(y, level, self.energy))
+        for phase in self._phases(level, turn):
+            self.transition(
+                self.energy,
+                y,
+                x if phase.pull else None,
+                phase,
+                first_bad=self.first_bad,
+                backend=self.networks.backend,
+                observer=self._observer(y, level, phase),
+            )
+        for hook in self.hooks:
+            hook.finished(ChainState(y, level, self.energy, rescaled=True))
+        return y
+
+    def _propose(self, x: Tensor, level: Level, terms: Sequence[Terms], turn: int) -> Tensor:
+        proposal = self.networks.proposal(level.logsnr_noisy, terms)
+        if proposal is None:
+            # A copy, because the recovery term still needs x.
+            return x.clone()
+        key = self.keys.proposal(level.t, level.steps, turn)
+        return proposal(x) + level.init_std * self._normal(x.shape, key)
+
+    def _phases(self, level: Level, turn: int) -> Iterator[Phase]:
+        """Yield the level's steps, and its correctors; the last phase ends with the rescaling."""
+        key = self.keys.proposal(level.t, level.steps, turn)
+        rescale = 1.0 if self.correctors else level.rescale
+        yield Phase(level.steps, level.drift, level.pull, level.noise_std, rescale, key)
+        if self.correctors:
+            key = self.keys.correctors(level.t, self.correctors, turn)
+            yield Phase(self.correctors, level.drift, 0.0, level.noise_std, level.rescale, key)
+
+    def _observer(self, y: Tensor, level: Level, phase: Phase) -> Observer | None:
+        """Return the hooks' observer of a phase; None without hooks."""
+        if not self.hooks:
+            return None
+        energy = self.energy
+
+        def after_step(k: int) -> None:
+            rescaled = bool(k == phase.steps and phase.rescale == level.rescale)
+            for hook in self.hooks:
+                hook.stepped(ChainState(y, level, energy, k, rescaled))
+
+        return Observer(after_step, any(hook.per_step for hook in self.hooks))
+
+    def _normal(self, shape: Sequence[int], key: Key) -> Tensor:
+        networks = self.networks
+        return key.normal(
+            shape, device=networks.device, dtype=networks.dtype, backend=networks.backend
+        )
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, scale: float) -> Tensor:
         """Return the samples of states x_0: Tweedie's denoising step and the clamp, for images.
 
         Args:
-            x: states x_0 (n, …).
-            energy: energy of level 1.
-            denoise_scale: factor of the score.
+            x: states x_0 (n, …), after level 1.
+            scale: factor of the score.
         """
         if not self.model.is_image:
             return x
         schedule, level = self.model.schedule, self.model.schedule.level(1)
-        gradient = energy.gradient(level.scale * x)
-        score = (denoise_scale * level.scale / level.energy_variance) * gradient
+        gradient = self.energy.gradient(level.scale * x)
+        score = (scale * level.scale / level.energy_variance) * gradient
         clean = (x + float(schedule.noise_variance[0]) * score) / math.sqrt(schedule.alpha_bar[0])
         return clean.clamp(-1.0, 1.0)
 
-    def raise_if_diverged(self, first_bad: Tensor, first_sample: int) -> None:
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Return the shape of n samples."""
+        return n, *self.model.sample_shape
+
+    def steps(self, plan: StepPlan) -> int:
+        """Return the number of Langevin steps that a sample takes."""
+        return self.passes * (sum(plan.counts) + self.correctors * len(plan.counts))
+
+    def raise_if_diverged(self) -> None:
         """Raise `ChainDiverged` with sample, level and step if a state became non-finite."""
-        code = int(first_bad)
+        code = int(self.first_bad)
         if code == NEVER:
             return
         draw, position = decode_first_bad(code)
-        sample = first_sample + position
-        level, step = self.model.schedule.levels + 1 - (draw >> 16), draw & 0xFFFF
-        kind = "step" if step < CORRECTOR else "corrector"
-        step = step if step < CORRECTOR else step - CORRECTOR + 1
+        level, kind, step = self.keys.step_at(draw)
+        sample = int(self.keys.first_sample) + position
         raise ChainDiverged(
-            f"the chain of sample {sample} became non-finite (NaN or Inf) at level {level}, {kind} "
-            f"{step}; use more steps, a smaller step multiplier or less guidance, or check the "
-            "weights",
+            f"the chain of sample {sample} became non-finite (NaN or Inf) at "
+            f"level {level}, {kind} {step}; use more steps, a smaller step multiplier or less "
+            "guidance, or check the weights",
             level=level,
             step=step,
             sample=sample,

@@ -1,223 +1,216 @@
 """CUDA graphs of chains: captured once, then replayed for other seeds, labels and weights.
 
 A chain on its own buffers is a list of kernel launches that depends on shapes and steps alone. The
-position in the noise stream, the inputs that depend on level and label, and the weights are read
-from fixed addresses, whose contents a replay can change.
+place in the noise stream, the inputs that depend on level and label, and the weights are read from
+fixed addresses, whose contents a replay can change.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from cdrl_fast.engine import EnergyAt, FrozenModel, Observer, Terms, take_steps
 from cdrl_fast.engine.cuda_graph import capture
-from cdrl_fast.engine.frozen import FrozenModel, LevelEnergy, Proposal
-from cdrl_fast.engine.terms import Terms
-from cdrl_fast.model.schedule import Level
-from cdrl_fast.ops import langevin_step_, rng_state
+from cdrl_fast.engine.frozen import Proposal
+from cdrl_fast.model.schedule import Level, StepPlan
+from cdrl_fast.ops.keys import ChainKeys, DeviceKey
 from cdrl_fast.ops.langevin_step import NEVER
-from cdrl_fast.ops.philox import Purpose, level_draw, signed
+from cdrl_fast.ops.phase import Phase
+from cdrl_fast.ops.philox import rng_state, signed
+from cdrl_fast.sampling.chain import Chain
 
 MAX_GRAPHS = 4
 """Limit of cached graphs, because each one keeps the memory of its chain."""
+Graph = TypeVar("Graph")
 
 
-def unavailable_reason(frozen: FrozenModel) -> str | None:
+def unavailable_reason(networks: FrozenModel) -> str | None:
     """Return why chains of these networks cannot be captured; None where they can."""
-    if frozen.device.type != "cuda":
-        return f"CUDA graphs need a CUDA device, not {frozen.device.type}"
-    if not frozen.steps_by_launches:
+    if networks.device.type != "cuda":
+        return f"CUDA graphs need a CUDA device, not {networks.device.type}"
+    if not networks.supports_graph:
         return "it is for the library's own energies of images, in other precisions than fp64"
     return None
 
 
-class ChainGraph:
-    """The captured chain of one batch size and one step plan.
+class StepGraph:
+    """The transition that replays one captured Langevin step; it serves all levels.
 
     Args:
-        frozen: the networks; the addresses of their weights must not change.
-        levels: constants of the levels T … 1, in the order of sampling.
+        networks: the networks; the addresses of their weights must not change.
         shape: shape of the batch.
-        terms: terms of each network; `run` takes others with the same signature.
-        full_chain: whether one graph contains the complete chain with ``denoise``. Otherwise the
-            graph is one Langevin step; it serves all levels, and the chain can be interrupted after
-            each step.
-        denoise: returns the samples of x_0 and the energy of level 1.
+        terms: terms of each network, `Terms.in_tensors`; a call takes energies of others with the
+            same `terms_signature`.
     """
 
     def __init__(
         self,
-        frozen: FrozenModel,
-        levels: Sequence[Level],
+        networks: FrozenModel,
         shape: tuple[int, ...],
         terms: Sequence[Terms],
-        *,
-        full_chain: bool,
-        denoise: Callable[[Tensor, LevelEnergy], Tensor],
     ) -> None:
-        self._frozen, self._levels = frozen, levels
-        self._full_chain, self._denoise = full_chain, denoise
-        terms = [part.in_tensors(frozen.device, frozen.dtype) for part in terms]
-        options: dict[str, Any] = {"dtype": frozen.dtype, "device": frozen.device}
-        self._x, self._y = torch.zeros(shape, **options), torch.zeros(shape, **options)
-        self._samples = torch.zeros(shape, **options)
-        self._rng = rng_state(seed=0, draw=0, device=frozen.device)
-        self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=frozen.device)
-        self._energies = [frozen.at(level.logsnr, terms) for level in levels]
-        self._proposals = [frozen.proposal(level.logsnr_noisy, terms) for level in levels]
-        # The graph of one step uses this energy, whose inputs are replaced per level, and reads the
-        # coefficients of the step from the table.
-        self._step_energy = frozen.at(levels[0].logsnr, terms)
-        self._max_steps = max(level.steps for level in levels)
-        table = [self._coefficient_rows(level) for level in levels]
-        self._table = torch.tensor(table, **options).flatten(0, 1)
-        self._row = torch.zeros(1, dtype=torch.int64, device=frozen.device)
+        options: dict[str, Any] = {"dtype": networks.dtype, "device": networks.device}
+        self._y, self._anchor = torch.zeros(shape, **options), torch.zeros(shape, **options)
         self._coefficients = torch.zeros((4, 1), **options)
+        self._rng = rng_state(seed=0, draw=0, device=networks.device)
+        self._first_bad = torch.full((), NEVER, dtype=torch.int64, device=networks.device)
+        # A call replaces the inputs, so any level will do.
+        self._energy = networks.at(0.0, terms)
         with torch.no_grad():
-            self._replay = capture(
-                self._launch_chain if full_chain else self._launch_step, frozen.device
-            )
+            self._replay = capture(self._launch, networks.device)
         # A larger batch replaces the networks' buffers, but this graph still writes into these.
-        self._buffers = frozen.buffers()
+        self._buffers = networks.buffers()
+
+    def __call__(
+        self,
+        energy: EnergyAt,
+        y: Tensor,
+        anchor: Tensor | None,
+        phase: Phase,
+        *,
+        first_bad: Tensor,
+        backend: str,
+        observer: Observer | None,
+    ) -> None:
+        """Take the steps of a phase; arguments as `EnergyAt.langevin_`.
+
+        The observer must not look at each step, because ``y`` changes only at the end.
+        """
+        _copy(self._energy.inputs(), energy.inputs())
+        self._y.copy_(y)
+        self._anchor.copy_(y if anchor is None else anchor)
+        self._first_bad.copy_(first_bad)
+        key = phase.key + 1
+        self._rng.copy_(rng_state(**key._asdict(), device=self._rng.device))
+        for row, value in zip(self._coefficients, (*phase.coefficients[:3], 1.0), strict=True):
+            row.fill_(value)
+
+        def step(k: int) -> None:
+            if k == phase.steps:
+                self._coefficients[3].fill_(phase.rescale)
+            self._replay()
+
+        take_steps(step, phase.steps, observer)
+        y.copy_(self._y)
+        first_bad.copy_(self._first_bad)
+
+    def _launch(self) -> None:
+        """Launch one step with the current coefficients at the current place in the stream."""
+        key: Any = DeviceKey(self._rng)
+        drift, pull, noise_std, rescale = self._coefficients
+        phase = Phase(1, drift, pull, noise_std, rescale, key)
+        self._energy.langevin_(self._y, self._anchor, phase, first_bad=self._first_bad)
+
+
+class _Levels:
+    """The networks at each level of a step plan, whose inputs a graph reads from fixed memory."""
+
+    def __init__(
+        self, networks: FrozenModel, levels: Sequence[Level], terms: Sequence[Terms]
+    ) -> None:
+        self.device, self.dtype, self.backend = networks.device, networks.dtype, networks.backend
+        self._networks, self._levels = networks, levels
+        self._energies = {lv.logsnr: networks.at(lv.logsnr, terms) for lv in levels}
+        self._proposals = {
+            lv.logsnr_noisy: networks.proposal(lv.logsnr_noisy, terms) for lv in levels
+        }
+
+    def at(self, logsnr: float, terms: Sequence[Terms]) -> EnergyAt:
+        return self._energies[logsnr]
+
+    def proposal(self, logsnr: float, terms: Sequence[Terms]) -> Proposal | None:
+        return self._proposals[logsnr]
+
+    def load(self, terms: Sequence[Terms]) -> None:
+        """Copy the inputs of other terms, with the current weights, into the same memory."""
+        for logsnr, energy in self._energies.items():
+            _copy(energy.inputs(), self._networks.at(logsnr, terms).inputs())
+        for logsnr, proposal in self._proposals.items():
+            new = self._networks.proposal(logsnr, terms)
+            if proposal is not None and new is not None:
+                _copy(proposal.inputs(), new.inputs())
+
+
+class ChainGraph:
+    """The complete chain of one batch size and step plan, with the denoising step, as one graph.
+
+    Args:
+        chain: the chain; the addresses of its networks' weights must not change.
+        networks: the chain's networks.
+        n: number of samples.
+        plan: Langevin steps of each level.
+        terms: terms of each network, `Terms.in_tensors`; `run` takes others with the same
+            `terms_signature`.
+        denoise_scale: as in `SampleRequest`.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        networks: FrozenModel,
+        n: int,
+        plan: StepPlan,
+        terms: Sequence[Terms],
+        denoise_scale: float,
+    ) -> None:
+        schedule = chain.model.schedule
+        levels = [schedule.level(t, plan) for t in range(schedule.levels, 0, -1)]
+        self._levels = _Levels(networks, levels, terms)
+        self._place = torch.zeros(2, dtype=torch.int64, device=networks.device)
+        keys = ChainKeys(self._place[0], self._place[1], schedule.levels)
+        self._chain = replace(chain, networks=self._levels, keys=keys, hooks=())
+
+        def launch() -> None:
+            self._chain.first_bad.fill_(NEVER)
+            self._samples = self._chain.denoise(self._chain.run(n, plan, terms), denoise_scale)
+
+        with torch.no_grad():
+            self._replay = capture(launch, networks.device)
+        # A larger batch replaces the networks' buffers, but this graph still writes into these.
+        self._buffers = networks.buffers()
 
     @torch.no_grad()
-    def run(
-        self,
-        terms: Sequence[Terms],
-        seed: int,
-        first_sample: int,
-        advance: Callable[[], object] = lambda: None,
-    ) -> Tensor:
-        """Draw samples; set ``first_bad``.
+    def run(self, chain: Chain, terms: Sequence[Terms]) -> Tensor:
+        """Return the samples of another chain of this kind.
 
         Args:
-            terms: terms of each network, with the signature of those at the capture.
-            seed, first_sample: seed and index of the first sample in the noise stream.
-            advance: called once per Langevin step: after each one, or after the chain if one graph
-                contains all of them.
+            chain: has the place in the noise stream.
+            terms: terms of each network.
 
-        Returns:
-            The samples, in memory that the next run overwrites.
+        Raises:
+            ChainDiverged: a state became non-finite (NaN or Inf).
         """
-        frozen = self._frozen
-        terms = [part.in_tensors(frozen.device, frozen.dtype) for part in terms]
-        for level, energy, proposal in zip(
-            self._levels, self._energies, self._proposals, strict=True
-        ):
-            _copy(energy.inputs(), frozen.at(level.logsnr, terms).inputs())
-            if proposal is not None:
-                new_proposal = frozen.proposal(level.logsnr_noisy, terms)
-                assert new_proposal is not None
-                _copy(proposal.inputs(), new_proposal.inputs())
-        self._rng[0].fill_(signed(seed))
-        self._rng[2].fill_(first_sample)
-        self.first_bad.fill_(NEVER)
-        if self._full_chain:
-            self._replay()
-            for _ in range(sum(level.steps for level in self._levels)):
-                advance()
-        else:
-            self._run_levels(partial(self._replay_steps, advance=advance))
-            self._samples.copy_(self._denoise(self._x, self._energies[-1]))
-        return self._samples
-
-    def _run_levels(self, take_steps: Callable[[int], None]) -> None:
-        """Run all levels, from x_T to x_0; ``take_steps(i)`` takes the i-th level's steps."""
-        self._x.zero_()
-        self._add_noise_(self._x, Purpose.SAMPLING.draw(0), 1.0)
-        for i, (level, proposal) in enumerate(zip(self._levels, self._proposals, strict=True)):
-            self._propose(level, proposal)
-            take_steps(i)
-            self._x.copy_(self._y)
-
-    def _propose(self, level: Level, proposal: Proposal | None) -> None:
-        draw = Purpose.SAMPLING.draw(level_draw(level.t, len(self._levels)))
-        if proposal is None:
-            self._y.copy_(self._x)
-            self._rng[1].fill_(draw + 1)
-        else:
-            self._y.copy_(proposal(self._x))
-            self._add_noise_(self._y, draw, level.init_std)
-
-    def _add_noise_(self, y: Tensor, draw: int, std: float) -> None:
-        """Add noise to y in place, and set the stream to the next draw."""
-        self._rng[1].fill_(draw)
-        langevin_step_(y, y, None, drift=0.0, pull=0.0, noise_std=std, rng=self._rng)
-
-    def _launch_chain(self) -> None:
-        """Launch the complete chain; this is what the graph of a chain captures."""
-        self._run_levels(self._launch_steps)
-        self._samples.copy_(self._denoise(self._x, self._energies[-1]))
-
-    def _launch_steps(self, i: int) -> None:
-        """Launch all Langevin steps of the i-th level."""
-        level = self._levels[i]
-        for step in range(1, level.steps + 1):
-            self._energies[i].step_(
-                self._y,
-                self._x if level.pull else None,
-                drift=level.drift,
-                pull=level.pull,
-                noise_std=level.noise_std,
-                rescale=level.rescale if step == level.steps else 1.0,
-                rng=self._rng,
-                first_bad=self.first_bad,
-                backend="auto",
-            )
-
-    def _replay_steps(self, i: int, advance: Callable[[], object]) -> None:
-        """Replay the graph of a step for each Langevin step of the i-th level."""
-        _copy(self._step_energy.inputs(), self._energies[i].inputs())
-        self._row.fill_(i * self._max_steps)
-        for _ in range(self._levels[i].steps):
-            self._replay()
-            advance()
-
-    def _launch_step(self) -> None:
-        """Launch one Langevin step with the coefficients of the table's next row."""
-        self._coefficients.copy_(self._table.index_select(0, self._row).T)
-        self._row.add_(1)
-        drift, pull, noise_std, rescale = self._coefficients
-        self._step_energy.step_(
-            self._y,
-            self._x,
-            drift=drift,
-            pull=pull,
-            noise_std=noise_std,
-            rescale=rescale,
-            rng=self._rng,
-            first_bad=self.first_bad,
-            backend="auto",
-        )
-
-    def _coefficient_rows(self, level: Level) -> list[list[float]]:
-        """Return (drift, pull, noise_std, rescale) per step, padded to the maximal step count."""
-        coefficients = [level.drift, level.pull, level.noise_std]
-        rows = [[*coefficients, 1.0] for _ in range(level.steps)]
-        rows[-1][3] = level.rescale
-        return rows + [[0.0, 0.0, 0.0, 1.0]] * (self._max_steps - level.steps)
+        self._levels.load(terms)
+        self._place[0].fill_(signed(int(chain.keys.seed)))
+        self._place[1].fill_(int(chain.keys.first_sample))
+        self._replay()
+        chain.first_bad.copy_(self._chain.first_bad)
+        chain.raise_if_diverged()
+        return self._samples.clone()
 
 
 class GraphCache:
-    """The most recently used captured chains, by the arguments that their launches depend on."""
+    """The most recently used graphs, by the arguments that their launches depend on."""
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[Hashable, ChainGraph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def get(self, key: Hashable, capture: Callable[[], ChainGraph]) -> ChainGraph:
-        """Return the chain of a key; capture it if the cache has none."""
+    def get(self, key: Hashable, capture: Callable[[], Graph]) -> Graph:
+        """Return the graph of a key; capture it if the cache has none."""
         if key not in self._graphs:
             # The oldest graph goes first, so that the capture can use its memory.
             while len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             self._graphs[key] = capture()
         self._graphs.move_to_end(key)
-        return self._graphs[key]
+        graph: Graph = self._graphs[key]
+        return graph
 
 
 def terms_signature(terms: Sequence[Terms]) -> Hashable:

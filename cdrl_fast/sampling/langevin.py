@@ -5,63 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cdrl_fast.engine import EnergyAt, Observer
 from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged, check_integer
 from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, automatic
-from cdrl_fast.ops.keys import langevin_key
-from cdrl_fast.ops.langevin_step import NEVER, bound_step, decode_first_bad
-from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value
+from cdrl_fast.ops.keys import FIRST_STEP, MAX_ADJUSTED_SAMPLES, langevin_key
+from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
+from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value, value_and_gradient
 from cdrl_fast.ops.phase import Phase
-from cdrl_fast.sampling.metropolis import adjusted_steps_
+from cdrl_fast.sampling.transitions import Adjusted, Transition, unadjusted
 
 LogDensity = Callable[[Tensor], Tensor] | Program
+Callback = Callable[[int, Tensor], None]
 
-FIRST_DRAW = 2**31
-"""The draw of step 0; the lower half of the draws is for models with levels."""
 _MAX_TRITON_WIDTH = 1024
-_ACCEPTANCE_OFFSET = 2**62
-"""Offset of the sample index in the acceptance draws, so that these differ from the noise."""
-
-
-@overload
-def langevin(
-    log_density: LogDensity,
-    x: Tensor,
-    *,
-    steps: int,
-    step_size: float,
-    seed: int = 0,
-    first_sample: int = 0,
-    first_step: int = 0,
-    metropolis: bool = False,
-    trace: Literal[False] = False,
-    backend: str = "auto",
-    compile: bool = False,
-) -> Tensor: ...
-
-
-@overload
-def langevin(
-    log_density: LogDensity,
-    x: Tensor,
-    *,
-    steps: int,
-    step_size: float,
-    seed: int = 0,
-    first_sample: int = 0,
-    first_step: int = 0,
-    metropolis: bool = False,
-    trace: Literal[True],
-    backend: str = "auto",
-    compile: bool = False,
-) -> tuple[Tensor, Tensor]: ...
 
 
 def langevin(
@@ -74,10 +39,10 @@ def langevin(
     first_sample: int = 0,
     first_step: int = 0,
     metropolis: bool = False,
-    trace: bool = False,
+    callback: Callback | None = None,
     backend: str = "auto",
     compile: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Run Langevin dynamics on a density: x ← x + (step_size/2) ∇ log p(x) + √step_size z.
 
     Without ``metropolis`` the steps are unadjusted (ULA), and a finite step size biases the
@@ -89,8 +54,8 @@ def langevin(
             ``torch.nn.Module`` have ``requires_grad=False`` during the call, which is faster. A
             ``torch.nn.Sequential`` of linear maps and activations that ends in ``Linear(n, 1)`` and
             ``Flatten(0)``, or a `Program`, takes all steps in one compiled call if ``x`` is
-            float32 (batch, dim) and neither ``trace`` nor ``metropolis`` is set; on CUDA devices by
-            triton, for layers of at most 1024 features. Autograd computes the gradients of
+            float32 (batch, dim) and neither ``callback`` nor ``metropolis`` is set; on CUDA devices
+            by triton, for layers of at most 1024 features. Autograd computes the gradients of
             everything else. The two ways agree to rounding.
         x: initial states, float32 or float64, (batch, …). They are not modified.
         steps: number of steps, at least 0; ``first_step + steps`` is at most 2³¹.
@@ -102,7 +67,8 @@ def langevin(
             with it does not repeat noise.
         metropolis: whether to accept or reject each step (MALA). Each step evaluates value and
             gradient once, by autograd.
-        trace: whether to return the states after all steps as well.
+        callback: called with k and the states after step k = 1 … ``steps`` of this call. The chain
+            goes on in the same memory, so clone what you keep, or use `langevin_trace`.
         backend: implementation of the steps: "native" (C++, on CPUs), "cuda", "triton",
             "reference", or "auto": the first that is available.
         compile: whether to compile a log-density that is left to autograd with ``torch.compile``,
@@ -111,8 +77,7 @@ def langevin(
             GPUs.
 
     Returns:
-        The final states, of the shape and dtype of ``x``. With ``trace`` a pair (final states,
-        all states), the latter (steps + 1, batch, …) beginning with ``x``.
+        The final states, of the shape and dtype of ``x``.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type, or ``log_density`` does not
@@ -132,10 +97,11 @@ def langevin(
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1:
         raise TypeError("langevin: x must be a floating-point tensor with a batch dimension")
+    check_integer("langevin", "seed", seed, -(2**63), 2**64)
     check_integer("langevin", "first_step", first_step, 0, 2**31)
     check_integer("langevin", "steps", steps, 0, 2**31 - first_step + 1)
-    if metropolis:
-        check_integer("langevin", "first_sample", first_sample, 0, _ACCEPTANCE_OFFSET - len(x))
+    samples = MAX_ADJUSTED_SAMPLES if metropolis else 2 * MAX_ADJUSTED_SAMPLES
+    check_integer("langevin", "first_sample", first_sample, 0, samples - len(x))
     if metropolis and compile:
         raise ValueError(
             "langevin: metropolis=True computes its gradients by autograd and cannot be combined "
@@ -143,70 +109,123 @@ def langevin(
         )
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"langevin: step_size must be positive and finite, got {step_size}")
+    key, noise_std = langevin_key(seed, first_step, first_sample), math.sqrt(step_size)
+    phase = Phase(steps, 0.5 * step_size, 0.0, noise_std, 1.0, key)
     with torch.inference_mode(False), torch.enable_grad(), _frozen_parameters(log_density):
         y = x.detach().clone(memory_format=torch.contiguous_format)
-        states = y.new_empty((steps + 1, *y.shape)) if trace else None
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=x.device)
-        phase = Phase(
-            steps,
-            drift=0.5 * step_size,
-            pull=0.0,
-            noise_std=math.sqrt(step_size),
-            rescale=1.0,
-            key=langevin_key(seed, first_step, first_sample),
-        )
-        update = bound_step(y, None, phase, first_bad=first_bad, backend=backend)
-        one_call = not (trace or metropolis) and steps
+        observer = None if callback is None else Observer(lambda k: callback(k, y), per_step=True)
+        one_call = callback is None and not metropolis and steps
         program_backend = _program_backend(x, backend) if one_call else "reference"
         program = _compiled_program(log_density, x, program_backend)
-        if program is not None:
-            mlp_chain_(
-                program,
-                y,
-                steps=steps,
-                drift=0.5 * step_size,
-                pull=0.0,
-                noise_std=math.sqrt(step_size),
-                seed=seed,
-                draw=FIRST_DRAW + first_step,
-                first_sample=first_sample,
-                first_bad=first_bad,
-                backend=program_backend,
-            )
-        elif metropolis:
-            if states is not None:
-                states[0] = y
-
-            def record(step: int) -> None:
-                if states is not None:
-                    states[step] = y
-
-            draw = FIRST_DRAW + first_step - 1
-            adjusted_steps_(
-                _value_and_gradient(log_density),
-                y,
-                None,
-                steps=steps,
-                drift=0.5 * step_size,
-                pull=0.0,
-                noise_std=math.sqrt(step_size),
-                noise=lambda k: (seed, draw + k, first_sample),
-                acceptance=lambda k: (seed, draw + k, first_sample + _ACCEPTANCE_OFFSET),
-                first_bad=first_bad,
-                backend=backend,
-                after_step=record,
-            )
+        energy: EnergyAt
+        if program is None:
+            energy = _AutogradDensity(log_density, compile=compile and steps > 0)
         else:
-            gradient = _gradient_function(log_density, y, compile=compile and steps > 0)
-            for step in range(steps):
-                if states is not None:
-                    states[step] = y
-                update(gradient())
+            energy, backend = _ProgramDensity(program), program_backend
+        transition: Transition = Adjusted() if metropolis else unadjusted
+        options: dict[str, Any] = {"first_bad": first_bad, "backend": backend}
+        transition(energy, y, None, phase, observer=observer, **options)
     _raise_if_diverged(int(first_bad), first_sample)
-    if states is None:
-        return y
-    states[steps] = y
-    return y, states
+    return y
+
+
+def langevin_trace(log_density: LogDensity, x: Tensor, *, steps: int, **options: Any) -> Tensor:
+    """Run `langevin` and return the states after all steps.
+
+    Args:
+        log_density, x, steps: as for `langevin`.
+        options: the other keyword arguments of `langevin`, except ``callback``.
+
+    Returns:
+        (steps + 1, batch, …), beginning with ``x``; the last are the states that `langevin` returns
+        without a compiled call.
+
+    Raises:
+        ValueError, TypeError, ChainDiverged, BackendUnavailable: as `langevin`.
+
+    Examples:
+        >>> import torch
+        >>> from cdrl_fast import langevin_trace
+        >>> x = torch.zeros(10, 2)
+        >>> langevin_trace(lambda x: -0.5 * (x**2).sum(1), x, steps=5, step_size=0.1).shape
+        torch.Size([6, 10, 2])
+    """
+    states = [x.detach().clone()]
+    langevin(log_density, x, steps=steps, callback=lambda _, y: states.append(y.clone()), **options)
+    return torch.stack(states)
+
+
+@dataclass
+class _ProgramDensity(EnergyAt):
+    """The log-density of a program, which takes a phase in one kernel call."""
+
+    program: Program
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return value_and_gradient(self.program, y)
+
+    def langevin_(
+        self,
+        y: Tensor,
+        anchor: Tensor | None,
+        phase: Phase,
+        *,
+        first_bad: Tensor,
+        backend: str = "auto",
+        observer: Observer | None = None,
+    ) -> None:
+        mlp_chain_(self.program, y, anchor, phase=phase, first_bad=first_bad, backend=backend)
+
+
+class _AutogradDensity(EnergyAt):
+    """A log-density whose gradient autograd, or ``torch.compile``, computes."""
+
+    def __init__(self, log_density: LogDensity, *, compile: bool) -> None:
+        self._function: Callable[[Tensor], Tensor]
+        if isinstance(log_density, Program):
+            self._function, self._compile = partial(value, log_density), False
+        else:
+            self._function, self._compile = log_density, compile
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._state = self._leaf = self._ones = torch.empty(0)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        if self._compiled is not None:
+            return self._compiled(y)
+        # One leaf on y's memory serves all steps: a step's graph is freed before y changes.
+        if self._state is not y:
+            self._state, self._leaf = y, y.detach().requires_grad_(True)
+        value = self._value(self._leaf)
+        if value.shape != self._ones.shape or value.dtype != self._ones.dtype:
+            self._ones = torch.ones_like(value)
+        gradient = torch.autograd.grad(value, self._leaf, self._ones)[0]
+        if self._compile:
+            # This call raised readable errors for a wrong log-density before it is compiled.
+            self._compiled = compiled_gradient(self._function)
+            return self._compiled(y)
+        return gradient
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_(True)
+            value = self._value(leaf)
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+    def _value(self, leaf: Tensor) -> Tensor:
+        value = self._function(leaf)
+        if not isinstance(value, Tensor) or value.shape != (len(leaf),):
+            actual = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                "langevin: log_density must return one number per chain, a tensor of shape "
+                f"({len(leaf)},), got {actual}"
+            )
+        if not value.requires_grad:
+            raise ValueError(
+                "langevin: the value of log_density does not depend on x differentiably; compute "
+                "it from x by differentiable torch operations"
+            )
+        return value
 
 
 def _program_backend(x: Tensor, backend: str) -> str:
@@ -224,7 +243,7 @@ def _compiled_program(log_density: LogDensity, x: Tensor, backend: str) -> Progr
     # Autocast and torch.compile change the module's arithmetic, which a program would ignore.
     if torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
         return None
-    program = log_density if isinstance(log_density, Program) else program_of(log_density)
+    program = program_of(log_density)
     if program is None or program.dim != x.shape[1] or program.rows:
         return None
     # Wider layers fill a GPU without the kernel, whose blocks would each read all their weights.
@@ -232,54 +251,6 @@ def _compiled_program(log_density: LogDensity, x: Tensor, backend: str) -> Progr
         return None
     fits = (program.dtype, program.head.device) == (x.dtype, x.device)
     return program if fits else None
-
-
-def _gradient_function(
-    log_density: LogDensity, y: Tensor, *, compile: bool
-) -> Callable[[], Tensor]:
-    """Return a function that computes ∇ log p at the current contents of y."""
-    if isinstance(log_density, Program) or not compile:
-        return _autograd_function(_as_callable(log_density), y)
-    # One call by autograd raises readable errors for a wrong log-density before it is compiled.
-    _autograd_function(log_density, y)()
-    return partial(compiled_gradient(log_density), y)
-
-
-def _as_callable(log_density: LogDensity) -> Callable[[Tensor], Tensor]:
-    return partial(value, log_density) if isinstance(log_density, Program) else log_density
-
-
-def _value_and_gradient(log_density: LogDensity) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a function that computes log p (batch,) and its gradient at a state."""
-    function = _as_callable(log_density)
-
-    def value_and_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = y.detach().requires_grad_(True)
-            value = function(leaf)
-            _check_value(value, len(y))
-            _check_differentiable(value)
-            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
-
-    return value_and_gradient
-
-
-def _autograd_function(log_density: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[], Tensor]:
-    """Return a function that computes ∇ log p by autograd at the current contents of y."""
-    # One leaf that shares y's memory serves all steps: a step's graph is freed before y changes.
-    leaf = y.detach().requires_grad_(True)
-    ones = None
-
-    def gradient() -> Tensor:
-        nonlocal ones
-        value = log_density(leaf)
-        if ones is None or value.shape != ones.shape or value.dtype != ones.dtype:
-            _check_value(value, y.shape[0])
-            ones = torch.ones_like(value)
-        _check_differentiable(value)
-        return torch.autograd.grad(value, leaf, ones)[0]
-
-    return gradient
 
 
 @contextmanager
@@ -296,28 +267,11 @@ def _frozen_parameters(log_density: LogDensity) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _check_value(value: object, chains: int) -> None:
-    if not isinstance(value, Tensor) or value.shape != (chains,):
-        actual = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            "langevin: log_density must return one number per chain, a tensor of shape "
-            f"({chains},), got {actual}"
-        )
-
-
-def _check_differentiable(value: Tensor) -> None:
-    if not value.requires_grad:
-        raise ValueError(
-            "langevin: the value of log_density does not depend on x differentiably; compute it "
-            "from x by differentiable torch operations"
-        )
-
-
 def _raise_if_diverged(code: int, first_sample: int) -> None:
     if code == NEVER:
         return
     draw, position = decode_first_bad(code)
-    step, sample = draw - FIRST_DRAW, first_sample + position
+    step, sample = draw - FIRST_STEP, first_sample + position
     raise ChainDiverged(
         f"chain {sample} became non-finite (NaN or Inf) at step {step}; use a smaller step_size, "
         "or check the gradient of log_density",

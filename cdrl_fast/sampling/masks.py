@@ -8,11 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops import philox
-from cdrl_fast.ops.philox import Purpose
-
-_MASK_INDEX = 1
-"""The draw index of random masks; 0 and the indices of levels belong to the chains."""
+from cdrl_fast.ops.keys import mask_key
 
 
 def known_mask(spec: str, n: int, size: tuple[int, int], *, seed: int = 0) -> Tensor:
@@ -45,8 +41,7 @@ def known_mask(spec: str, n: int, size: tuple[int, int], *, seed: int = 0) -> Te
         return known.expand(n, 1, height, width)
     if kind == "random":
         threshold = _probability(probability)
-        draw = Purpose.INPAINTING.draw(_MASK_INDEX)
-        return philox.uniform((n, 1, height, width), seed=seed, draw=draw) > threshold
+        return mask_key(seed).uniform((n, 1, height, width)) > threshold
     path = Path(spec).expanduser()
     if not path.is_file():
         raise ValueError(f"mask: {spec} is neither lower-half, random:P nor a picture's file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -114,8 +114,12 @@ class SampleRequest:
             )
         return cls(n, **options)
 
-    def batches(self) -> Iterator[tuple[int, int]]:
-        """Yield the first and the last index + 1 of each batch; one empty batch for n = 0."""
-        size = BATCH_SIZE if self.batch_size is None else self.batch_size
-        for start in range(0, max(self.n, 1), size):
-            yield start, min(start + size, self.n)
+    @property
+    def largest_batch(self) -> int:
+        """The number of samples that pass through the networks together, at most."""
+        return BATCH_SIZE if self.batch_size is None else self.batch_size
+
+    def batches(self) -> list[range]:
+        """Return the indices of each batch's samples; one empty batch for n = 0."""
+        size, n = self.largest_batch, self.n
+        return [range(start, min(start + size, n)) for start in range(0, max(n, 1), size)]

@@ -1,39 +1,42 @@
-"""`Sampler`: checks the arguments of a request and runs its batches."""
+"""`Sampler`: draws, completes and scores samples of a model."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from cdrl_fast._lazy import progress_bar
 from cdrl_fast.engine import FrozenModel, Terms, chain_precision
-from cdrl_fast.errors import BackendUnavailable, check_integer
+from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.model.cdrl import CDRL, Label
 from cdrl_fast.model.densities import Density
-from cdrl_fast.model.schedule import StepPlan, Steps
-from cdrl_fast.ops.dispatch import choose
-from cdrl_fast.precision import EXACT, Precision
-from cdrl_fast.sampling.chain import CORRECTOR, Chain
+from cdrl_fast.model.schedule import StepPlan
+from cdrl_fast.ops.keys import ChainKeys
+from cdrl_fast.precision import Precision
+from cdrl_fast.sampling.chain import Chain
 from cdrl_fast.sampling.chain_graph import (
     ChainGraph,
     GraphCache,
+    StepGraph,
     terms_signature,
     unavailable_reason,
 )
-from cdrl_fast.sampling.inpainting import UNCONSTRAINED, Inpainting, Observation
+from cdrl_fast.sampling.hooks import Hook, Progress
+from cdrl_fast.sampling.inpainting import Inpainting, ObservationNoise, inpaint
 from cdrl_fast.sampling.label_terms import label_terms
-from cdrl_fast.sampling.scoring import Scoring
-from cdrl_fast.sampling.trace import Recorder, Trace, TraceKind, merge_traces
+from cdrl_fast.sampling.request import MAX_CORRECTORS, SampleOptions, SampleRequest
+from cdrl_fast.sampling.scoring import LevelStatistics, level_densities
+from cdrl_fast.sampling.trace import RECORDERS, Trace, TraceKind
+from cdrl_fast.sampling.transitions import Adjusted, Transition, unadjusted
 
 _GRAPHS = ("auto", "chain", "step", "off")
 
 
-class Sampler(Inpainting, Scoring):
+class Sampler:
     """A sampler of a CDRL model: draws, completes and scores samples.
 
     A chain starts from noise x_T ~ N(0, I). Each level t = T … 1 proposes
@@ -111,110 +114,33 @@ class Sampler(Inpainting, Scoring):
             )
         if graph not in _GRAPHS:
             raise ValueError(f"graph: expected one of {_GRAPHS}, got {graph!r}")
-        models = (model,) if isinstance(model, CDRL) else model.models
-        parameter = next(models[0].parameters(), torch.empty(0))
-        self.source, self.model = model, models[0]
+        self.source, self.model = model, model.models[0]
+        parameter = next(self.model.parameters(), torch.empty(0))
         self.device = torch.device(device) if device is not None else parameter.device
-        self.precision = self._common_precision(precision, models, backend)
+        self.precision = self._common_precision(precision, backend)
         self.dtype = self.precision.state
-        self.backend = choose("Sampler", backend, self.device, self.dtype)
-        self._frozen = FrozenModel(
-            [(m.energy, m.initializer) for m in models],
+        self.networks = FrozenModel(
+            [(m.energy, m.initializer) for m in model.models],
             device=self.device,
             precision=self.precision,
-            backend=backend if backend in ("reference", "triton") else "auto",
+            backend=backend,
             compile=compile,
         )
-        self._chain = Chain(self.model, self._frozen, self.backend, self.precision.name in EXACT)
+        self.backend = self.networks.backend
         self.graph = self._graph_mode(graph)
         self._graphs = GraphCache()
 
-    @overload
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int = 0,
-        steps: Steps = None,
-        label: Label = None,
-        guidance: float = 0.0,
-        first_sample: int = 0,
-        batch_size: int | None = None,
-        denoise_scale: float = 1.0,
-        correctors: int = 0,
-        metropolis: bool = False,
-        progress: bool = False,
-        trace: None = None,
-    ) -> Tensor: ...
-
-    @overload
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int = 0,
-        steps: Steps = None,
-        label: Label = None,
-        guidance: float = 0.0,
-        first_sample: int = 0,
-        batch_size: int | None = None,
-        denoise_scale: float = 1.0,
-        correctors: int = 0,
-        metropolis: bool = False,
-        progress: bool = False,
-        trace: TraceKind,
-    ) -> tuple[Tensor, Trace]: ...
-
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int = 0,
-        steps: Steps = None,
-        label: Label = None,
-        guidance: float = 0.0,
-        first_sample: int = 0,
-        batch_size: int | None = None,
-        denoise_scale: float = 1.0,
-        correctors: int = 0,
-        metropolis: bool = False,
-        progress: bool = False,
-        trace: TraceKind | None = None,
-    ) -> Tensor | tuple[Tensor, Trace]:
+    def sample(self, n: int, **options: Unpack[SampleOptions]) -> Tensor:
         """Draw ``n`` samples.
 
         Args:
             n: number of samples, 0 or more.
-            seed: 64-bit integer. The same seed gives the same samples.
-            steps: Langevin steps per level: None (as in training), an int for all levels, one int
-                for each level 1 … T, a `StepPlan`, or "tuned" (the step plan that is saved with the
-                (first) model). With K' steps in place of K, a step's noise variance is K/K' times
-                that of training.
-            label: class number 1 … num_classes or class name, one for all samples or a sequence of
-                ``n``. None, or 0, samples without a class.
-            guidance: weight w of classifier-free guidance. Chains follow
-                (1 + w) f(·|label) - w f(·|no label); 0 is no guidance.
-            first_sample: index of the first sample in the stream of the seed. Samples 32 to 63 of
-                a seed are ``sample(32, first_sample=32)``.
-            batch_size: number of samples that pass through the networks together. It changes the
-                memory, not the samples. None: at most 1,024.
-            denoise_scale: factor of the score in the final denoising step of images. 1 is Tweedie's
-                formula; 2 reproduces the authors' released code.
-            correctors: number of additional Langevin steps after the steps of each level. They
-                leave out the recovery term, so they sample the density of x_{t-1} itself. They
-                improve combinations, whose densities at two levels are not related by diffusion.
-                CUDA graphs are not used with them.
-            metropolis: whether to accept or reject each Langevin step (MALA), which removes the
-                error of finite step sizes. It needs precision "fp32" or "fp64"; CUDA graphs are not
-                used with it.
-            progress: whether to show a progress bar.
-            trace: "levels" or "steps" to return a `Trace` of the chains as well. CUDA graphs are
-                not used with it.
+            options: keyword arguments of `SampleRequest`: seed, steps, label, guidance,
+                first_sample, batch_size, denoise_scale, correctors, metropolis, progress.
 
         Returns:
             Images float32 (n, C, H, W) in [-1, 1], or points float32 (n, dim), which are neither
-            denoised nor clamped; float64 with precision="fp64". With ``trace`` a pair
-            (samples, `Trace`).
+            denoised nor clamped; float64 with precision="fp64".
 
         Raises:
             ValueError, TypeError: an argument has a wrong value or type.
@@ -224,106 +150,256 @@ class Sampler(Inpainting, Scoring):
         Examples:
             >>> from cdrl_fast import CDRL, Sampler
             >>> sampler = Sampler(CDRL.from_pretrained("digits"))
-            >>> samples, trace = sampler.sample(4, label="7", guidance=1.0, steps=1, trace="levels")
-            >>> samples.shape, len(trace.states)
+            >>> sampler.sample(4, label="7", guidance=1.0, steps=1).shape
+            torch.Size([4, 1, 8, 8])
+        """
+        return self.run(SampleRequest.of("Sampler.sample", n, options))
+
+    def sample_trace(
+        self, n: int, *, trace: TraceKind = "levels", **options: Unpack[SampleOptions]
+    ) -> Trace:
+        """Draw ``n`` samples and record their chains. CUDA graphs are not used.
+
+        Args:
+            n: number of samples, 0 or more.
+            trace: "levels": record the state after each level; "steps": after each Langevin step.
+            options: as for `sample`.
+
+        Returns:
+            A `Trace`; its ``samples`` are those of `sample`.
+
+        Raises:
+            ValueError, TypeError, ChainDiverged: as `sample`.
+
+        Examples:
+            >>> from cdrl_fast import CDRL, Sampler
+            >>> trace = Sampler(CDRL.from_pretrained("digits")).sample_trace(4, label="7", steps=1)
+            >>> trace.samples.shape, len(trace.states)
             (torch.Size([4, 1, 8, 8]), 7)
         """
-        samples, recorders = self._run(
-            n,
-            seed=seed,
-            steps=steps,
-            label=label,
-            guidance=guidance,
-            first_sample=first_sample,
-            batch_size=batch_size,
-            denoise_scale=denoise_scale,
-            correctors=correctors,
-            metropolis=metropolis,
-            progress=progress,
-            trace=trace,
-        )
-        return samples if trace is None else (samples, merge_traces(recorders))
+        request = SampleRequest.of("Sampler.sample_trace", n, options)
+        if trace not in RECORDERS:
+            raise ValueError(f'trace: expected "levels" or "steps", got {trace!r}')
+        recorder = RECORDERS[trace]()
+        transition = None
+        if trace == "steps" and self.networks.precise:
+            transition = Adjusted(request.metropolis, recorder.record_acceptance)
+        return recorder.trace(self.run(request, transition=transition, hooks=[recorder]))
 
-    def _run(
+    def run(
         self,
-        n: int,
+        request: SampleRequest,
         *,
-        seed: int,
-        steps: Steps,
-        label: Label,
-        guidance: float,
-        first_sample: int,
-        batch_size: int | None,
-        denoise_scale: float,
-        progress: bool,
-        correctors: int = 0,
-        metropolis: bool = False,
-        trace: TraceKind | None = None,
-        observation: Observation | None = None,
-    ) -> tuple[Tensor, list[Recorder]]:
-        """Run all batches of `sample` or, with an ``observation``, of `inpaint`."""
-        plan = self.model.plan(steps)
-        check_integer("Sampler.sample", "n", n, 0, 2**31)
-        check_integer("Sampler.sample", "seed", seed, -(2**63), 2**64)
-        check_integer("Sampler.sample", "first_sample", first_sample, 0, 2**63 - n)
-        check_integer("Sampler.sample", "correctors", correctors, 0, CORRECTOR)
-        if correctors and max(plan.counts) >= CORRECTOR:
+        transition: Transition | None = None,
+        hooks: Sequence[Hook] = (),
+        chain: Callable[..., Chain] = Chain,
+    ) -> Tensor:
+        """Draw the samples of a request, on request with parts of your own.
+
+        Args:
+            request: what `sample` takes.
+            transition: takes the Langevin steps of a phase, such as `unadjusted` or `Adjusted()`;
+                None: what the request says. CUDA graphs are not used with one of your own.
+            hooks: look at the states of the chains, or change them; see `Hook`. CUDA graphs are not
+                used with them.
+            chain: subclass of `Chain` for another loop over the levels, called as `Chain`.
+
+        Returns:
+            As `sample`.
+
+        Raises:
+            ValueError, TypeError, ChainDiverged: as `sample`.
+
+        Examples:
+            >>> from cdrl_fast import CDRL, Sampler, SampleRequest
+            >>> Sampler(CDRL.from_pretrained("digits")).run(SampleRequest(2, steps=1)).shape
+            torch.Size([2, 1, 8, 8])
+        """
+        plan = self._checked_plan(request)
+        terms = label_terms(self.source, request, self.device)
+        self.networks.refresh()
+        own = transition is not None or bool(hooks) or chain is not Chain
+        plain = not (own or request.correctors or request.metropolis)
+        draw = self._replay if plain and request.n and self.graph != "off" else Chain.samples
+        if transition is None:
+            transition = Adjusted() if request.metropolis else unadjusted
+        samples, done, batches = [], 0, request.batches()
+        with progress_bar(request.progress, desc="sampling", unit="step") as bar:
+            if request.progress:
+                hooks = (*hooks, Progress(bar))
+            for rows in batches:
+                first_sample = request.first_sample + rows.start
+                keys = ChainKeys(request.seed, first_sample, self.model.schedule.levels)
+                batch = chain(
+                    self.model, self.networks, keys, transition, request.correctors, hooks
+                )
+                batch_terms = [t.slice(rows.start, rows.stop) for t in terms]
+                bar.total = batch.steps(plan) * len(batches)
+                samples.append(draw(batch, len(rows), plan, batch_terms, request.denoise_scale))
+                done += batch.steps(plan)
+                bar.update(done - bar.n)
+        return torch.cat(samples)
+
+    def inpaint(
+        self,
+        images: Tensor,
+        known: Tensor,
+        *,
+        samples: int = 1,
+        noise: ObservationNoise = "shared",
+        passes: int = 1,
+        candidates: int = 1,
+        **options: Unpack[SampleOptions],
+    ) -> Tensor:
+        """Draw the unknown entries of images, or of points, given the known ones.
+
+        The chain is that of `sample`, but the known entries of each state x_t are set to
+        √ᾱ_t o + √(1 - ᾱ_t) ε, with o the observation: in x_T, in the proposal of each level and
+        after each Langevin step. The draw of x_{t-1} therefore knows x_t and its own known entries,
+        but not those of the less noisy levels that follow. So with one pass the samples follow
+        p(unknown | known) only roughly. More ``passes`` come closer; in the limit of many passes
+        and steps the distribution is exact. More ``candidates`` select the right one of distant
+        modes, between which passes hardly move a chain. CUDA graphs are not used.
+
+        Args:
+            images: float (n, C, H, W) in [-1, 1], or points (n, dim). Unknown entries are ignored
+                and may be NaN.
+            known: bool, True where an entry is known. The shape broadcasts to that of ``images``:
+                (H, W), (n, 1, H, W), (C, 1, 1) for a mask per channel; (dim,) or (n, dim) for
+                points.
+            samples: number of completions k of each image.
+            noise: "shared": one ε per completion for all levels, as in training pairs; "fresh": one
+                per completion and level.
+            passes: number of passes through each level. Before each further pass x_{t-1} is noised
+                to x_t. The time grows in proportion.
+            candidates: number of completions that are drawn for each one returned. The returned one
+                is selected with probability proportional to exp(-Σ_t ‖k_0 - k̂_0(x_t)‖² / (2 v_t)),
+                that is, by how well the model predicts the known entries k_0 from noisy ones.
+                Without ``label``, if there are at least as many candidates as classes, candidates
+                take the classes cyclically; a multiple of the number of classes treats all classes
+                alike.
+            options: keyword arguments of `SampleRequest`, without ``metropolis``. ``label`` is one
+                class for all images or a sequence of ``n``; ``first_sample`` is the index of the
+                first completion in the stream of the seed. If nothing is known, one pass gives
+                the samples of `sample`.
+
+        Returns:
+            Float32 (n·k, …), float64 with precision="fp64". Rows i·k … i·k + k - 1 complete image
+            i. Their known entries equal those of ``images`` to the bit.
+
+        Raises:
+            ValueError, TypeError: an argument has a wrong value or type.
+            ChainDiverged: a state became non-finite (NaN or Inf); the step that the error names
+                counts through all passes of the level.
+
+        Source: passes: Lugmayr et al., "RePaint", CVPR 2022. Candidates: the weights approximate
+        those of Trippe et al., "Diffusion probabilistic modeling of protein backbones in 3D for the
+        motif-scaffolding problem", ICLR 2023.
+
+        Examples:
+            >>> import torch
+            >>> from cdrl_fast import CDRL, Sampler
+            >>> sampler = Sampler(CDRL.from_pretrained("digits"))
+            >>> known = torch.arange(8)[:, None] < 4  # the upper half
+            >>> sampler.inpaint(torch.zeros(2, 1, 8, 8), known, samples=3, steps=1).shape
+            torch.Size([6, 1, 8, 8])
+        """
+        request = SampleRequest.of("Sampler.inpaint", len(images), options)
+        return inpaint(self, images, known, request, Inpainting(samples, noise, passes, candidates))
+
+    def log_density(
+        self,
+        images: Tensor,
+        *,
+        label: Label = None,
+        levels: Sequence[int] = (1,),
+        statistics: LevelStatistics | None = None,
+        seed: int = 0,
+        first_sample: int = 0,
+        batch_size: int = 1024,
+    ) -> Tensor:
+        """Return the log-density of samples, up to a constant per level.
+
+        At level 1 it is that of the images themselves, f(m_1 x, λ_0) / s_1². At level t it is
+        f(m_t x_{t-1}, λ_{t-1}) / s_t² of x_{t-1} = √ᾱ_{t-1} x + √(1 - ᾱ_{t-1}) ε, with ε from the
+        noise stream. Data unlike the training data have low log-densities.
+
+        Args:
+            images: float (n, C, H, W) in [-1, 1], or points (n, dim).
+            label: the class of log p(·|label), as in `sample`; None: no class.
+            levels: levels t from 1 to T.
+            statistics: from `level_statistics`, needed for several levels, because log-densities of
+                different levels have different standard deviations. With it the method returns
+                (log-density - mean) / std, averaged over levels.
+            seed, first_sample: seed and index of the first sample of the noise ε.
+            batch_size: number of samples that pass through the networks together. It changes the
+                memory, not the log-densities.
+
+        Returns:
+            Log-densities or, with ``statistics``, standardised ones: (n,) float32, float64 with
+            precision="fp64", on the sampler's device.
+
+        Raises:
+            ValueError, TypeError: an argument has a wrong value or type.
+
+        Source: Zhu, Xie, Wu, Gao, ICLR 2024, section 4 (level 1).
+
+        Examples:
+            >>> from cdrl_fast import CDRL, Sampler
+            >>> from cdrl_fast.data import load_data
+            >>> images, _ = load_data("digits").batch(range(4))
+            >>> sampler = Sampler(CDRL.from_pretrained("digits"))
+            >>> bool((sampler.log_density(images) > sampler.log_density(-images)).all())
+            True
+        """
+        if len(levels) != 1 and statistics is None:
             raise ValueError(
-                f"correctors: with them a level must take fewer than {CORRECTOR} steps, got "
-                f"{max(plan.counts)}; pass fewer steps or correctors=0"
+                "log_density: several levels need statistics=, which Sampler.level_statistics "
+                f"computes from training data; got levels={tuple(levels)}"
             )
-        if metropolis and not self._chain.exact:
-            raise ValueError(
-                f"metropolis: energies in {self.precision.name} cannot be compared between "
-                'neighbouring states; create the Sampler with precision="fp32" or "fp64"'
-            )
-        terms = label_terms(self.source, (seed, first_sample), n, label, guidance, self.device)
-        if not math.isfinite(denoise_scale):
-            raise ValueError(f"denoise_scale: expected a finite number, got {denoise_scale}")
-        if trace not in (None, "levels", "steps"):
-            raise ValueError(f'trace: expected None, "levels" or "steps", got {trace!r}')
-        size = 1024 if batch_size is None else batch_size
-        check_integer("Sampler.sample", "batch_size", size, 1, 2**31)
-        self._frozen.refresh()
-        plain = trace is None and observation is None and not correctors and not metropolis
-        use_graph = plain and n > 0
-        batches, recorders = [], []
-        passes = 1 if observation is None else observation.passes
-        total = passes * (sum(plan.counts) + correctors * len(plan.counts))
-        total *= -(-n // size)
-        with progress_bar(progress, total=total, desc="sampling", unit="step") as bar:
-            for start in range(0, max(n, 1), size):
-                stop = min(start + size, n)
-                recorder = Recorder(trace)
-                rng = (seed, first_sample + start)
-                batch_terms = tuple(network_terms.slice(start, stop) for network_terms in terms)
-                graph = (
-                    self._captured_graph(stop - start, plan, batch_terms, denoise_scale)
-                    if use_graph
-                    else None
-                )
-                if graph is not None:
-                    batches.append(graph.run(batch_terms, *rng, bar.update).clone())
-                    self._chain.raise_if_diverged(graph.first_bad, first_sample + start)
-                    continue
-                constraint = (
-                    UNCONSTRAINED if observation is None else observation.constraint(start, stop)
-                )
-                x, energy = self._chain.run(
-                    stop - start,
-                    rng,
-                    plan,
-                    batch_terms,
-                    correctors,
-                    metropolis,
-                    constraint,
-                    recorder,
-                    bar.update,
-                )
-                samples = self._chain.denoise(x, energy, denoise_scale)
-                batches.append(constraint.insert_known(samples))
-                recorders.append(recorder)
-        return torch.cat(batches), recorders
+        request = SampleRequest(
+            len(images), seed=seed, label=label, first_sample=first_sample, batch_size=batch_size
+        )
+        densities = level_densities(self, images, levels, request)
+        return densities[0] if statistics is None else statistics.score(levels, densities)
+
+    def level_statistics(
+        self,
+        images: Tensor,
+        *,
+        label: Label = None,
+        levels: Sequence[int] | None = None,
+        seed: int = 0,
+        batch_size: int = 1024,
+    ) -> LevelStatistics:
+        """Return mean and standard deviation of the log-density of samples at each level.
+
+        Args:
+            images: at least two samples, such as the training data or a part of it.
+            levels: levels t from 1 to T; None: all.
+            label, seed, batch_size: as in `log_density`.
+
+        Returns:
+            `LevelStatistics`, for ``log_density(statistics=…)``.
+
+        Raises:
+            ValueError, TypeError: fewer than two samples, or as in `log_density`.
+
+        Examples:
+            >>> from cdrl_fast import CDRL, Sampler
+            >>> from cdrl_fast.data import load_data
+            >>> images, _ = load_data("digits").batch(range(4))
+            >>> sampler = Sampler(CDRL.from_pretrained("digits"))
+            >>> statistics = sampler.level_statistics(images, levels=(1, 2))
+            >>> sampler.log_density(images, levels=(1, 2), statistics=statistics).shape
+            torch.Size([4])
+        """
+        levels = range(1, self.model.schedule.levels + 1) if levels is None else levels
+        if len(images) < 2:
+            raise ValueError(f"level_statistics: expected at least 2 samples, got {len(images)}")
+        request = SampleRequest(len(images), seed=seed, label=label, batch_size=batch_size)
+        densities = level_densities(self, images, levels, request)
+        return LevelStatistics.from_densities(levels, densities)
 
     def working_memory(self, batch: int) -> int | None:
         """Return the bytes of workspace that the energy's gradient of a batch needs.
@@ -336,39 +412,55 @@ class Sampler(Inpainting, Scoring):
         Returns:
             Bytes, or None where autograd computes the gradient.
         """
-        return self._frozen.working_memory(batch, self.model.sample_shape)
+        return self.networks.working_memory(batch, self.model.sample_shape)
 
-    def _common_precision(self, name: str, models: Sequence[CDRL], backend: str) -> Precision:
+    def _checked_plan(self, request: SampleRequest) -> StepPlan:
+        """Return the request's step plan; raise if the request does not fit the sampler."""
+        plan = self.model.plan(request.steps)
+        if request.correctors and max(plan.counts) > MAX_CORRECTORS:
+            raise ValueError(
+                f"correctors: with them a level must take at most {MAX_CORRECTORS} steps, got "
+                f"{max(plan.counts)}; pass fewer steps or correctors=0"
+            )
+        if request.metropolis and not self.networks.precise:
+            raise ValueError(
+                f"metropolis: energies in {self.precision.name} cannot be compared between "
+                'neighbouring states; create the Sampler with precision="fp32" or "fp64"'
+            )
+        return plan
+
+    def _common_precision(self, name: str, backend: str) -> Precision:
         """Return the precision that the energies of all models support."""
-        precisions = {chain_precision(name, m.energy, self.device, backend=backend) for m in models}
+        precisions = {
+            chain_precision(name, m.energy, self.device, backend=backend)
+            for m in self.source.models
+        }
         # "auto" is bfloat16 only for networks with kernels, so models can disagree.
         return precisions.pop() if len(precisions) == 1 else Precision("fp32")
 
     def _graph_mode(self, graph: str) -> str:
         """Return "step", "chain" or "off"; raise if the mode is not available."""
-        reason = unavailable_reason(self._frozen)
+        reason = unavailable_reason(self.networks)
         if graph == "off" or (graph == "auto" and reason is not None):
             return "off"
         if reason is not None:
             raise BackendUnavailable(f"graph={graph!r} is not available: {reason}")
         return "step" if graph == "auto" else graph
 
-    def _captured_graph(
-        self, n: int, plan: StepPlan, terms: tuple[Terms, ...], denoise_scale: float
-    ) -> ChainGraph | None:
-        """Return the CUDA graph for a batch of ``n`` samples; None where graphs are off."""
-        if self.graph == "off":
-            return None
-        schedule = self.model.schedule
-
-        def capture() -> ChainGraph:
-            return ChainGraph(
-                self._frozen,
-                [schedule.level(t, plan) for t in range(schedule.levels, 0, -1)],
-                (n, *self.model.sample_shape),
-                terms,
-                full_chain=self.graph == "chain",
-                denoise=lambda x, energy: self._chain.denoise(x, energy, denoise_scale),
+    def _replay(
+        self, chain: Chain, n: int, plan: StepPlan, terms: Sequence[Terms], denoise_scale: float
+    ) -> Tensor:
+        """Return what `Chain.samples` returns, by a CUDA graph."""
+        networks = self.networks
+        terms = [part.in_tensors(self.device, self.dtype) for part in terms]
+        signature = terms_signature(terms)
+        if self.graph == "step":
+            chain.transition = self._graphs.get(
+                (n, signature), lambda: StepGraph(networks, chain.shape(n), terms)
             )
-
-        return self._graphs.get((n, plan, terms_signature(terms), denoise_scale), capture)
+            return chain.samples(n, plan, terms, denoise_scale)
+        graph = self._graphs.get(
+            (n, plan, signature, denoise_scale),
+            lambda: ChainGraph(chain, networks, n, plan, terms, denoise_scale),
+        )
+        return graph.run(chain, terms)

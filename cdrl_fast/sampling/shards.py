@@ -7,9 +7,9 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,8 @@ from torch import Tensor
 from cdrl_fast._lazy import progress_bar
 from cdrl_fast.data.images import as_bytes
 from cdrl_fast.errors import CheckpointError, check_integer
-from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.model.schedule import Steps
 from cdrl_fast.sampling.label_terms import cycled_labels
+from cdrl_fast.sampling.request import SampleOptions, SampleRequest
 from cdrl_fast.sampling.sampler import Sampler
 from cdrl_fast.storage.folder import (
     SUMS,
@@ -41,17 +40,9 @@ def sample_to_folder(
     n: int,
     folder: str | Path,
     *,
-    seed: int = 0,
-    steps: Steps = None,
-    label: Sequence[int | str] | None = None,
-    guidance: float = 0.0,
-    batch_size: int = 512,
-    denoise_scale: float = 1.0,
-    correctors: int = 0,
-    metropolis: bool = False,
     worker: int = 0,
     workers: int = 1,
-    progress: bool = False,
+    **options: Unpack[SampleOptions],
 ) -> Path | None:
     """Draw ``n`` samples into a folder, in shards, so that an interrupted run can be resumed.
 
@@ -65,11 +56,10 @@ def sample_to_folder(
         sampler: a sampler of one model, not of a combination.
         n: number of samples, at least 1.
         folder: folder to write to; it is created if it does not exist. All workers need access.
-        seed, steps, guidance, denoise_scale, correctors, metropolis: as in `Sampler.sample`.
-        label: class numbers or names, which the samples take cyclically; None: no labels.
-        batch_size: number of samples per shard.
         worker, workers: index of this worker and number of workers.
-        progress: whether to show a progress bar.
+        options: keyword arguments of `SampleRequest`. ``label`` is a list of class numbers or
+            names, which the samples take cyclically, and ``batch_size`` the number of samples per
+            shard, 512 by default.
 
     Returns:
         The path of ``samples.npy``, or None while shards of other workers are missing. Images are
@@ -90,51 +80,42 @@ def sample_to_folder(
         PosixPath('samples/samples.npy')
     """
     where = "sample_to_folder"
-    if not isinstance(sampler.source, CDRL):
+    if not sampler.source.takes_labels:
         raise TypeError(f"{where}: expected the sampler of one model, got one of a combination")
     check_integer(where, "n", n, 1, 2**31)
-    check_integer(where, "batch_size", batch_size, 1, 2**31)
     check_integer(where, "workers", workers, 1, 2**31)
     check_integer(where, "worker", worker, 0, workers)
-    request = _Request(
-        sampler, n, Path(folder), batch_size, cycled_labels(sampler.model, label, n),
-        {"seed": seed, "steps": steps, "guidance": guidance, "denoise_scale": denoise_scale,
-         "correctors": correctors, "metropolis": metropolis},
-    )  # fmt: skip
+    options.setdefault("batch_size", 512)
+    request = SampleRequest.of(where, n, options)
+    labels = cycled_labels(sampler.model, request.label, n)
     try:
-        return request.run(worker, workers, progress)
+        return _Shards(sampler, request, labels, Path(folder)).run(worker, workers)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot write samples: {error}") from error
 
 
-class _Request:
-    """A request for n samples in a folder."""
+class _Shards:
+    """The shards of a request in a folder."""
 
     def __init__(
-        self,
-        sampler: Sampler,
-        n: int,
-        folder: Path,
-        batch_size: int,
-        labels: Tensor | None,
-        options: dict[str, Any],
+        self, sampler: Sampler, request: SampleRequest, labels: Tensor | None, folder: Path
     ) -> None:
-        self.sampler, self.n, self.folder, self.batch_size = sampler, n, folder, batch_size
-        self.labels, self.options = labels, options
-        self.shards = -(-n // batch_size)
+        self.sampler, self.request, self.folder = sampler, request, folder
+        self.labels, self.batches = labels, request.batches()
 
-    def run(self, worker: int, workers: int, progress: bool) -> Path | None:
+    def run(self, worker: int, workers: int) -> Path | None:
         """Draw this worker's shards; merge all shards if none is missing then."""
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
         self._register()
         if self._is_merged():
             return self.folder / SAMPLES
-        indices = range(worker, self.shards, workers)
-        with progress_bar(progress, total=len(indices), desc="sampling", unit="shard") as bar:
+        indices = range(worker, len(self.batches), workers)
+        options = {"total": len(indices), "desc": "sampling", "unit": "shard"}
+        with progress_bar(self.request.progress, **options) as bar:
             for i in indices:
                 self._shard(i)
                 bar.update()
-        if all(self._shard_folder(i).is_dir() for i in range(self.shards)):
+        if all(self._shard_folder(i).is_dir() for i in range(len(self.batches))):
             return self._merge()
         return None
 
@@ -154,17 +135,18 @@ class _Request:
 
     def _description(self) -> dict[str, Any]:
         """Return the contents of ``request.json``: all that determines the samples."""
-        sampler, digest = self.sampler, hashlib.sha256()
+        sampler, request, digest = self.sampler, self.request, hashlib.sha256()
         digest.update(tensors_to_bytes(sampler.model.state_dict()))
         labels = None if self.labels is None else hashlib.sha256(self.labels.numpy().tobytes())
-        plan = sampler.model.plan(self.options["steps"])
+        names = ("n", "seed", "guidance", "denoise_scale", "correctors", "metropolis")
         return {
-            **self.options,
+            **{name: getattr(request, name) for name in names},
+            # Older folders have no such entry.
+            **({"first_sample": request.first_sample} if request.first_sample else {}),
             "model": digest.hexdigest(),
-            "n": self.n,
-            "steps": str(plan),
+            "steps": str(sampler.model.plan(request.steps)),
             "labels": None if labels is None else labels.hexdigest(),
-            "batch_size": self.batch_size,
+            "batch_size": request.largest_batch,
             "precision": sampler.precision.name,
         }
 
@@ -179,14 +161,13 @@ class _Request:
                 return _bytes_to_array(read_folder(folder)[SAMPLES])
             except CheckpointError:  # corrupt: the shard is drawn again
                 pass
-        start, stop = i * self.batch_size, min((i + 1) * self.batch_size, self.n)
-        samples = self.sampler.sample(
-            stop - start,
-            label=None if self.labels is None else self.labels[start:stop],
-            first_sample=start,
-            batch_size=self.batch_size,
-            **self.options,
+        rows, request = self.batches[i], self.request
+        label = None if self.labels is None else self.labels[rows.start : rows.stop]
+        first_sample = request.first_sample + rows.start
+        shard = replace(
+            request, n=len(rows), label=label, first_sample=first_sample, progress=False
         )
+        samples = self.sampler.run(shard)
         array = _samples_to_array(samples.cpu())
         try:
             write_folder(folder, {SAMPLES: _array_to_bytes(array)})
@@ -210,10 +191,10 @@ class _Request:
         first = self._shard(0)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".merge.") as temporary:
             path = Path(temporary) / SAMPLES
-            shape = (self.n, *first.shape[1:])
+            shape = (self.request.n, *first.shape[1:])
             samples = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=shape)
-            for i in range(self.shards):
-                samples[i * self.batch_size : (i + 1) * self.batch_size] = self._shard(i)
+            for i, rows in enumerate(self.batches):
+                samples[rows.start : rows.stop] = self._shard(i)
             samples.flush()
             with path.open("rb") as file:
                 os.fsync(file.fileno())

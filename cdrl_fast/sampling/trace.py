@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import LevelEnergy
-from cdrl_fast.model.schedule import Level
+from cdrl_fast.sampling.hooks import ChainState, Hook
 
 TraceKind = Literal["levels", "steps"]
 
@@ -19,11 +17,12 @@ TraceKind = Literal["levels", "steps"]
 class Trace:
     """The recorded states of n chains on their way from noise to samples.
 
-    ``Sampler.sample(trace=…)`` returns it. With trace="levels" the m records are x_T and the state
+    `Sampler.sample_trace` returns it. With trace="levels" the m records are x_T and the state
     after each level; with trace="steps" they are, for each level, the initializer's proposal and
     the state after each Langevin step.
 
     Attributes:
+        samples: the samples, as `Sampler.sample` returns them.
         states: float32 (m, n, …), the recorded states in the coordinates of x_t.
         energies: float32 (m, n), the log-density f / s² of each state at its level, up to a
             constant per level.
@@ -36,73 +35,84 @@ class Trace:
 
     Examples:
         >>> from cdrl_fast import CDRL, Sampler
-        >>> _, trace = Sampler(CDRL.from_pretrained("digits")).sample(2, steps=1, trace="levels")
+        >>> trace = Sampler(CDRL.from_pretrained("digits")).sample_trace(2, steps=1)
         >>> len(trace.states)  # x_6 to x_0
         7
     """
 
+    samples: Tensor
     states: Tensor
     energies: Tensor
     levels: Tensor
     acceptance: Tensor | None = None
 
 
-@dataclass
-class Recorder:
-    """The recorder of one batch's trace; without a kind it records nothing."""
+class Recorder(Hook):
+    """The hook that records a trace."""
 
-    kind: TraceKind | None
+    def __init__(self) -> None:
+        self._batches: list[_Records] = []
+
+    def started(self, state: ChainState) -> None:
+        """Begin the records of a batch."""
+        self._batches.append(_Records())
+
+    def record(self, state: ChainState) -> None:
+        """Record a state and its log-density."""
+        records = self._batches[-1]
+        records.states.append(state.x().float().cpu())
+        records.energies.append(state.log_density().float().cpu())
+        records.levels.append(state.level.t)
+
+    def record_acceptance(self, probabilities: Tensor) -> None:
+        """Record acceptance probabilities (steps, n) of some of the current level's steps."""
+        records = self._batches[-1]
+        records.acceptance.setdefault(records.levels[-1], []).append(probabilities.cpu())
+
+    def trace(self, samples: Tensor) -> Trace:
+        """Return the trace of all batches, whose ``samples`` these are."""
+        batches = self._batches
+        acceptance = [records.mean_acceptance() for records in batches if records.acceptance]
+        return Trace(
+            samples=samples,
+            states=torch.cat([torch.stack(records.states) for records in batches], dim=1),
+            energies=torch.cat([torch.stack(records.energies) for records in batches], dim=1),
+            levels=torch.tensor(batches[0].levels),
+            acceptance=torch.cat(acceptance, dim=1) if acceptance else None,
+        )
+
+
+class LevelRecorder(Recorder):
+    """The recorder of x_T and of the state after each level."""
+
+    def started(self, state: ChainState) -> None:
+        """Begin the records of a batch with x_T."""
+        super().started(state)
+        self.record(state)
+
+    finished = Recorder.record
+
+
+class StepRecorder(Recorder):
+    """The recorder of each level's proposal and of the state after each step."""
+
+    per_step = True
+    proposed = stepped = Recorder.record
+
+
+RECORDERS: dict[TraceKind, type[Recorder]] = {"levels": LevelRecorder, "steps": StepRecorder}
+
+
+@dataclass
+class _Records:
+    """What has been recorded of one batch; ``acceptance`` by level."""
+
     states: list[Tensor] = field(default_factory=list)
     energies: list[Tensor] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
-    probabilities: dict[int, list[Tensor]] = field(default_factory=dict)
+    acceptance: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def record_acceptance(self, level: int, probabilities: Tensor) -> None:
-        """Store acceptance probabilities (steps, n) of some of a level's steps."""
-        if self.kind == "steps":
-            self.probabilities.setdefault(level, []).append(probabilities.cpu())
-
-    @property
-    def acceptance(self) -> Tensor | None:
-        """The mean acceptance probabilities (levels, n); None where nothing was recorded."""
-        if not self.probabilities:
-            return None
-        means = [torch.cat(parts).mean(dim=0) for parts in self.probabilities.values()]
+    def mean_acceptance(self) -> Tensor:
+        """Return the mean acceptance probability of each level, (levels, n)."""
+        means = [torch.cat(parts).mean(dim=0) for parts in self.acceptance.values()]
         return torch.stack(means).float()
-
-    @torch.no_grad()
-    def record(
-        self, kind: TraceKind, y: Tensor, level: Level, energy: LevelEnergy, *, rescaled: bool
-    ) -> None:
-        """Store a state y, with its log-density, if the trace is of this kind.
-
-        Args:
-            kind: what this state belongs to: "levels" or "steps".
-            y: the state (n, …).
-            level, energy: the level and its energy.
-            rescaled: whether y is already x_{t-1}, not m_t x_{t-1}.
-        """
-        if self.kind != kind:
-            return
-        # The chain updates y in place, so the records are copies.
-        x = y.clone() if rescaled else y * level.rescale
-        y = y * level.scale if rescaled else y
-        value = energy.value(y)
-        self.states.append(x.float().cpu())
-        self.energies.append((value / level.energy_variance).float().cpu())
-        self.levels.append(level.t)
-
-
-def merge_traces(recorders: list[Recorder]) -> Trace:
-    """Return one trace of all batches."""
-
-    def merge(batches: Iterable[list[Tensor]]) -> Tensor:
-        return torch.cat([torch.stack(records) for records in batches], dim=1)
-
-    acceptance = [r.acceptance for r in recorders if r.acceptance is not None]
-    return Trace(
-        states=merge(r.states for r in recorders),
-        energies=merge(r.energies for r in recorders),
-        levels=torch.tensor(recorders[0].levels),
-        acceptance=torch.cat(acceptance, dim=1) if acceptance else None,
-    )

@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import LevelEnergy, Terms, frozen_energy
-from cdrl_fast.engine.energy import GpuImageEnergy
+from cdrl_fast.engine import Terms, frozen_energy
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy, UNetInitializer
 from cdrl_fast.networks.kernels import Kernels, using_kernels
@@ -17,7 +16,9 @@ from cdrl_fast.networks.recompute import set_recompute
 from cdrl_fast.networks.spectral_norm import network_power_iteration
 from cdrl_fast.ops.dispatch import reason
 from cdrl_fast.ops.fp32_precision import fp32_precision
+from cdrl_fast.ops.keys import Key, Purpose
 from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.phase import Phase
 from cdrl_fast.ops.train_conv3x3 import train_conv3x3
 from cdrl_fast.ops.train_norm_silu import train_norm_silu
 from cdrl_fast.precision import Precision
@@ -103,7 +104,7 @@ class Iteration:
             self.config.graph == "auto"
             and self.device.type == "cuda"
             and self._single_process
-            and isinstance(self._chain, GpuImageEnergy)
+            and self._chain.supports_graph
             and type(self.model.initializer) in (UNetInitializer, type(None))
         )
 
@@ -244,14 +245,15 @@ class Iteration:
         """Return y_K, K Langevin steps from y_0 without autograd, and the chain's ``first_bad``."""
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
         y = y.clone()
-        LevelEnergy(self._chain.at(level.logsnr, Terms(labels=(label,)))).langevin_(
-            y,
-            anchor,
+        phase = Phase(
             steps=self.model.schedule.steps,
             drift=0.5,
             pull=level.pull,
             noise_std=level.noise_std,
-            rng=draws.rng(INITIALIZER + 1),
-            first_bad=first_bad,
+            rescale=1.0,
+            key=Key(draws.seed, Purpose.TRAINING.draw(INITIALIZER), draws.first_sample),
         )
+        with torch.no_grad():
+            energy = self._chain.at(level.logsnr, Terms(labels=(label,)))
+            energy.langevin_(y, anchor, phase, first_bad=first_bad)
         return y, first_bad

@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
-from cdrl_fast import CDRL, BackendUnavailable, NoiseSchedule, Sampler, langevin
+from cdrl_fast import CDRL, BackendUnavailable, NoiseSchedule, Sampler, langevin, langevin_trace
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
@@ -101,10 +101,10 @@ def test_the_librarys_own_networks_are_not_compiled(point_model):
 def test_langevin_compiles_once():
     net = nn.Linear(2, 1)
 
-    def follow(x, **options):
+    def follow(x, run=langevin, **options):
         # Each call creates another function with the same code.
-        return langevin(lambda v: net(v).sin()[:, 0] - v.square().sum(1), x, steps=3,
-                        step_size=0.1, **options)  # fmt: skip
+        return run(lambda v: net(v).sin()[:, 0] - v.square().sum(1), x, steps=3,
+                   step_size=0.1, **options)  # fmt: skip
 
     before = graphs()
     for batch in (64, 40):
@@ -114,8 +114,8 @@ def test_langevin_compiles_once():
         assert not actual.requires_grad
         with torch.no_grad():
             net.weight.mul_(2.0)
-    last, states = follow(x, compile=True, trace=True)
-    assert torch.equal(states[-1], last)
+    states = follow(x, langevin_trace, compile=True)
+    assert torch.equal(states[-1], follow(x, compile=True))
     assert graphs() == before + 1
     assert net.weight.grad is None
     assert net.weight.requires_grad

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from cdrl_fast import ResNetEnergy
-from cdrl_fast.engine import LevelEnergy, Terms
-from cdrl_fast.engine import frozen as frozen_module
+from cdrl_fast.engine import Terms, steps
 from cdrl_fast.engine.autograd import AutogradEnergy
 from cdrl_fast.engine.energy import CpuImageEnergy, GpuImageEnergy
 from cdrl_fast.ops import dispatch, langevin_step
+from cdrl_fast.ops.keys import Key
+from cdrl_fast.ops.phase import Phase
 from cdrl_fast.precision import resolve
 from tests.conftest import randomize
 
@@ -116,19 +117,18 @@ def test_triton_agrees(interpreter, precision, name):
 
 
 def test_a_step_is_one_launch_after_the_passes(monkeypatch, terms):
-    """`LevelEnergy.langevin_` uses the fused update, along the combined gradient."""
+    """`langevin_` uses the fused update, along the combined gradient."""
     energy, y = example()
     energy, y, logsnr = energy.float(), y.float(), torch.tensor([1.0])
     options = {"drift": 0.3, "pull": 0.2, "noise_std": 0.1}
     at = frozen_energy("passes", energy, "fp32").at(logsnr, terms)
     anchor = torch.flip(y, (0,))
-    expected = langevin_step(y, at.gradient(y), anchor, rng=(1, 2, 3), **options)
-    monkeypatch.setattr(frozen_module, "langevin_step_", None)
+    expected = langevin_step(y, at.gradient(y), anchor, rng=(1, 3, 3), **options)
+    monkeypatch.setattr(steps, "bound_step", None)
     first_bad = torch.zeros((), dtype=torch.int64)
     actual = y.clone()
-    LevelEnergy(at).langevin_(
-        actual, anchor, steps=1, rng=(1, 2, 3), first_bad=first_bad, **options
-    )
+    phase = Phase(1, **options, rescale=1.0, key=Key(1, 2, 3))
+    at.langevin_(actual, anchor, phase, first_bad=first_bad)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 

@@ -146,7 +146,7 @@ def model():
 def test_sampler_on_triton(interpreter, model):
     expected = Sampler(model, precision="fp32").sample(1, seed=1)
     sampler = Sampler(model, precision="fp32", backend="triton")
-    assert sampler._frozen._initializers[0].operation.backend == "triton"
+    assert sampler.networks._initializers[0].operation.backend == "triton"
     torch.testing.assert_close(sampler.sample(1, seed=1), expected, rtol=0, atol=1e-4)
 
 

@@ -23,13 +23,14 @@ from cdrl_fast import (
 )
 from cdrl_fast.model.densities import ClassDensity
 from cdrl_fast.sampling.label_terms import label_terms
+from cdrl_fast.sampling.request import SampleRequest
 from tests.conftest import randomize
 
 CPU = torch.device("cpu")
 
 
 def terms(density, n=4, rng=(0, 0)):
-    return label_terms(density, rng, n, None, 0.0, CPU)
+    return label_terms(density, SampleRequest(n, seed=rng[0], first_sample=rng[1]), CPU)
 
 
 def listed(network_terms):
@@ -121,7 +122,7 @@ def test_networks_trained_apart():
     density = product(a, b, base=a)
     assert density.models == (a, b)
     density = negated(a, b, 0.5)
-    state = Sampler(density, precision="fp64").sample(2, steps=1, trace="steps")[1].states[:3]
+    state = Sampler(density, precision="fp64").sample_trace(2, steps=1, trace="steps").states[:3]
     schedule = a.schedule
     level = schedule.level(3, 1)
     noise = [normal((2, 1, 8, 8), seed=0, draw=d, dtype=torch.float64) for d in (0, 65536, 65537)]
@@ -187,7 +188,8 @@ def test_correctors_sample_the_marginal():
     one_batch = Sampler(model).sample(5, correctors=3, seed=2)
     split = Sampler(model).sample(5, correctors=3, seed=2, batch_size=2)
     assert torch.equal(one_batch, split)
-    samples, trace = Sampler(model).sample(2, steps=2, correctors=3, trace="steps")
+    trace = Sampler(model).sample_trace(2, steps=2, correctors=3, trace="steps")
+    samples = trace.samples
     assert len(trace.states) == model.schedule.levels * (1 + 2 + 3)
     torch.testing.assert_close(trace.states[-1], samples)
 

@@ -78,7 +78,7 @@ def test_sampler_at_every_level(steps, curvature, step_scale):
     gain, shift, centre = 0.8, 0.3, 0.5
     energy = Quadratic(curvature, centre)
     model = CDRL(energy, Shift(gain, shift), schedule, sample_shape=(1,))
-    _, trace = Sampler(model).sample(N, seed=1, steps=steps, trace="levels", batch_size=N)
+    trace = Sampler(model).sample_trace(N, seed=1, steps=steps, batch_size=N)
     mean, variance = 0.0, 1.0
     moments_agree(trace.states[0], mean, variance)
     for state, t in zip(trace.states[1:], range(6, 0, -1), strict=True):
@@ -119,7 +119,7 @@ def test_drl_starts_from_x_t():
     """Without an initializer y_0 is x_t, without noise."""
     schedule = NoiseSchedule(levels=3, steps=4)
     model = CDRL(Quadratic(0.05), None, schedule, sample_shape=(1,))
-    _, trace = Sampler(model).sample(N, seed=2, trace="levels", batch_size=N)
+    trace = Sampler(model).sample_trace(N, seed=2, batch_size=N)
     mean, variance = 0.0, 1.0
     for state, t in zip(trace.states[1:], range(3, 0, -1), strict=True):
         level = schedule.level(t)
@@ -136,7 +136,8 @@ def test_denoising_step_is_tweedie():
     model = CDRL(Quadratic(curvature), Shift(0.5, 0.0), schedule, sample_shape=(1, 2, 2)).double()
     sampler = Sampler(model, precision="fp64")
     for scale in (1.0, 2.0):
-        samples, trace = sampler.sample(50, trace="levels", denoise_scale=scale)
+        trace = sampler.sample_trace(50, denoise_scale=scale)
+        samples = trace.samples
         x0 = sampler.sample(50, denoise_scale=0.0) * math.sqrt(schedule.alpha_bar[0])
         inside = x0.abs() < 0.99
         score = -4.0 * level.scale**2 * x0

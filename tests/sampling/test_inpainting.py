@@ -24,7 +24,7 @@ from cdrl_fast import (
     normal,
     product,
 )
-from cdrl_fast.engine import LevelEnergy
+from cdrl_fast.engine.energy import PointEnergyAt
 
 MEAN = np.array([0.4, -0.3, 0.2])
 COVARIANCE = np.array([[1.0, 0.8, 0.3], [0.8, 1.5, -0.2], [0.3, -0.2, 0.6]])
@@ -253,11 +253,11 @@ def test_with_nothing_known_the_samples_are_those_of_sample(image_model, point_m
 
 def test_points_take_one_step_per_call(point_model):
     """The kernel that takes all steps in one call would change the known coordinate."""
-    known, calls, step = torch.tensor([True, False]), [], LevelEnergy.step_
+    known, calls, step = torch.tensor([True, False]), [], PointEnergyAt.gradient
     sampler = Sampler(point_model, precision="fp32")
     expected = sampler.inpaint(torch.ones(1, 2), known, samples=6, passes=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LevelEnergy, "step_", lambda *a, **k: calls.append(k) or step(*a, **k))
+        patch.setattr(PointEnergyAt, "gradient", lambda *a: calls.append(a) or step(*a))
         assert torch.equal(sampler.inpaint(torch.ones(1, 2), known, samples=6, passes=2), expected)
     assert len(calls) == 2 * 6 * 3
 

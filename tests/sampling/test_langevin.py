@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from cdrl_fast import BackendUnavailable, ChainDiverged, MLPEnergy, _extension, langevin, normal
+from cdrl_fast import (
+    BackendUnavailable,
+    ChainDiverged,
+    MLPEnergy,
+    _extension,
+    langevin,
+    langevin_trace,
+    normal,
+)
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.ops.mlp_chain import mlp_chain_
 
@@ -47,7 +55,8 @@ def test_stationary_variance_of_a_gaussian(variance):
 def test_chains_split_and_continue():
     x = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
     options = {"step_size": 0.1, "seed": 2**63}
-    final, states = langevin(gaussian(1.5), x, steps=6, trace=True, **options)
+    states = langevin_trace(gaussian(1.5), x, steps=6, **options)
+    final = states[-1]
     halves = [
         langevin(gaussian(1.5), x[a:b], steps=6, first_sample=a, **options)
         for a, b in ((0, 4), (4, 10))
@@ -199,7 +208,8 @@ def test_a_sequential_runs_in_one_call_and_agrees_with_autograd(dim, compiled_ca
 def test_when_a_sequential_is_left_to_autograd(compiled_calls):
     energy, x = sequential(), torch.ones(3, 2)
     options = {"steps": 4, "step_size": 0.05}
-    final, states = langevin(energy, x, trace=True, **options)
+    states = langevin_trace(energy, x, **options)
+    final = states[-1]
     assert torch.equal(states[-1], final)
     langevin(energy, x, backend="reference", **options)
     langevin(sequential().double(), x.double(), **options)

@@ -10,8 +10,12 @@ import pytest
 import torch
 from gaussians import GaussianMixture, model_of
 
-from cdrl_fast import ChainDiverged, Sampler, StepPlan, langevin
-from cdrl_fast.sampling.metropolis import adjusted_steps_
+from cdrl_fast import ChainDiverged, Sampler, StepPlan, langevin, langevin_trace
+from cdrl_fast.engine import EnergyAt, Observer
+from cdrl_fast.ops.keys import Key
+from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops.phase import Phase
+from cdrl_fast.sampling.transitions import Adjusted
 
 VARIANCE = 0.7
 
@@ -40,19 +44,29 @@ def test_the_variance_is_exact_at_a_large_step(dtype):
     assert abs(exact.mean()) < 4 * math.sqrt(VARIANCE / n)
 
 
+class Energy(EnergyAt):
+    """An energy of a function that returns value and gradient."""
+
+    def __init__(self, function):
+        self.value_and_gradient = function
+
+    value_and_gradient = None
+
+
 def value_and_gradient(y):
     return -0.5 * y.square().sum(1) / VARIANCE, -y / VARIANCE
 
 
-def positions(purpose):
-    return lambda k: (0, purpose * 2**24 + k, 0)
-
-
-def take_steps_(y, anchor=None, *, step, pull=0.0, steps=1, **options):
-    return adjusted_steps_(
-        value_and_gradient, y, anchor, steps=steps, drift=0.5 * step, pull=pull,
-        noise_std=math.sqrt(step), noise=positions(0), acceptance=positions(3), **options,
-    )  # fmt: skip
+def take_steps_(
+    y, anchor=None, *, step, pull=0.0, steps=1, rescale=1.0, reject=True, draw=0, observer=None,
+    function=value_and_gradient,
+):  # fmt: skip
+    """Take adjusted steps of y and return the acceptance probabilities."""
+    phase = Phase(steps, 0.5 * step, pull, math.sqrt(step), rescale, Key(0, draw, 0))
+    first_bad, recorded = torch.full((), NEVER, dtype=torch.int64), []
+    transition = Adjusted(reject, recorded.append)
+    transition(Energy(function), y, anchor, phase, first_bad=first_bad, observer=observer)
+    return recorded[0]
 
 
 def density(x, mean, variance):
@@ -65,7 +79,7 @@ def test_acceptance_against_numerical_integration(pull):
     step, start, anchor, n = 0.8, 0.9, -0.4, 100_000
     y = torch.full((n, 1), start, dtype=torch.float64)
     anchors = torch.full_like(y, anchor)
-    probabilities = take_steps_(y, anchors, step=step, pull=pull, adjust=False)[0]
+    probabilities = take_steps_(y, anchors, step=step, pull=pull, reject=False)[0]
 
     def log_target(x):
         return -0.5 * x**2 / VARIANCE - pull * (x - anchor) ** 2 / step
@@ -87,11 +101,10 @@ def test_without_adjustment_the_chain_is_plain_langevin():
     expected = langevin(lambda y: value_and_gradient(y)[0], x, steps=5, step_size=0.4)
     y = x.clone()
     calls = []
-    probabilities = adjusted_steps_(
-        value_and_gradient, y, None, steps=5, drift=0.2, pull=0.0, noise_std=math.sqrt(0.4),
-        adjust=False, noise=lambda k: (0, 2**31 + k - 1, 0), acceptance=positions(3),
-        after_step=calls.append,
-    )  # fmt: skip
+    observer = Observer(calls.append, per_step=True)
+    probabilities = take_steps_(
+        y, step=0.4, steps=5, reject=False, draw=2**31 - 1, observer=observer
+    )
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-14)
     assert probabilities.shape == (5, 7)
     assert calls == [1, 2, 3, 4, 5]
@@ -112,10 +125,7 @@ def test_a_rejected_chain_stays_and_nan_is_rejected():
 
     y = torch.full((200, 1), 0.1)
     before = y.clone()
-    probabilities = adjusted_steps_(
-        cliff, y, None, steps=1, drift=0.1, pull=0.0, noise_std=math.sqrt(0.2),
-        noise=positions(0), acceptance=positions(3),
-    )[0]  # fmt: skip
+    probabilities = take_steps_(y, step=0.2, function=cliff)[0]
     assert (y > 0).all()
     stayed = (y == before)[:, 0]
     assert 20 < stayed.sum() < 180
@@ -133,7 +143,8 @@ def test_a_non_finite_initial_state_is_an_error():
 def test_chains_do_not_depend_on_their_batch():
     x = torch.linspace(-2, 2, 12)[:, None]
     options = {"step_size": 0.9, "metropolis": True, "seed": 5}
-    final, states = langevin(gaussian, x, steps=8, trace=True, **options)
+    final = langevin(gaussian, x, steps=8, **options)
+    states = langevin_trace(gaussian, x, steps=8, **options)
     assert states.shape == (9, 12, 1)
     assert torch.equal(states[-1], final)
     tail = langevin(gaussian, x[5:], steps=8, first_sample=5, **options)
@@ -168,13 +179,14 @@ def test_adjusted_correctors_are_exact_where_plain_ones_are_biased():
 def test_traces_contain_acceptance_probabilities(image_model):
     sampler = Sampler(image_model, precision="fp32")
     plain = sampler.sample(5, steps=3, correctors=2, seed=1)
-    samples, trace = sampler.sample(5, steps=3, correctors=2, seed=1, trace="steps", batch_size=2)
+    trace = sampler.sample_trace(5, steps=3, correctors=2, seed=1, trace="steps", batch_size=2)
+    samples = trace.samples
     torch.testing.assert_close(samples, plain, rtol=0, atol=1e-5)
     assert trace.acceptance.shape == (6, 5)
     assert ((trace.acceptance > 0) & (trace.acceptance <= 1)).all()
-    assert sampler.sample(2, steps=1, trace="levels")[1].acceptance is None
+    assert sampler.sample_trace(2, steps=1).acceptance is None
     assert (
-        Sampler(image_model, precision="bf16").sample(2, steps=1, trace="steps")[1].acceptance
+        Sampler(image_model, precision="bf16").sample_trace(2, steps=1, trace="steps").acceptance
         is None
     )
 
@@ -182,7 +194,7 @@ def test_traces_contain_acceptance_probabilities(image_model):
 def test_a_larger_step_is_accepted_less_often():
     model = model_of(GaussianMixture([[1.0, -2.0]], [0.5]))
     rates = [
-        Sampler(model).sample(200, steps=k, trace="steps")[1].acceptance.mean(dim=1)
+        Sampler(model).sample_trace(200, steps=k, trace="steps").acceptance.mean(dim=1)
         for k in (15, 4)
     ]
     assert (rates[0] > rates[1]).all()

@@ -118,7 +118,8 @@ def test_images_are_clamped_and_points_are_not(image_model, point_model):
 
 def test_trace(image_model):
     sampler = Sampler(image_model, precision="fp32")
-    samples, trace = sampler.sample(5, label="one", trace="levels", batch_size=2)
+    trace = sampler.sample_trace(5, label="one", batch_size=2)
+    samples = trace.samples
     assert trace.states.shape == (7, 5, 1, 8, 8)
     assert trace.levels.tolist() == [6, 6, 5, 4, 3, 2, 1]
     assert torch.equal(samples, sampler.sample(5, label="one", batch_size=2))
@@ -131,7 +132,8 @@ def test_trace(image_model):
 
 
 def test_trace_of_steps(point_model):
-    samples, trace = Sampler(point_model).sample(4, steps=2, trace="steps")
+    trace = Sampler(point_model).sample_trace(4, steps=2, trace="steps")
+    samples = trace.samples
     assert trace.states.shape == (6 * 3, 4, 2)
     assert trace.levels.tolist() == [t for t in range(6, 0, -1) for _ in range(3)]
     torch.testing.assert_close(trace.states[-1], samples)
@@ -223,12 +225,17 @@ def test_divergence_names_level_and_step(point_model):
         ({"label": 1, "guidance": float("nan")}, ValueError, "guidance: expected a finite number"),
         ({"guidance": 1.0}, ValueError, "pass the label to guide towards"),
         ({"denoise_scale": float("inf")}, ValueError, "denoise_scale: expected a finite"),
-        ({"trace": "all"}, ValueError, 'trace: expected None, "levels" or "steps"'),
+        ({"trace": "levels"}, TypeError, "unknown argument 'trace'; it takes seed, steps, label"),
     ],
 )
 def test_bad_input(image_model, options, error, message):
     with pytest.raises(error, match=message):
         Sampler(image_model).sample(**{"n": 2, **options})
+
+
+def test_unknown_traces(image_model):
+    with pytest.raises(ValueError, match='trace: expected "levels" or "steps", got \'all\''):
+        Sampler(image_model).sample_trace(2, trace="all")
 
 
 def test_unconditional_models_take_neither_label_nor_guidance(point_model):
