@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Unpack
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +14,7 @@ from cdrl_fast.metrics.distances import extracted, frechet
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.schedule import Steps
 from cdrl_fast.sampling.label_terms import cycled_classes
+from cdrl_fast.sampling.request import SampleOptions
 from cdrl_fast.sampling.sampler import Sampler
 
 BATCH = 250
@@ -76,27 +78,20 @@ class Judge:
 
 
 def measure(
-    sampler: Sampler,
-    judge: Judge,
-    samples: int,
-    *,
-    steps: Steps = None,
-    guidance: float = 0.0,
-    seed: int = 0,
-    progress: bool = False,
+    sampler: Sampler, judge: Judge, samples: int, **options: Unpack[SampleOptions]
 ) -> dict[str, float]:
-    """Draw samples, cycled over the classes; return `Judge.figures` and the sampling "seconds"."""
+    """Draw samples, cycled over the classes; return `Judge.figures` and the sampling "seconds".
+
+    Args:
+        sampler: draws the samples.
+        judge: measures them.
+        samples: number of samples.
+        options: other arguments of `SampleRequest`.
+    """
     label = cycled_classes(sampler.model, samples)
+    settings: SampleOptions = {"batch_size": BATCH, "label": label, **options}
     start = time.perf_counter()
-    drawn = sampler.sample(
-        samples,
-        label=label,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        batch_size=BATCH,
-        progress=progress,
-    ).cpu()
+    drawn = sampler.sample(samples, **settings).cpu()
     seconds = time.perf_counter() - start
     return {**judge.figures(drawn, label), "seconds": seconds}
 
@@ -152,12 +147,13 @@ def evaluate(
     model.check_class_names(train.classes, train.name)
     judge = judge or Judge(train)
     sampler = Sampler(model)
+    options: SampleOptions = {
+        "steps": steps, "seed": seed, "progress": progress, "batch_size": BATCH,
+    }  # fmt: skip
     if held_out is None or not model.is_image:
-        return measure(sampler, judge, samples, steps=steps, seed=seed, progress=progress)
+        return measure(sampler, judge, samples, **options)
     start = time.perf_counter()
-    drawn = sampler.sample(
-        samples, batch_size=BATCH, steps=steps, seed=seed, progress=progress
-    ).cpu()
+    drawn = sampler.sample(samples, **options).cpu()
     seconds = time.perf_counter() - start
     assert judge.classifier is not None
     images, labels = held_out.batch(np.arange(len(held_out)))
@@ -165,9 +161,8 @@ def evaluate(
     if model.num_classes and labels is not None:
         figures["classifier_accuracy"] = metrics.label_accuracy(images, labels, judge.classifier)
         for weight in guidance:
-            guided = measure(
-                sampler, judge, samples, steps=steps, guidance=weight, seed=seed, progress=progress
-            )
+            settings: SampleOptions = {**options, "guidance": weight}
+            guided = measure(sampler, judge, samples, **settings)
             seconds += guided.pop("seconds")
             figures |= {f"{name}_w{weight:g}": value for name, value in guided.items()}
     figures |= metrics.evaluate_images(drawn, judge.real, images, judge.classifier)

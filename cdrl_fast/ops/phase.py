@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cdrl_fast.ops.coefficients import Coefficient
-from cdrl_fast.ops.keys import Key
+
+if TYPE_CHECKING:
+    from cdrl_fast.ops.keys import Key
 
 
 @dataclass(frozen=True)

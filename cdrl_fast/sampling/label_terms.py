@@ -82,6 +82,6 @@ def cycled_labels(model: CDRL, label: Label, n: int) -> Tensor | None:
         raise ValueError(
             f"label: expected a list of classes, which samples take cyclically, got {label!r}"
         )
-    classes = model.label_indices(list(label), len(label))  # type: ignore[arg-type]
+    classes = model.label_indices(list(label), len(label))
     assert classes is not None
     return classes.repeat(-(-n // len(label)))[:n]
