@@ -25,6 +25,7 @@ from cdrl_fast.engine.terms import (
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
 from cdrl_fast.ops.energy_gradient import EnergyGradient
 from cdrl_fast.ops.mlp_chain import mlp_chain_, value_and_gradient
+from cdrl_fast.ops.phase import Phase
 from cdrl_fast.precision import Precision
 
 Operation = TypeVar("Operation", EnergyGradient, ResNetPasses)
@@ -219,10 +220,19 @@ class PointEnergyAt:
         """Return value and gradient; costs as much as the gradient."""
         return value_and_gradient(self.energy.folded.program, y, self.rows, **self.energy.options)
 
-    def chain(self, y: Tensor, anchor: Tensor | None, **options: Any) -> None:
+    def chain(
+        self, y: Tensor, anchor: Tensor | None, phase: Phase, first_bad: Tensor | None
+    ) -> None:
         """Take Langevin steps of y in place, all in one call; arguments as `mlp_chain_`."""
-        program = self.energy.folded.program
-        mlp_chain_(program, y, anchor, rows=self.rows, **self.energy.options, **options)
+        mlp_chain_(
+            self.energy.folded.program,
+            y,
+            anchor,
+            phase=phase,
+            rows=self.rows,
+            first_bad=first_bad,
+            **self.energy.options,
+        )
 
 
 class PointEnergy:

@@ -13,7 +13,7 @@ from cdrl_fast.engine.energy import GpuImageEnergy, GpuImageEnergyAt, PointEnerg
 from cdrl_fast.engine.initializer import ImageInitializer, frozen_initializer
 from cdrl_fast.engine.select import frozen_energy
 from cdrl_fast.engine.terms import EnergyAt, Terms, Weight, combined, weighted
-from cdrl_fast.ops import langevin_step_
+from cdrl_fast.ops import Key, Phase, langevin_step_
 from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.precision import Precision
 
@@ -92,9 +92,12 @@ class LevelEnergy:
         """
         options = {"drift": drift, "pull": pull, "noise_std": noise_std, "first_bad": first_bad}
         if isinstance(self.energy, PointEnergyAt) and not observed:
-            names = ("seed", "draw", "first_sample")
-            noise = {"rng": rng} if isinstance(rng, Tensor) else dict(zip(names, rng, strict=True))
-            self.energy.chain(y, anchor, steps=steps, rescale=rescale, **noise, **options)
+            seed, draw, first_sample = rng[:3]
+            key = Key(seed, draw - 1, first_sample)
+            phase = Phase(steps, drift, pull, noise_std, rescale, key)
+            self.energy.chain(y, anchor, phase, first_bad)
+            if isinstance(rng, Tensor):
+                rng[1] += steps
             for step in range(1, steps + 1):
                 each(step)
             return

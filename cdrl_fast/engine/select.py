@@ -9,7 +9,9 @@ from cdrl_fast.engine.autograd import AutogradEnergy
 from cdrl_fast.engine.energy import CpuImageEnergy, GpuImageEnergy, PointEnergy
 from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, automatic
+from cdrl_fast.ops.dispatch import automatic
+from cdrl_fast.ops.energy_gradient import BACKENDS as CPU_BACKENDS
+from cdrl_fast.ops.stem_gradient import BACKENDS as TRITON_BACKENDS
 from cdrl_fast.precision import GPU_PRECISIONS, Precision, resolve
 
 FrozenEnergy = CpuImageEnergy | GpuImageEnergy | PointEnergy | AutogradEnergy
@@ -80,7 +82,7 @@ def chain_precision(
         ValueError: the name is unknown, or its state has another dtype than ``state``.
     """
     double = state == torch.float64
-    native = backend in ("auto", "native") and automatic(device) == "native"
+    native = backend in ("auto", "native") and automatic(device, CPU_BACKENDS) == "native"
     # A subclass may compute something else.
     has_kernels = native and type(energy) in (ResNetEnergy, MLPEnergy)
     if name == "auto" and double:

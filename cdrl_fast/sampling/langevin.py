@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged, check_integer
-from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, automatic
+from cdrl_fast.ops.dispatch import automatic
 from cdrl_fast.ops.keys import langevin_key
 from cdrl_fast.ops.langevin_step import NEVER, bound_step, decode_first_bad
-from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value
+from cdrl_fast.ops.mlp_chain import BACKENDS, Program, mlp_chain_, value
 from cdrl_fast.ops.phase import Phase
 from cdrl_fast.sampling.metropolis import adjusted_steps_
 
@@ -160,19 +160,7 @@ def langevin(
         program_backend = _program_backend(x, backend) if one_call else "reference"
         program = _compiled_program(log_density, x, program_backend)
         if program is not None:
-            mlp_chain_(
-                program,
-                y,
-                steps=steps,
-                drift=0.5 * step_size,
-                pull=0.0,
-                noise_std=math.sqrt(step_size),
-                seed=seed,
-                draw=FIRST_DRAW + first_step,
-                first_sample=first_sample,
-                first_bad=first_bad,
-                backend=program_backend,
-            )
+            mlp_chain_(program, y, phase=phase, first_bad=first_bad, backend=program_backend)
         elif metropolis:
             if states is not None:
                 states[0] = y
@@ -213,7 +201,7 @@ def _program_backend(x: Tensor, backend: str) -> str:
     """Return the backend that runs all steps in one call; "reference" where none does."""
     if x.dtype != torch.float32:
         return "reference"
-    chosen = automatic(x.device, NON_CUDA_BACKENDS) if backend == "auto" else backend
+    chosen = automatic(x.device, BACKENDS) if backend == "auto" else backend
     return chosen if chosen in ("native", "triton") else "reference"
 
 

@@ -17,6 +17,7 @@ from cdrl_fast.model.cdrl import CDRL, Label
 from cdrl_fast.model.densities import Density
 from cdrl_fast.model.schedule import StepPlan, Steps
 from cdrl_fast.ops.dispatch import choose
+from cdrl_fast.ops.langevin_step import BACKENDS
 from cdrl_fast.precision import EXACT, Precision
 from cdrl_fast.sampling.chain import CORRECTOR, Chain
 from cdrl_fast.sampling.chain_graph import (
@@ -117,7 +118,7 @@ class Sampler(Inpainting, Scoring):
         self.device = torch.device(device) if device is not None else parameter.device
         self.precision = self._common_precision(precision, models, backend)
         self.dtype = self.precision.state
-        self.backend = choose("Sampler", backend, self.device, self.dtype)
+        self.backend = choose("Sampler", backend, self.device, self.dtype, BACKENDS)
         self._frozen = FrozenModel(
             [(m.energy, m.initializer) for m in models],
             device=self.device,
