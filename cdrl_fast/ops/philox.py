@@ -139,12 +139,12 @@ def check_steps(
 
 def split_rng(
     rng: tuple[int, int, int] | Tensor,
-) -> tuple[Tensor | None, tuple[int, int, int]]:
-    """Return the `rng_state` or None, and the position that kernels read without one."""
+) -> tuple[tuple[int, int, int], Tensor | None]:
+    """Return a position with a `signed` seed, and the `rng_state` that kernels read instead."""
     if isinstance(rng, Tensor):
-        return rng, (0, 0, 0)
+        return (0, 0, 0), rng
     seed, draw, first_sample = rng
-    return None, (signed(seed), draw, first_sample)
+    return (signed(seed), draw, first_sample), None
 
 
 def check_int64(operation: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:

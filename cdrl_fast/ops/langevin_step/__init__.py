@@ -85,7 +85,7 @@ def langevin_step(
         y = reference.langevin_step(x, grad, anchor, coefficients, rng, first_bad)
         return y if out is None else out.copy_(y)
     table, numbers = kernel_coefficients(coefficients, x)
-    state, position = split_rng(rng)
+    position, state = split_rng(rng)
     arguments = (grad, anchor, table, *numbers, *position, state, first_bad, backend)
     if out is x:
         _langevin_step_onto(x, *arguments)

@@ -71,7 +71,7 @@ class BoundStep:
         table = None if last is None else last.clone()
         if table is not None:
             table[3] = 1.0
-        state, position = split_rng(rng)
+        position, state = split_rng(rng)
         self._y, self._draw = y, position[1]
         self._last_draw = self._draw + phase.steps - 1
         self._last = address(last), numbers[3]

@@ -110,7 +110,7 @@ def mlp_chain_(
             weights = packed_weights(program, precision, False)
             triton_kernel.chain(weights, dense, *arguments, *split_rng(rng), first_bad)
         else:
-            position = rng[:3].tolist() if isinstance(rng, Tensor) else split_rng(rng)[1]
+            position = rng[:3].tolist() if isinstance(rng, Tensor) else split_rng(rng)[0]
             native.chain(program, precision, dense, *arguments, position, first_bad)
         return y if dense is y else y.copy_(dense)
 

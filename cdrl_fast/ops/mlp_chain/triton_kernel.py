@@ -235,8 +235,8 @@ def arguments(
     steps: int,
     table: Tensor | None,
     coefficients: tuple[float, ...],
-    rng: Tensor | None,
     position: tuple[int, int, int],
+    rng: Tensor | None,
     first_bad: Tensor | None,
     value: Tensor | None = None,
     gradient: Tensor | None = None,
@@ -302,6 +302,6 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return value and gradient as the reference does; tensors float32, dense and not empty."""
     value, gradient = y.new_empty(y.shape[0]), torch.empty_like(y)
-    unused = (None, (0.0, 0.0, 0.0, 0.0), None, (0, 0, 0), None)
+    unused = (None, (0.0, 0.0, 0.0, 0.0), (0, 0, 0), None, None)
     launch(arguments(packed, y, None, rows, 1, *unused, value, gradient), y.device)
     return value, gradient

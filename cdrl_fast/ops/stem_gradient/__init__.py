@@ -8,7 +8,7 @@ from torch import Tensor
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients
 from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.layout import check_activations, check_apart, check_dense, sum_dtype
-from cdrl_fast.ops.philox import check_int64, check_rng, signed
+from cdrl_fast.ops.philox import check_int64, check_rng
 from cdrl_fast.ops.stem_gradient import reference
 
 BACKENDS = ("triton", "reference")
@@ -116,8 +116,6 @@ def stem_langevin_(
     check_coefficients(operation, coefficients, shape[0], anchor)
     check_int64(operation, "first_bad", first_bad, 1, y)
     check_rng(operation, rng, y)
-    if not isinstance(rng, Tensor):
-        rng = (signed(rng[0]), *rng[1:])
     chosen = choose(operation, backend, y.device, y.dtype, BACKENDS)
     if chosen == "reference" or not y.numel():
         reference.stem_langevin_(y, g, weight, terms, anchor, coefficients, rng, first_bad)
