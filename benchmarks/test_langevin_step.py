@@ -9,6 +9,7 @@ import torch
 from race import Race
 
 from cdrl_fast.ops import dispatch, langevin_step, langevin_step_, normal
+from cdrl_fast.ops.langevin_step import BACKENDS
 
 SIZES = [
     pytest.param((256, 3, 32, 32), id="256"),
@@ -82,7 +83,7 @@ def build_race(shape, per_sample, device):
         lambda b: in_place(b, lambda z: z.copy_(fixed)),
     )
     add("compiled", lambda b: compiled(b, torch.randn_like), lambda b: compiled(b, lambda x: fixed))
-    for backend in dispatch.BACKENDS[:-1]:
+    for backend in BACKENDS[:-1]:
         if dispatch.reason(backend, device) is None:
             options = {"rng": RNG, "backend": backend, **values}
 
@@ -101,6 +102,6 @@ def build_race(shape, per_sample, device):
 @pytest.mark.parametrize("per_sample", [False, True], ids=["numbers", "per-sample"])
 @pytest.mark.parametrize("name", NAMES)
 def test_langevin_step(benchmark, name, shape, per_sample, device, rounds):
-    if name in dispatch.BACKENDS and (why := dispatch.reason(name, device)):
+    if name in BACKENDS and (why := dispatch.reason(name, device)):
         pytest.skip(why)
     build_race(shape, per_sample, device).time(benchmark, name, rounds)

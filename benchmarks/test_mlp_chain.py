@@ -12,7 +12,7 @@ from race import Race
 from cdrl_fast import MLPEnergy, NoiseSchedule, normal
 from cdrl_fast.engine.folding.energy import fold_mlp
 from cdrl_fast.networks.spectral_norm import fix_weights
-from cdrl_fast.ops import mlp_chain_
+from cdrl_fast.ops import Key, Phase, mlp_chain_
 from cdrl_fast.reference import input_gradient
 
 BATCH = 2500
@@ -55,21 +55,11 @@ def ours(x, level, precision):
     folded = fold_mlp(frozen(x.device), x.device, torch.float32)
     rows = folded.at(torch.full((1,), level.logsnr, device=x.device), None)
 
+    rescale = 1.0 / (level.scale + 1e-8)
+    phase = Phase(level.steps, level.drift, level.pull, level.noise_std, rescale, Key(1, 0))
+
     def run():
-        return mlp_chain_(
-            folded.program,
-            x.clone(),
-            x,
-            steps=level.steps,
-            drift=level.drift,
-            pull=level.pull,
-            noise_std=level.noise_std,
-            rescale=1.0 / (level.scale + 1e-8),
-            rows=rows,
-            seed=1,
-            draw=1,
-            precision=precision,
-        )
+        return mlp_chain_(folded.program, x.clone(), x, phase=phase, rows=rows, precision=precision)
 
     return run
 

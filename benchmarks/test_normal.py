@@ -9,6 +9,7 @@ import torch
 from race import Race
 
 from cdrl_fast.ops import dispatch, normal
+from cdrl_fast.ops.normal import BACKENDS
 
 SHAPE = (256, 3, 32, 32)
 NAMES = ("eager", "reference", "native", "cuda", "triton", "fill")
@@ -22,7 +23,7 @@ def build_race(device):
     out = torch.empty(SHAPE, device=device)
     race.contenders["eager"] = lambda: [torch.randn(SHAPE, device=device) for _ in range(inner)]
     race.contenders["fill"] = lambda: [out.zero_() for _ in range(inner)]
-    for backend in dispatch.BACKENDS:
+    for backend in BACKENDS:
         if dispatch.reason(backend, device) is None:
             options = {"seed": 1, "draw": 2, "device": device, "backend": backend}
             assert (normal(SHAPE, **options) - expected).abs().max() < 2e-6
@@ -34,6 +35,6 @@ def build_race(device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_normal(benchmark, name, device, rounds):
-    if name in dispatch.BACKENDS and (why := dispatch.reason(name, device)):
+    if name in BACKENDS and (why := dispatch.reason(name, device)):
         pytest.skip(why)
     build_race(device).time(benchmark, name, rounds)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 VERSION = "0.2.0"
 """Version of these sources."""
-INTERFACE = 5
+INTERFACE = 6
 """Number of the calls between Python and the module; raised when they change."""
 
 _NAME = "cdrl_fast._C"
@@ -131,9 +131,9 @@ def module() -> ModuleType:
     return compiled
 
 
-def addresses(*tensors: Tensor | None) -> list[int]:
-    """Return the memory addresses of tensors, as the module takes them; 0 for None."""
-    return [0 if t is None else t.data_ptr() for t in tensors]
+def address(tensor: Tensor | None) -> int:
+    """Return a tensor's memory address, as the module takes it; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def reason() -> str | None:

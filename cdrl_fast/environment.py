@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import pkgutil
 import platform
 from dataclasses import dataclass, field
 
 import torch
 
+from cdrl_fast import ops
 from cdrl_fast._extension import load
-from cdrl_fast.ops.dispatch import (
-    BACKENDS,
-    CONVOLUTION_BACKENDS,
-    CPU_BACKENDS,
-    NON_CUDA_BACKENDS,
-    TRITON_BACKENDS,
-    automatic,
-    reason,
-)
+from cdrl_fast.ops.dispatch import automatic, reason
 
-OPERATIONS = {
-    "normal": BACKENDS,
-    "langevin_step": BACKENDS,
-    "energy_gradient": CPU_BACKENDS,
-    "mlp_chain": NON_CUDA_BACKENDS,
-    "unet_forward": CPU_BACKENDS,
-    "conv3x3": CONVOLUTION_BACKENDS,
-    "stem": TRITON_BACKENDS,
-    "pool": TRITON_BACKENDS,
-    "head": TRITON_BACKENDS,
-    "stem_gradient": TRITON_BACKENDS,
-    "norm_silu": TRITON_BACKENDS,
-    "train_conv3x3": CPU_BACKENDS,
-    "train_norm_silu": CPU_BACKENDS,
-}
-"""Backends of each operation."""
 _PACKAGES = ("cdrl-fast", "torch", "triton", "numpy")
 
 
@@ -93,6 +72,7 @@ def about() -> About:
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
         devices[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, capability {major}.{minor}"
+    operations = _operations()
     torch_devices = {name: torch.device(name) for name in devices}
     return About(
         versions={"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
@@ -101,15 +81,21 @@ def about() -> About:
         backends={
             name: {
                 op: {backend: reason(backend, device) for backend in available}
-                for op, available in OPERATIONS.items()
+                for op, available in operations.items()
             }
             for name, device in torch_devices.items()
         },
         used={
-            name: {op: automatic(device, available) for op, available in OPERATIONS.items()}
+            name: {op: automatic(device, available) for op, available in operations.items()}
             for name, device in torch_devices.items()
         },
     )
+
+
+def _operations() -> dict[str, tuple[str, ...]]:
+    """Return the backends of each operation, which are its package's ``BACKENDS``."""
+    names = [module.name for module in pkgutil.iter_modules(ops.__path__) if module.ispkg]
+    return {name: importlib.import_module(f"{ops.__name__}.{name}").BACKENDS for name in names}
 
 
 def _version(package: str) -> str | None:

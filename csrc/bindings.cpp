@@ -3,8 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <functional>
 #include <memory>
-#include <tuple>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "common/arguments.h"
 #include "cpu/mlp/energy.h"
@@ -23,53 +27,12 @@ namespace py = pybind11;
 
 namespace {
 
+// Kernels use no Python object, so their calls release the GIL.
+using Release = py::call_guard<py::gil_scoped_release>;
+
 template <class T>
 T* address(uintptr_t value) {
   return reinterpret_cast<T*>(value);
-}
-
-cdrl::StepArguments step_arguments(uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type,
-                                   uintptr_t anchor, int64_t batch, int64_t elements,
-                                   uintptr_t table, float drift, float pull, float noise_std,
-                                   float rescale, int64_t seed, int64_t draw, int64_t first_sample,
-                                   uintptr_t rng, uintptr_t first_bad) {
-  return {address<float>(out),
-          address<const float>(x),
-          address<const void>(grad),
-          address<const float>(anchor),
-          address<const float>(table),
-          address<int64_t>(first_bad),
-          batch,
-          elements,
-          {uint64_t(seed), uint64_t(first_sample), address<int64_t>(rng), uint32_t(draw)},
-          drift,
-          pull,
-          noise_std,
-          rescale,
-          static_cast<cdrl::GradType>(grad_type)};
-}
-
-cdrl::NormalArguments normal_arguments(uintptr_t out, int64_t batch, int64_t elements, int64_t seed,
-                                       int64_t draw, int64_t first_sample) {
-  return {address<float>(out),
-          batch,
-          elements,
-          {uint64_t(seed), uint64_t(first_sample), nullptr, uint32_t(draw)}};
-}
-
-cdrl::cpu::ResNetArguments resnet_arguments(uintptr_t y, uintptr_t rows, bool rows_per_sample,
-                                            uintptr_t head, bool head_per_sample,
-                                            uintptr_t energies, uintptr_t gradient, uintptr_t signs,
-                                            int64_t batch) {
-  return {address<const float>(y),
-          address<const float>(rows),
-          rows_per_sample,
-          address<const float>(head),
-          head_per_sample,
-          address<float>(energies),
-          address<float>(gradient),
-          address<uint8_t>(signs),
-          batch};
 }
 
 template <class T>
@@ -79,86 +42,250 @@ std::vector<T*> addresses(const std::vector<uintptr_t>& values) {
   return result;
 }
 
-// (source, target, activation, leak, linear, row) per step.
-using MlpStepTuple = std::tuple<int, int, int, float, bool, int64_t>;
+// The type that stands for a member in Python: addresses and enumerators are numbers, and a seed is
+// signed as in torch's int64.
+template <class M>
+using Number = std::conditional_t<
+    std::is_pointer_v<M>, uintptr_t,
+    std::conditional_t<std::is_enum_v<M>, int,
+                       std::conditional_t<std::is_same_v<M, uint64_t>, int64_t, M>>>;
+
+// A struct of arguments. Python creates it by keyword, where what is left out is 0, and may set its
+// attributes between calls.
+template <class T>
+class Arguments : public py::class_<T> {
+ public:
+  Arguments(py::module_& m, const char* name) : py::class_<T>(m, name) {
+    // Setting attributes one by one would cost 3 µs more per struct.
+    this->def(py::init([fields = fields_](const py::kwargs& values) {
+      T arguments{};
+      size_t known = 0;
+      for (const auto& [name, set] : *fields) {
+        if (PyObject* value = PyDict_GetItem(values.ptr(), name)) set(arguments, value), ++known;
+      }
+      if (known != values.size()) {
+        throw py::type_error("unknown field in " + std::string(py::repr(values)));
+      }
+      return arguments;
+    }));
+  }
+
+  // A member, or the member of a member.
+  template <class... Members>
+  Arguments& field(const char* name, Members... members) {
+    using M = std::decay_t<decltype((std::declval<T&>().* ... .* members))>;
+    const auto set = [=](T& self, Number<M> value) { (self.* ... .* members) = (M)value; };
+    fields_->emplace_back(
+        PyUnicode_InternFromString(name),
+        [=](T& self, py::handle value) { set(self, py::cast<Number<M>>(value)); });
+    this->def_property(name, [=](const T& self) { return (Number<M>)(self.* ... .* members); }, set);
+    return *this;
+  }
+
+ private:
+  using Setter = std::function<void(T&, py::handle)>;
+  std::shared_ptr<std::vector<std::pair<PyObject*, Setter>>> fields_ =
+      std::make_shared<std::vector<std::pair<PyObject*, Setter>>>();
+};
+
+void add_noise(py::module_& m) {
+  using cdrl::NormalArguments;
+  using cdrl::StepArguments;
+  using cdrl::Stream;
+  Arguments<NormalArguments>(m, "NormalArguments")
+      .field("out", &NormalArguments::out)
+      .field("batch", &NormalArguments::batch)
+      .field("elements", &NormalArguments::elements)
+      .field("seed", &NormalArguments::stream, &Stream::seed)
+      .field("draw", &NormalArguments::stream, &Stream::draw)
+      .field("first_sample", &NormalArguments::stream, &Stream::first_sample);
+  Arguments<StepArguments>(m, "StepArguments")
+      .field("out", &StepArguments::out)
+      .field("x", &StepArguments::x)
+      .field("grad", &StepArguments::grad)
+      .field("grad_type", &StepArguments::grad_type)
+      .field("anchor", &StepArguments::anchor)
+      .field("table", &StepArguments::table)
+      .field("first_bad", &StepArguments::first_bad)
+      .field("batch", &StepArguments::batch)
+      .field("elements", &StepArguments::elements)
+      .field("seed", &StepArguments::stream, &Stream::seed)
+      .field("draw", &StepArguments::stream, &Stream::draw)
+      .field("first_sample", &StepArguments::stream, &Stream::first_sample)
+      .field("rng", &StepArguments::stream, &Stream::state)
+      .field("drift", &StepArguments::drift)
+      .field("pull", &StepArguments::pull)
+      .field("noise_std", &StepArguments::noise_std)
+      .field("rescale", &StepArguments::rescale);
+  m.def("normal_cpu", &cdrl::cpu::normal, Release());
+  m.def("langevin_step_cpu", &cdrl::cpu::langevin_step, Release());
+#ifdef CDRL_WITH_CUDA
+  m.def("normal_cuda", &cdrl::cuda::normal, Release());
+  m.def("langevin_step_cuda", &cdrl::cuda::langevin_step, Release());
+#endif
+}
+
+void add_train(py::module_& m) {
+  using cdrl::cpu::ConvGradients;
+  using cdrl::cpu::ConvShape;
+  using cdrl::cpu::NormSilu;
+  using cdrl::cpu::NormSiluGradients;
+  Arguments<ConvShape>(m, "ConvShape")
+      .field("batch", &ConvShape::batch)
+      .field("height", &ConvShape::height)
+      .field("width", &ConvShape::width)
+      .field("in_channels", &ConvShape::in)
+      .field("out_channels", &ConvShape::out);
+  Arguments<ConvGradients>(m, "ConvGradients")
+      .field("y", &ConvGradients::y)
+      .field("x", &ConvGradients::x)
+      .field("weight", &ConvGradients::weight)
+      .field("bias", &ConvGradients::bias);
+  Arguments<NormSilu>(m, "NormSilu")
+      .field("batch", &NormSilu::batch)
+      .field("positions", &NormSilu::positions)
+      .field("channels", &NormSilu::channels)
+      .field("groups", &NormSilu::groups)
+      .field("activate", &NormSilu::activate)
+      .field("x", &NormSilu::x)
+      .field("weight", &NormSilu::weight)
+      .field("bias", &NormSilu::bias)
+      .field("row", &NormSilu::row)
+      .field("moments", &NormSilu::moments);
+  Arguments<NormSiluGradients>(m, "NormSiluGradients")
+      .field("y", &NormSiluGradients::y)
+      .field("x", &NormSiluGradients::x)
+      .field("weight", &NormSiluGradients::weight)
+      .field("bias", &NormSiluGradients::bias)
+      .field("row", &NormSiluGradients::row);
+  m.def(
+      "train_conv3x3",
+      [](const ConvShape& shape, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t y,
+         int threads) {
+        cdrl::cpu::train_conv3x3(shape, address<const float>(x), address<const float>(weight),
+                                 address<const float>(bias), address<float>(y), threads);
+      },
+      py::arg("shape"), py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("bias"),
+      py::arg("y"), py::arg("threads"), Release());
+  m.def(
+      "train_conv3x3_gradients",
+      [](const ConvShape& shape, uintptr_t x, uintptr_t weight, const ConvGradients& to,
+         int threads) {
+        cdrl::cpu::train_conv3x3_gradients(shape, address<const float>(x),
+                                           address<const float>(weight), to, threads);
+      },
+      py::arg("shape"), py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("to"),
+      py::arg("threads"), Release());
+  m.def(
+      "train_norm_silu",
+      [](const NormSilu& norm, uintptr_t y, int threads) {
+        cdrl::cpu::train_norm_silu(norm, address<float>(y), threads);
+      },
+      py::arg("norm"), py::kw_only(), py::arg("y"), py::arg("threads"), Release());
+  m.def("train_norm_silu_gradients", &cdrl::cpu::train_norm_silu_gradients, py::arg("norm"),
+        py::kw_only(), py::arg("to"), py::arg("threads"), Release());
+}
 
 void add_mlp_energy(py::module_& m) {
   using cdrl::cpu::MlpCall;
   using cdrl::cpu::MlpEnergy;
+  using cdrl::cpu::MlpShape;
+  Arguments<MlpShape>(m, "MlpShape")
+      .field("source", &MlpShape::source)
+      .field("target", &MlpShape::target)
+      .field("activation", &MlpShape::activation)
+      .field("leak", &MlpShape::leak)
+      .field("linear", &MlpShape::linear)
+      .field("row", &MlpShape::row);
+  Arguments<MlpCall>(m, "MlpCall")
+      .field("y", &MlpCall::y)
+      .field("anchor", &MlpCall::anchor)
+      .field("table", &MlpCall::table)
+      .field("rows", &MlpCall::rows)
+      .field("rows_stride", &MlpCall::rows_stride)
+      .field("value", &MlpCall::value)
+      .field("gradient", &MlpCall::gradient)
+      .field("batch", &MlpCall::batch)
+      .field("steps", &MlpCall::steps)
+      .field("seed", &MlpCall::seed)
+      .field("first_sample", &MlpCall::first_sample)
+      .field("draw", &MlpCall::draw)
+      .field("drift", &MlpCall::drift)
+      .field("pull", &MlpCall::pull)
+      .field("noise_std", &MlpCall::noise_std)
+      .field("rescale", &MlpCall::rescale);
   py::class_<MlpEnergy>(m, "MlpEnergy")
-      .def(py::init([](std::vector<int> widths, const std::vector<MlpStepTuple>& steps,
-                       int activation, float leak, bool half, const std::vector<uintptr_t>& weights,
+      .def(py::init([](std::vector<int> widths, const std::vector<MlpShape>& shapes, int activation,
+                       float leak, bool half, const std::vector<uintptr_t>& weights,
                        const std::vector<uintptr_t>& biases, uintptr_t head, float constant) {
-        std::vector<cdrl::cpu::MlpShape> shapes;
-        for (const auto& [source, target, kind, slope, linear, row] : steps) {
-          shapes.push_back(
-              {source, target, static_cast<cdrl::Activation>(kind), slope, linear, row});
-        }
-        const cdrl::cpu::MlpWeights tensors{addresses<const float>(weights),
-                                            addresses<const float>(biases),
-                                            address<const float>(head), constant};
-        return std::make_unique<MlpEnergy>(std::move(widths), shapes,
-                                           static_cast<cdrl::Activation>(activation), leak, half,
-                                           tensors);
-      }))
-      .def("chain",
-           [](const MlpEnergy& energy, uintptr_t y, uintptr_t anchor, int64_t batch, int64_t steps,
-              uintptr_t table, float drift, float pull, float noise_std, float rescale,
-              uintptr_t rows, int64_t rows_stride, int64_t seed, int64_t draw, int64_t first_sample,
-              uintptr_t first_bad, int threads) {
-             MlpCall call{};
-             call.y = address<float>(y), call.anchor = address<const float>(anchor);
-             call.batch = batch, call.steps = steps, call.table = address<const float>(table);
-             call.drift = drift, call.pull = pull;
-             call.noise_std = noise_std, call.rescale = rescale;
-             call.rows = address<const float>(rows), call.rows_stride = rows_stride;
-             call.seed = uint64_t(seed), call.draw = uint32_t(draw);
-             call.first_sample = uint64_t(first_sample);
-             const py::gil_scoped_release release;
-             const int64_t bad = cdrl::cpu::mlp_chain(energy.program(), call, threads);
-             auto* minimum = address<int64_t>(first_bad);
-             if (minimum != nullptr && bad < *minimum) *minimum = bad;
-           })
-      .def("gradient", [](const MlpEnergy& energy, uintptr_t y, int64_t batch, uintptr_t rows,
-                          int64_t rows_stride, uintptr_t value, uintptr_t gradient, int threads) {
-        MlpCall call{};
-        call.y = address<float>(y), call.batch = batch;
-        call.rows = address<const float>(rows), call.rows_stride = rows_stride;
-        call.value = address<float>(value), call.gradient = address<float>(gradient);
-        const py::gil_scoped_release release;
-        cdrl::cpu::mlp_chain(energy.program(), call, threads);
-      });
+             const cdrl::cpu::MlpWeights tensors{addresses<const float>(weights),
+                                                 addresses<const float>(biases),
+                                                 address<const float>(head), constant};
+             return std::make_unique<MlpEnergy>(std::move(widths), shapes,
+                                                static_cast<cdrl::Activation>(activation), leak,
+                                                half, tensors);
+           }),
+           py::kw_only(), py::arg("widths"), py::arg("shapes"), py::arg("activation"),
+           py::arg("leak"), py::arg("half"), py::arg("weights"), py::arg("biases"),
+           py::arg("head"), py::arg("constant"))
+      .def(
+          "run",
+          [](const MlpEnergy& energy, const MlpCall& call, uintptr_t first_bad, int threads) {
+            const int64_t bad = cdrl::cpu::mlp_chain(energy.program(), call, threads);
+            auto* minimum = address<int64_t>(first_bad);
+            if (minimum != nullptr && bad < *minimum) *minimum = bad;
+          },
+          py::arg("call"), py::kw_only(), py::arg("first_bad") = 0, py::arg("threads"), Release());
 }
 
 void add_resnet_gradient(py::module_& m) {
+  using cdrl::cpu::ResNetArguments;
   using cdrl::cpu::ResNetGradient;
+  Arguments<ResNetArguments>(m, "ResNetArguments")
+      .field("y", &ResNetArguments::y)
+      .field("rows", &ResNetArguments::rows)
+      .field("rows_per_sample", &ResNetArguments::rows_per_sample)
+      .field("head", &ResNetArguments::head)
+      .field("head_per_sample", &ResNetArguments::head_per_sample)
+      .field("energies", &ResNetArguments::energies)
+      .field("gradient", &ResNetArguments::gradient)
+      .field("signs", &ResNetArguments::signs)
+      .field("batch", &ResNetArguments::batch);
   py::class_<ResNetGradient>(m, "ResNetGradient")
-      .def(py::init<int, int, const std::vector<int>&, int, int, int, bool>(),
+      .def(py::init<int, int, const std::vector<int>&, int, int, int, bool>(), py::kw_only(),
            py::arg("image_channels"), py::arg("width"), py::arg("multipliers"), py::arg("blocks"),
            py::arg("height"), py::arg("width_pixels"), py::arg("bfloat16"))
       .def(
           "load",
           [](ResNetGradient& self, const std::vector<uintptr_t>& values) {
-            const auto tensors = addresses<const float>(values);
-            const py::gil_scoped_release release;
-            self.load(tensors);
+            self.load(addresses<const float>(values));
           },
-          py::arg("addresses"))
+          Release())
+      .def("run", &ResNetGradient::run, Release())
+      .def("workspace_bytes", &ResNetGradient::workspace_bytes);
+}
+
+void add_unet_forward(py::module_& m) {
+  using cdrl::cpu::UNetArguments;
+  using cdrl::cpu::UNetForward;
+  Arguments<UNetArguments>(m, "UNetArguments")
+      .field("x", &UNetArguments::x)
+      .field("rows", &UNetArguments::rows)
+      .field("rows_per_sample", &UNetArguments::rows_per_sample)
+      .field("out", &UNetArguments::out)
+      .field("batch", &UNetArguments::batch);
+  py::class_<UNetForward>(m, "UNetForward")
+      .def(py::init<int, int, int, const std::vector<int>&, int, const std::vector<int>&>(),
+           py::kw_only(), py::arg("image_channels"), py::arg("image_size"), py::arg("width"),
+           py::arg("multipliers"), py::arg("blocks"), py::arg("attention"))
       .def(
-          "run",
-          [](ResNetGradient& self, uintptr_t y, uintptr_t rows, bool rows_per_sample,
-             uintptr_t head, bool head_per_sample, uintptr_t energies, uintptr_t gradient,
-             uintptr_t signs, int64_t batch, int threads) {
-            const auto arguments = resnet_arguments(y, rows, rows_per_sample, head, head_per_sample,
-                                                    energies, gradient, signs, batch);
-            const py::gil_scoped_release release;
-            self.run(arguments, threads);
+          "load",
+          [](UNetForward& self, const std::vector<uintptr_t>& values) {
+            self.load(addresses<const float>(values));
           },
-          py::arg("y"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("head"),
-          py::arg("head_per_sample"), py::arg("energies"), py::arg("gradient"), py::arg("signs"),
-          py::arg("batch"), py::arg("threads"))
-      .def("workspace_bytes", &ResNetGradient::workspace_bytes, py::arg("batch"),
-           py::arg("threads"));
+          Release())
+      .def("run", &UNetForward::run, Release())
+      .def("workspace_bytes", &UNetForward::workspace_bytes);
 }
 
 std::vector<std::string> variant_names() {
@@ -176,117 +303,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_variants", variant_names, "Instruction sets that this machine can run, best first.");
   m.def("cpu_variant", [] { return cdrl::cpu::kernels().name; });
   m.def("use_cpu_variant", &cdrl::cpu::use_variant);
-  m.def("peak_flops", &cdrl::cpu::peak_flops, py::call_guard<py::gil_scoped_release>());
-  // Kernels copy no argument and use no Python object, so every call releases the GIL.
-  m.def("langevin_step_cpu",
-        [](uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type, uintptr_t anchor,
-           int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
-           float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
-           uintptr_t rng, uintptr_t first_bad, int threads) {
-          const auto arguments =
-              step_arguments(out, x, grad, grad_type, anchor, batch, elements, table, drift, pull,
-                             noise_std, rescale, seed, draw, first_sample, rng, first_bad);
-          const py::gil_scoped_release release;
-          cdrl::cpu::langevin_step(arguments, threads);
-        });
-  m.def("normal_cpu", [](uintptr_t out, int64_t batch, int64_t elements, int64_t seed, int64_t draw,
-                         int64_t first_sample, int threads) {
-    const auto arguments = normal_arguments(out, batch, elements, seed, draw, first_sample);
-    const py::gil_scoped_release release;
-    cdrl::cpu::normal(arguments, threads);
-  });
-
-  m.def("train_conv3x3", [](int64_t batch, int height, int width, int in, int out, uintptr_t x,
-                            uintptr_t weight, uintptr_t bias, uintptr_t y, int threads) {
-    const py::gil_scoped_release release;
-    cdrl::cpu::train_conv3x3({batch, height, width, in, out}, address<const float>(x),
-                             address<const float>(weight), address<const float>(bias),
-                             address<float>(y), threads);
-  });
-  m.def("train_conv3x3_gradients", [](int64_t batch, int height, int width, int in, int out,
-                                      uintptr_t x, uintptr_t weight, uintptr_t y_grad,
-                                      uintptr_t x_grad, uintptr_t weight_grad, uintptr_t bias_grad,
-                                      int threads) {
-    const py::gil_scoped_release release;
-    cdrl::cpu::train_conv3x3_gradients({batch, height, width, in, out}, address<const float>(x),
-                                       address<const float>(weight),
-                                       {address<const float>(y_grad), address<float>(x_grad),
-                                        address<float>(weight_grad), address<float>(bias_grad)},
-                                       threads);
-  });
-  m.def("train_norm_silu", [](int64_t batch, int64_t positions, int channels, int groups,
-                              bool activate, uintptr_t x, uintptr_t weight, uintptr_t bias,
-                              uintptr_t row, uintptr_t moments, uintptr_t y, int threads) {
-    const py::gil_scoped_release release;
-    cdrl::cpu::train_norm_silu(
-        {batch, positions, channels, groups, activate, address<const float>(x),
-         address<const float>(weight), address<const float>(bias), address<const float>(row),
-         address<float>(moments)},
-        address<float>(y), threads);
-  });
-  m.def("train_norm_silu_gradients",
-        [](int64_t batch, int64_t positions, int channels, int groups, bool activate, uintptr_t x,
-           uintptr_t weight, uintptr_t bias, uintptr_t row, uintptr_t moments, uintptr_t y_grad,
-           uintptr_t x_grad, uintptr_t weight_grad, uintptr_t bias_grad, uintptr_t row_grad,
-           int threads) {
-          const py::gil_scoped_release release;
-          cdrl::cpu::train_norm_silu_gradients(
-              {batch, positions, channels, groups, activate, address<const float>(x),
-               address<const float>(weight), address<const float>(bias), address<const float>(row),
-               address<float>(moments)},
-              {address<const float>(y_grad), address<float>(x_grad), address<float>(weight_grad),
-               address<float>(bias_grad), address<float>(row_grad)},
-              threads);
-        });
-  add_resnet_gradient(m);
-  add_mlp_energy(m);
-
-  using cdrl::cpu::UNetForward;
-  py::class_<UNetForward>(m, "UNetForward")
-      .def(py::init<int, int, int, const std::vector<int>&, int, const std::vector<int>&>(),
-           py::arg("image_channels"), py::arg("image_size"), py::arg("width"),
-           py::arg("multipliers"), py::arg("blocks"), py::arg("attention"))
-      .def(
-          "load",
-          [](UNetForward& self, const std::vector<uintptr_t>& values) {
-            const auto tensors = addresses<const float>(values);
-            const py::gil_scoped_release release;
-            self.load(tensors);
-          },
-          py::arg("addresses"))
-      .def(
-          "run",
-          [](UNetForward& self, uintptr_t x, uintptr_t rows, bool rows_per_sample, uintptr_t out,
-             int64_t batch, int threads) {
-            const py::gil_scoped_release release;
-            self.run({address<const float>(x), address<const float>(rows), rows_per_sample,
-                      address<float>(out), batch},
-                     threads);
-          },
-          py::arg("x"), py::arg("rows"), py::arg("rows_per_sample"), py::arg("out"),
-          py::arg("batch"), py::arg("threads"))
-      .def("workspace_bytes", &UNetForward::workspace_bytes, py::arg("batch"), py::arg("threads"));
-
+  m.def("peak_flops", &cdrl::cpu::peak_flops, Release());
 #ifdef CDRL_WITH_CUDA
   m.attr("cuda_architectures") = CDRL_CUDA_ARCHITECTURES;
   m.def("cuda_runtime_version", &cdrl::cuda::runtime_version);
   m.def("cuda_driver_version", &cdrl::cuda::driver_version);
-  m.def("langevin_step_cuda",
-        [](uintptr_t out, uintptr_t x, uintptr_t grad, int grad_type, uintptr_t anchor,
-           int64_t batch, int64_t elements, uintptr_t table, float drift, float pull,
-           float noise_std, float rescale, int64_t seed, int64_t draw, int64_t first_sample,
-           uintptr_t rng, uintptr_t first_bad, int device, uintptr_t stream) {
-          const auto arguments =
-              step_arguments(out, x, grad, grad_type, anchor, batch, elements, table, drift, pull,
-                             noise_std, rescale, seed, draw, first_sample, rng, first_bad);
-          const py::gil_scoped_release release;
-          cdrl::cuda::langevin_step(arguments, device, stream);
-        });
-  m.def("normal_cuda", [](uintptr_t out, int64_t batch, int64_t elements, int64_t seed,
-                          int64_t draw, int64_t first_sample, int device, uintptr_t stream) {
-    const auto arguments = normal_arguments(out, batch, elements, seed, draw, first_sample);
-    const py::gil_scoped_release release;
-    cdrl::cuda::normal(arguments, device, stream);
-  });
 #endif
+  add_noise(m);
+  add_train(m);
+  add_mlp_energy(m);
+  add_resnet_gradient(m);
+  add_unet_forward(m);
 }

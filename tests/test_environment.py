@@ -12,6 +12,7 @@ import torch
 import cdrl_fast
 from cdrl_fast import _extension, about
 from cdrl_fast.ops import dispatch
+from cdrl_fast.ops.langevin_step import BACKENDS
 
 
 def python(code, **environment):
@@ -70,7 +71,7 @@ def reason_on_gpu(backend):
 
 def test_reasons_on_gpus(cuda_module):
     assert reason_on_gpu("cuda") is None
-    assert dispatch.automatic(torch.device("cuda", 0)) == "cuda"
+    assert dispatch.automatic(torch.device("cuda", 0), BACKENDS) == "cuda"
     assert "works on CPUs" in reason_on_gpu("native")
 
 
@@ -78,7 +79,7 @@ def test_an_old_driver(cuda_module):
     cuda_module.cuda_driver_version = lambda: 12040
     assert "CUDA 13 runtime needs a driver for CUDA 13" in reason_on_gpu("cuda")
     assert "580" in reason_on_gpu("cuda")
-    assert dispatch.automatic(torch.device("cuda", 0)) != "cuda"
+    assert dispatch.automatic(torch.device("cuda", 0), BACKENDS) != "cuda"
 
 
 def test_a_module_without_cuda(cuda_module):
@@ -111,7 +112,7 @@ def test_which_code_serves_which_device(architectures, capability, expected):
 def test_without_the_compiled_module_the_reason_is_kept(monkeypatch):
     monkeypatch.setattr(dispatch, "why_not_native", lambda: "switched off")
     dispatch.reason.cache_clear()
-    assert dispatch.automatic(torch.device("cpu")) == "reference"
+    assert dispatch.automatic(torch.device("cpu"), BACKENDS) == "reference"
     with pytest.raises(cdrl_fast.BackendUnavailable, match="not available: switched off"):
         cdrl_fast.normal((2, 2), seed=0, draw=0, backend="native")
     dispatch.reason.cache_clear()

@@ -106,11 +106,12 @@ load_released_checkpoint(path, *, image_size=32, schedule=None)
 mixture(*components, weights=None)
 negated(base, a, weight)
 normal(shape, *, seed, draw, first_sample=0, device=None, dtype=torch.float32, backend='auto')
+ops.Key(seed, draw, first_sample=0)
+ops.Phase(steps, drift, pull, noise_std, rescale, key)
 ops.langevin_step(x, grad, anchor, *, drift, pull, noise_std, rng, rescale=1.0, first_bad=None,
     out=None, backend='auto')
 ops.langevin_step_(x, grad, anchor, **kwargs)
-ops.mlp_chain_(program, y, anchor=None, *, steps, drift, pull, noise_std, rescale=1.0, rows=None,
-    seed=None, draw=None, first_sample=0, rng=None, first_bad=None, precision='fp32',
+ops.mlp_chain_(program, y, anchor=None, *, phase, rows=None, first_bad=None, precision='fp32',
     backend='auto')
 ops.normal(shape, *, seed, draw, first_sample=0, device=None, dtype=torch.float32, backend='auto')
 ops.rng_state(*, seed, draw, first_sample=0, device=None)

@@ -13,6 +13,7 @@ from cdrl_fast.engine.select import frozen_energy, frozen_initializer
 from cdrl_fast.engine.steps import EnergyAt
 from cdrl_fast.engine.terms import Terms, Weight, combined, weighted
 from cdrl_fast.ops.dispatch import choose
+from cdrl_fast.ops.langevin_step import BACKENDS
 from cdrl_fast.precision import EXACT, Precision
 
 
@@ -68,7 +69,7 @@ class FrozenModel:
     ) -> None:
         self.device, self.dtype = device, precision.state
         self.precise = precision.name in EXACT
-        self.backend = choose("Sampler", backend, device, self.dtype)
+        self.backend = choose("Sampler", backend, device, self.dtype, BACKENDS)
         options: dict[str, Any] = {
             "device": device,
             "precision": precision,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, automatic
+from cdrl_fast.ops.dispatch import automatic
+from cdrl_fast.ops.stem_gradient import BACKENDS
 from cdrl_fast.precision import Precision
 
 
@@ -13,4 +14,4 @@ def uses_gpu_passes(device: torch.device, precision: Precision, backend: str) ->
     if precision.state == torch.float64:
         return False
     on_gpu = backend == "auto" and device.type == "cuda"
-    return backend == "triton" or (on_gpu and automatic(device, TRITON_BACKENDS) == "triton")
+    return backend == "triton" or (on_gpu and automatic(device, BACKENDS) == "triton")

@@ -14,6 +14,7 @@ from cdrl_fast.engine.initializer import ImageInitializer, PointInitializer
 from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.ops.dispatch import automatic
+from cdrl_fast.ops.energy_gradient import BACKENDS
 from cdrl_fast.precision import GPU_PRECISIONS, Precision, resolve
 
 FrozenEnergy = CpuImageEnergy | GpuImageEnergy | PointEnergy | AutogradEnergy
@@ -106,7 +107,7 @@ def chain_precision(
         ValueError: the name is unknown, or its state has another dtype than ``state``.
     """
     double = state == torch.float64
-    native = backend in ("auto", "native") and automatic(device) == "native"
+    native = backend in ("auto", "native") and automatic(device, BACKENDS) == "native"
     if name == "auto" and double:
         name = "fp64"
     precision = resolve(name, device, has_kernels=native and type(energy) in _ENERGIES)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.fp32_precision import fp32_precision
-from cdrl_fast.ops.norm_silu import norm_silu
+from cdrl_fast.ops.norm_silu import BACKENDS, norm_silu
 from cdrl_fast.ops.unet_forward import (
     Affine,
     Attention,
@@ -52,7 +52,7 @@ class UNetPasses:
     ) -> None:
         weights.check("UNetPasses")
         stem = weights.stem.weight
-        self.backend = choose("UNetPasses", backend, stem.device, stem.dtype, TRITON_BACKENDS)
+        self.backend = choose("UNetPasses", backend, stem.device, stem.dtype, BACKENDS)
         self._original, self._precision = weights, precision
         self._weights = _packed(weights, precision)
 

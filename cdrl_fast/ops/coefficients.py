@@ -39,3 +39,12 @@ def coefficient_table(coefficients: tuple[Coefficient, ...], x: Tensor) -> Tenso
     # Numbers are filled in on the device: CUDA graphs cannot capture copies from the host.
     rows = [c.to(x) if isinstance(c, Tensor) else x.new_full((), c) for c in coefficients]
     return torch.stack([row.expand(x.shape[0]) for row in rows])
+
+
+def kernel_coefficients(
+    coefficients: tuple[Coefficient, ...], x: Tensor
+) -> tuple[Tensor | None, tuple[float, ...]]:
+    """Return the `coefficient_table` or None, and four numbers that kernels read without one."""
+    table = coefficient_table(coefficients, x)
+    # Only without tensors are all coefficients numbers.
+    return table, coefficients if table is None else (0.0,) * 4  # type: ignore[return-value]

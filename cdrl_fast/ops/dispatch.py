@@ -4,51 +4,36 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from cdrl_fast._extension import load
+from cdrl_fast._extension import load, module
 from cdrl_fast._extension import reason as why_not_native
 from cdrl_fast.errors import BackendUnavailable
 
-BACKENDS = ("native", "cuda", "triton", "reference")
-"""Backends of an operation that has every kind of kernel."""
-CPU_BACKENDS = ("native", "reference")
-"""Backends of an operation whose kernels run only on CPUs."""
-TRITON_BACKENDS = ("triton", "reference")
-"""Backends of an operation whose only kernels are in Triton."""
-NON_CUDA_BACKENDS = ("native", "triton", "reference")
-"""Backends of an operation without a kernel in CUDA C++."""
-CONVOLUTION_BACKENDS = ("triton", "cudnn", "reference")
-"""Backends of the 3×3 convolution; cuDNN is the library that the Triton kernel must beat."""
 # In order of preference; "cuda" precedes "triton" because it needs no compiler at run time, and no
 # benchmark has compared the two yet.
-_AUTO = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
+_AUTO = {"cpu": ("native",), "cuda": ("cuda", "triton")}
 _OLDEST_CAPABILITY = 80
 
 
 @cache
 def reason(backend: str, device: torch.device) -> str | None:
     """Return the reason why ``backend`` cannot be used on ``device``, or None if it can."""
-    if backend == "reference":
-        return None
-    reasons = {
-        "native": _native_reason,
-        "cuda": _cuda_reason,
-        "triton": _triton_reason,
-        "cudnn": _cudnn_reason,
-    }
-    return reasons[backend](device)
+    return _REASONS[backend](device)
 
 
-def automatic(device: torch.device, available: tuple[str, ...] = BACKENDS) -> str:
+def automatic(device: torch.device, available: tuple[str, ...]) -> str:
     """Return the backend that "auto" selects on ``device`` among an operation's backends."""
-    preferred = _AUTO.get(device.type, ("reference",))
-    return next(
-        backend for backend in preferred if backend in available and reason(backend, device) is None
-    )
+    preferred = _AUTO.get(device.type, ())
+    for backend in preferred:
+        if backend in available and reason(backend, device) is None:
+            return backend
+    return "reference"
 
 
 def choose(
@@ -56,7 +41,7 @@ def choose(
     backend: str,
     device: torch.device,
     dtype: torch.dtype,
-    available: tuple[str, ...] = BACKENDS,
+    available: tuple[str, ...],
 ) -> str:
     """Return the backend for one call of an operation.
 
@@ -64,14 +49,14 @@ def choose(
         operation: name of the operation, for messages.
         backend: "auto" or the name of a backend.
         device, dtype: of the call's tensors; float64 runs on the reference.
-        available: backends of the operation.
+        available: the operation's ``BACKENDS``.
 
     Raises:
         ValueError: an unknown backend.
         BackendUnavailable: an explicit backend that is not available.
     """
-    known = tuple(dict.fromkeys(("auto", *BACKENDS, *available)))
-    if backend not in known:
+    if backend != "auto" and backend not in _REASONS:
+        known = ("auto", *_REASONS)
         raise ValueError(f"{operation}: backend must be one of {known}, got {backend!r}")
     if dtype == torch.float64:
         if backend not in ("auto", "reference"):
@@ -92,6 +77,14 @@ def choose(
     return backend
 
 
+def compiled_kernel(operation: str, x: Tensor) -> tuple[Callable[..., None], tuple[int, ...]]:
+    """Return the compiled function for x's device, and its arguments after the operation's own."""
+    if x.is_cuda:
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        return getattr(module(), f"{operation}_cuda"), (x.device.index, stream)
+    return getattr(module(), f"{operation}_cpu"), (torch.get_num_threads(),)
+
+
 def _native_reason(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"it works on CPUs, not on {device.type}"
@@ -101,21 +94,24 @@ def _native_reason(device: torch.device) -> str | None:
 def _cuda_reason(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it works on CUDA devices, not on {device.type}"
-    module = load()
-    if module is None:
+    compiled = load()
+    if compiled is None:
         return why_not_native()
-    if not hasattr(module, "langevin_step_cuda"):
+    if not hasattr(compiled, "langevin_step_cuda"):
         return "the compiled module was built without CUDA kernels (no nvcc, or CDRL_CUDA=OFF)"
-    runtime, driver = module.cuda_runtime_version() // 1000, module.cuda_driver_version() // 1000
+    runtime, driver = (
+        compiled.cuda_runtime_version() // 1000,
+        compiled.cuda_driver_version() // 1000,
+    )
     if driver < runtime:
         return (
             f"its CUDA {runtime} runtime needs a driver for CUDA {runtime}, and this machine's is "
             f"for CUDA {driver}: update the driver (CUDA 13 needs 580 or later)"
         )
     capability = compute_capability(device)
-    if not serves(module.cuda_architectures, capability):
+    if not serves(compiled.cuda_architectures, capability):
         return (
-            f"it was built for architectures {module.cuda_architectures}, and {device} has "
+            f"it was built for architectures {compiled.cuda_architectures}, and {device} has "
             f"{capability}: install again with CDRL_CUDA_ARCHS={capability}"
         )
     return None
@@ -147,6 +143,16 @@ def _cudnn_reason(device: torch.device) -> str | None:
     if device.type == "cuda" and not library.is_available():
         return "this torch has no cuDNN"
     return None
+
+
+_REASONS: dict[str, Callable[[torch.device], str | None]] = {
+    "native": _native_reason,
+    "cuda": _cuda_reason,
+    "triton": _triton_reason,
+    "cudnn": _cudnn_reason,
+    "reference": lambda device: None,
+}
+"""By backend, a function of the device that returns the reason why it cannot be used, or None."""
 
 
 def compute_capability(device: torch.device) -> int:

@@ -52,6 +52,11 @@ class Key(NamedTuple):
         draw: number of the draw, 0 to 2³² - 1.
         first_sample: index of the batch's first sample. ``seed`` and ``first_sample`` may be int64
             tensors () on a device instead, whose contents a captured graph reads at each replay.
+
+    Examples:
+        >>> from cdrl_fast.ops import Key
+        >>> Key(seed=1, draw=5) + 2
+        Key(seed=1, draw=7, first_sample=0)
     """
 
     seed: int | Tensor
@@ -59,7 +64,7 @@ class Key(NamedTuple):
     first_sample: int | Tensor = 0
 
     def __add__(self, draws: int) -> Key:  # type: ignore[override]
-        return self._replace(draw=self.draw + draws)
+        return Key(self.seed, self.draw + draws, self.first_sample)
 
     def skip(self, samples: int) -> Key:
         """Return the key of the part of the batch that begins after so many samples."""
@@ -74,11 +79,11 @@ class Key(NamedTuple):
 
     def rng(self) -> tuple[int, int, int] | Tensor:
         """Return the key as kernels take it: as numbers, or as an `rng_state` on its device."""
-        device = next((t.device for t in self if isinstance(t, Tensor)), None)
-        if device is None:
+        tensors = [value for value in self if isinstance(value, Tensor)]
+        if not tensors:
             return self  # type: ignore[return-value]
         # Written on the device, because a captured graph cannot copy from the host.
-        state = torch.zeros(4, dtype=torch.int64, device=device)
+        state = torch.zeros(4, dtype=torch.int64, device=tensors[0].device)
         seed = self.seed if isinstance(self.seed, Tensor) else philox.signed(self.seed)
         for entry, value in zip(state, (seed, self.draw, self.first_sample), strict=False):
             entry.copy_(value) if isinstance(value, Tensor) else entry.fill_(value)
@@ -100,7 +105,12 @@ class Key(NamedTuple):
         dtype: torch.dtype,
         backend: str = "auto",
     ) -> Tensor:
-        """Return standard normal noise of a shape (batch, …); see `cdrl_fast.normal`."""
+        """Return standard normal noise.
+
+        Args:
+            shape: (batch, …).
+            device, dtype, backend: as in `cdrl_fast.normal`.
+        """
         rng = self.rng()
         if not isinstance(rng, Tensor):
             return normal(shape, **self._asdict(), device=device, dtype=dtype, backend=backend)
@@ -108,11 +118,11 @@ class Key(NamedTuple):
         return langevin_step_(zero, zero, None, drift=0.0, pull=0.0, noise_std=1.0, rng=rng)
 
     def uniform(self, shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
-        """Return uniform float32 numbers in (0, 1] of a shape (batch, …)."""
+        """Return uniform float32 numbers in (0, 1] of ``shape`` (batch, …) on ``device``."""
         return philox.uniform(shape, **self._asdict(), device=device)
 
     def randint(self, samples: int, high: int, *, device: torch.device) -> Tensor:
-        """Return one integer in [0, high) per sample, int64."""
+        """Return one integer in [0, ``high``) per sample: int64 (``samples``,) on ``device``."""
         return philox.randint(samples, high, **self._asdict(), device=device)
 
 

@@ -20,6 +20,12 @@ class Phase:
         drift, pull, noise_std: a number, or a tensor (batch,) with one entry per sample.
         rescale: factor of y after the last step, likewise.
         key: place in the noise stream: step k = 1 … ``steps`` draws z at ``key + k``.
+
+    Examples:
+        >>> from cdrl_fast.ops import Key, Phase
+        >>> phase = Phase(10, drift=0.5, pull=0.1, noise_std=1.0, rescale=1.0, key=Key(0, 16))
+        >>> phase.coefficients
+        (0.5, 0.1, 1.0, 1.0)
     """
 
     steps: int

@@ -127,6 +127,26 @@ def check_rng(operation: str, rng: tuple[int, int, int] | Tensor, x: Tensor) -> 
         check_stream_position(operation, *rng, x.shape[0])
 
 
+def check_steps(
+    operation: str, steps: object, rng: tuple[int, int, int] | Tensor, x: Tensor
+) -> None:
+    """Raise unless ``rng`` is a valid position for the first of so many steps."""
+    check_integer(operation, "steps", steps, 0, 2**32 + 1)
+    check_rng(operation, rng, x)
+    if not isinstance(rng, Tensor):
+        check_integer(operation, "draw + steps", rng[1] + steps, 0, 2**32 + 1)  # type: ignore[operator]
+
+
+def split_rng(
+    rng: tuple[int, int, int] | Tensor,
+) -> tuple[tuple[int, int, int], Tensor | None]:
+    """Return a position with a `signed` seed, and the `rng_state` that kernels read instead."""
+    if isinstance(rng, Tensor):
+        return (0, 0, 0), rng
+    seed, draw, first_sample = rng
+    return (signed(seed), draw, first_sample), None
+
+
 def check_int64(operation: str, name: str, tensor: Tensor | None, count: int, x: Tensor) -> None:
     """Raise unless ``tensor`` is None, or ``count`` contiguous int64 elements on x's device."""
     if tensor is None:

@@ -16,10 +16,10 @@ from cdrl_fast.engine import EnergyAt, Observer
 from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged, check_integer
-from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, automatic
+from cdrl_fast.ops.dispatch import automatic
 from cdrl_fast.ops.keys import FIRST_STEP, MAX_ADJUSTED_SAMPLES, langevin_key
 from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
-from cdrl_fast.ops.mlp_chain import Program, mlp_chain_, value, value_and_gradient
+from cdrl_fast.ops.mlp_chain import BACKENDS, Program, mlp_chain_, value, value_and_gradient
 from cdrl_fast.ops.phase import Phase
 from cdrl_fast.sampling.transitions import Adjusted, Transition, unadjusted
 
@@ -232,7 +232,7 @@ def _program_backend(x: Tensor, backend: str) -> str:
     """Return the backend that runs all steps in one call; "reference" where none does."""
     if x.dtype != torch.float32:
         return "reference"
-    chosen = automatic(x.device, NON_CUDA_BACKENDS) if backend == "auto" else backend
+    chosen = automatic(x.device, BACKENDS) if backend == "auto" else backend
     return chosen if chosen in ("native", "triton") else "reference"
 
 

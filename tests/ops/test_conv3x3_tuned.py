@@ -8,7 +8,7 @@ import torch
 
 from cdrl_fast.ops import conv3x3 as operation
 from cdrl_fast.ops import dispatch
-from cdrl_fast.ops.conv3x3 import tiling, tuned
+from cdrl_fast.ops.conv3x3 import BACKENDS, tiling, tuned
 from tests.ops.test_conv3x3 import compare
 
 KIND = (90, "float16", False, 64, 64)
@@ -82,7 +82,7 @@ def test_the_librarys_own_table():
             shape = (pixels // 16, 4, 4, c_in)
             tile = tiling.tiling(shape, c_out, **options, blocks=fastest.blocks)
             assert tile.blocks == fastest.blocks
-            assert fastest.backend in dispatch.CONVOLUTION_BACKENDS
+            assert fastest.backend in BACKENDS
 
 
 def test_the_table_decides_the_backend(set_table, launched):

@@ -1,10 +1,12 @@
 """The Langevin update against its formula, with numbers and tensors as coefficients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from cdrl_fast.ops import langevin_step, langevin_step_, normal, rng_state
-from cdrl_fast.ops.langevin_step import NEVER
+from cdrl_fast.ops import Key, Phase, langevin_step, langevin_step_, normal, rng_state
+from cdrl_fast.ops.langevin_step import NEVER, bound_step
 
 RNG = (5, 77, 1000)
 
@@ -185,6 +187,92 @@ def test_rng_state_is_read_and_advanced(kernels, shape):
         expected = langevin_step(x, grad, anchor, rng=(2**64 - 3, draw, 2**40), **options)
         assert torch.equal(langevin_step(x, grad, anchor, rng=rng, **options), expected)
     assert rng.tolist() == [-3, 14, 2**40, 0]
+
+
+def phase_of(steps, batch, *, per_sample, device):
+    """Return a phase, and its coefficients as `langevin_step` takes them."""
+    values = {"drift": 0.7, "pull": 0.2, "noise_std": 0.3, "rescale": 1.4}
+    if per_sample:
+        scale = torch.linspace(0.5, 2, batch, device=device)
+        values = {name: c * scale if name != "rescale" else c for name, c in values.items()}
+    return Phase(steps, **values, key=Key(-5, 76, 1000)), values
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("key_on_device", [False, True])
+def test_bound_steps_equal_single_ones(kernels, per_sample, key_on_device):
+    device, options = kernels["device"], {"backend": kernels["backend"]}
+    x, grad, anchor = tensors((5, 3, 7), device=device)
+    phase, values = phase_of(3, 5, per_sample=per_sample, device=device)
+    if key_on_device:
+        seed, first = (torch.tensor(n, device=device) for n in (-5, 1000))
+        phase = replace(phase, key=Key(seed, 76, first))
+    first_bad = torch.full((), NEVER, device=device)
+    y, expected = x.clone(), x.clone()
+    step = bound_step(y, anchor, phase, first_bad=first_bad, **options)
+    strided = grad.transpose(1, 2).contiguous().transpose(1, 2)
+    for k, gradient in enumerate((grad, strided, grad.double()), 1):
+        version = y._version
+        step(gradient)
+        assert y._version > version
+        now = {**values, "rescale": 1.4 if k == 3 else 1.0, "rng": (-5, 76 + k, 1000)}
+        langevin_step_(expected, gradient, anchor, first_bad=first_bad, **now, **options)
+        assert torch.equal(y, expected)
+    assert int(first_bad) == NEVER
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (4, 3)])
+def test_bound_steps_of_no_elements_and_in_float64(shape):
+    y, grad, _ = tensors(shape, dtype=torch.float64)
+    phase, values = phase_of(1, shape[0], per_sample=False, device="cpu")
+    phase, values = replace(phase, pull=0.0), {**values, "pull": 0.0}
+    expected = langevin_step(y, grad, None, rng=(-5, 77, 1000), **values)
+    bound_step(y, None, phase, first_bad=None)(grad)
+    assert torch.equal(y, expected)
+
+
+def test_bound_steps_in_memory_that_kernels_cannot_write():
+    """Use a strided state, and an anchor that partly overlaps it."""
+    phase, _ = phase_of(2, 4, per_sample=False, device="cpu")
+    x, grad, anchor = tensors((4, 3))
+    memory = torch.zeros(4, 6)
+    strided, shifted = memory[:, ::2], torch.zeros(15)
+    strided.copy_(x)
+    shifted[:12].view(4, 3).copy_(x)
+    expected = x.clone()
+    for y, center in ((strided, anchor), (expected, anchor)):
+        step = bound_step(y, center, phase, first_bad=None)
+        step(grad), step(grad)
+    assert torch.equal(strided, expected)
+    assert (memory[:, 1::2] == 0).all()
+    y, center = shifted[:12].view(4, 3), shifted[3:].view(4, 3)
+    expected = langevin_step(
+        x, grad, center.clone(), drift=0.7, pull=0.2, noise_std=0.3, rng=(-5, 77, 1000)
+    )
+    bound_step(y, center, phase, first_bad=None)(grad)
+    assert torch.equal(y, expected)
+
+
+def test_bound_steps_check_the_phase():
+    x, _, anchor = tensors((4, 3))
+    phase, _ = phase_of(2, 4, per_sample=False, device="cpu")
+    for change, message in (
+        ({"steps": -1}, "steps must be in"),
+        ({"key": Key(0, 2**32 - 2)}, r"draw \+ steps must be in"),
+        ({"drift": torch.zeros(3)}, "drift must be a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bound_step(x, anchor, replace(phase, **change), first_bad=None)
+
+
+def test_a_step_in_place_marks_the_state_as_modified(kernels):
+    x, grad, _ = tensors(device=kernels["device"])
+    leaf = torch.ones_like(x, requires_grad=True)
+    product = (leaf * x).sum()
+    options = {"drift": 0.5, "pull": 0.0, "noise_std": 0.2, "rng": RNG}
+    langevin_step_(x, grad, None, backend=kernels["backend"], **options)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
 
 
 def test_a_tracked_step_is_differentiable():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cdrl_fast import BackendUnavailable, _extension, normal
-from cdrl_fast.ops import mlp_chain_, rng_state
+from cdrl_fast.ops import Key, Phase, mlp_chain_
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.mlp_chain import (
     IDENTITY,
@@ -23,6 +23,15 @@ from cdrl_fast.ops.mlp_chain.program import KINDS
 LEAKY = Activation("leaky_relu", 0.2)
 ACTIVATIONS = [Activation(kind, 0.2 if kind == "leaky_relu" else 0.0) for kind in KINDS]
 OPTIONS = {"steps": 3, "drift": 0.05, "pull": 0.1, "noise_std": 0.2, "seed": 5, "draw": 77}
+
+
+def run_chain(
+    program, y, anchor=None, *, steps, drift, pull, noise_std, rescale=1.0, seed=0, draw=0,
+    first_sample=0, **options,
+):  # fmt: skip
+    """Run `mlp_chain_` on a phase whose first step has the number ``draw``."""
+    phase = Phase(steps, drift, pull, noise_std, rescale, Key(seed, draw - 1, first_sample))
+    return mlp_chain_(program, y, anchor, phase=phase, **options)
 
 
 def layered(widths, activation=LEAKY, dtype=torch.float32, seed=0, rows=False):
@@ -101,7 +110,7 @@ def test_the_formula_of_a_chain():
         z = normal((6, 3), seed=5, draw=77 + k, first_sample=40, dtype=torch.float64)
         moved = expected + 0.05 * gradient - 0.1 * (expected - anchor) + 0.2 * z
         expected = moved * (1.5 if k == 2 else 1.0)
-    actual = mlp_chain_(program, y, anchor, rows=rows, first_sample=40, rescale=1.5, **OPTIONS)
+    actual = run_chain(program, y, anchor, rows=rows, first_sample=40, rescale=1.5, **OPTIONS)
     assert actual is y
     assert (y - expected).abs().max() < 1e-12
 
@@ -141,7 +150,7 @@ def test_native_and_reference_agree(variant, dim, batch):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
         options = {"rows": rows, "rescale": 1.25, "first_sample": 2**33, **OPTIONS}
         chain = [
-            mlp_chain_(program, y.clone(), anchor, backend=backend, **options)
+            run_chain(program, y.clone(), anchor, backend=backend, **options)
             for backend in ("native", "reference")
         ]
         torch.testing.assert_close(*chain, rtol=1e-4, atol=1e-4)
@@ -197,7 +206,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(variant, precision, per_sample)
     def part(begin, end):
         values = {k: c[begin:end] if per_sample else c for k, c in coefficients.items()}
         bias = rows[begin:end] if per_sample else rows
-        return mlp_chain_(
+        return run_chain(
             program, y[begin:end].clone(), anchor[begin:end], steps=4, rows=bias, seed=1,
             draw=2**32 - 4, first_sample=begin, precision=precision, backend="native", **values,
         )  # fmt: skip
@@ -220,7 +229,7 @@ def test_per_sample_coefficients(variant):
     scale = torch.linspace(0.5, 1.5, 100)
     options = {**OPTIONS, "drift": 0.05 * scale, "pull": 0.1 * scale, "rescale": 2.0 * scale}
     chain = [
-        mlp_chain_(program, points(100, 2), points(100, 2, seed=8), backend=backend, **options)
+        run_chain(program, points(100, 2), points(100, 2, seed=8), backend=backend, **options)
         for backend in ("native", "reference")
     ]
     torch.testing.assert_close(*chain, rtol=1e-5, atol=1e-5)
@@ -236,14 +245,14 @@ def test_first_bad_is_the_earliest_step_then_sample(backend):
     y[211, 1], y[40, 0], y[290, 0] = 3e38, 1e30, float("nan")
     first_bad = torch.full((), NEVER)
     options = {"noise_std": 0.0, "pull": 0.0, "seed": 0, "draw": 2**32 - 3, "backend": backend}
-    mlp_chain_(program, y.clone(), steps=2, drift=3e38, first_bad=first_bad, **options)
+    run_chain(program, y.clone(), steps=2, drift=3e38, first_bad=first_bad, **options)
     assert divmod(int(first_bad), 2**31) == (2**32 - 3, 211)
     y[211, 1], y[290, 0] = 0.0, 0.0
     first_bad.fill_(NEVER)
-    mlp_chain_(program, y.clone(), steps=3, drift=1e38, first_bad=first_bad, **options)
+    run_chain(program, y.clone(), steps=3, drift=1e38, first_bad=first_bad, **options)
     draw, sample = divmod(int(first_bad), 2**31)
     assert draw > 2**32 - 3
-    mlp_chain_(program, points(9, 2), steps=3, drift=0.1, first_bad=first_bad, **options)
+    run_chain(program, points(9, 2), steps=3, drift=0.1, first_bad=first_bad, **options)
     assert divmod(int(first_bad), 2**31) == (draw, sample)
 
 
@@ -254,7 +263,7 @@ def test_moments_on_a_linear_energy(precision):
     program = Program((2, 1), (Linear(0, 1, c[None]),), torch.ones(1))
     n, steps, drift, pull, std, rescale = 40_000, 12, 0.3, 0.15, 0.4, 1.3
     anchor = torch.tensor([1.0, -2.0]).expand(n, 2).contiguous()
-    y = mlp_chain_(
+    y = run_chain(
         program, torch.zeros(n, 2), anchor, steps=steps, drift=drift, pull=pull, noise_std=std,
         rescale=rescale, seed=11, draw=3, precision=precision,
     )  # fmt: skip
@@ -267,23 +276,17 @@ def test_moments_on_a_linear_energy(precision):
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_rng_state_is_read_and_advanced(backend):
+def test_a_key_on_a_device_is_read_and_stays(backend):
     if backend == "native" and _extension.load() is None:
         pytest.skip("no compiled module")
-    program, rng = layered((2, 24), Activation("silu")), rng_state(seed=5, draw=77, first_sample=9)
+    program = layered((2, 24), Activation("silu"))
     options = {**OPTIONS, "pull": 0.0, "backend": backend}
-    expected = mlp_chain_(program, points(7, 2), first_sample=9, **options)
-    y = mlp_chain_(program, points(7, 2), **{**options, "seed": None, "draw": None}, rng=rng)
-    assert torch.equal(y, expected)
-    assert rng.tolist() == [5, 80, 9, 0]
-
-
-@pytest.mark.parametrize(("batch", "steps"), [(0, 3), (7, 0)])
-def test_rng_state_is_advanced_without_samples_or_by_zero_steps(batch, steps):
-    program, rng = layered((2, 24)), rng_state(seed=5, draw=77, first_sample=9)
-    options = {"steps": steps, "drift": 0.1, "pull": 0.0, "noise_std": 0.1}
-    mlp_chain_(program, points(batch, 2), rng=rng, **options)
-    assert rng.tolist() == [5, 77 + steps, 9, 0]
+    expected = run_chain(program, points(7, 2), **{**options, "seed": -5}, first_sample=9)
+    seed, first_sample = torch.tensor(-5), torch.tensor(9)
+    for _ in range(2):
+        position = {"seed": seed, "first_sample": first_sample}
+        assert torch.equal(run_chain(program, points(7, 2), **{**options, **position}), expected)
+    assert (int(seed), int(first_sample)) == (-5, 9)
 
 
 def test_fp16_is_unavailable_on_cpus():
@@ -307,23 +310,23 @@ def test_weights_that_change_are_packed_again():
 def test_views_shared_memory_and_versions():
     program, y = layered((3, 24), Activation("silu")), points(7, 3)
     options = {**OPTIONS, "pull": 0.0}
-    expected = mlp_chain_(program, y.clone(), y.clone(), **OPTIONS)
+    expected = run_chain(program, y.clone(), y.clone(), **OPTIONS)
     wide = torch.full((7, 5), float("nan"))
     view = wide[:, 1:4]
     view.copy_(y)
-    assert mlp_chain_(program, view, y, **OPTIONS) is view
+    assert run_chain(program, view, y, **OPTIONS) is view
     assert torch.equal(view, expected)
     assert wide[:, 0].isnan().all()
     assert wide[:, 4].isnan().all()
     shifted = torch.zeros(22)[1:].view(7, 3)
     shifted.copy_(y)
     version = shifted._version
-    mlp_chain_(program, shifted, shifted, **OPTIONS)  # the anchor is the initial state
+    run_chain(program, shifted, shifted, **OPTIONS)  # the anchor is the initial state
     assert torch.equal(shifted, expected)
     assert shifted._version > version
-    assert torch.equal(mlp_chain_(program, y.clone(), **{**options, "steps": 0}), y)
+    assert torch.equal(run_chain(program, y.clone(), **{**options, "steps": 0}), y)
     with torch.inference_mode():
-        inside = mlp_chain_(program, y.clone(), y.clone(), **OPTIONS)
+        inside = run_chain(program, y.clone(), y.clone(), **OPTIONS)
     assert torch.equal(inside, expected)
 
 
@@ -350,9 +353,7 @@ def test_views_shared_memory_and_versions():
         ({"backend": "cuda"}, BackendUnavailable, "works on CUDA devices"),
         ({"first_bad": torch.zeros(())}, TypeError, "first_bad must be int64"),
         ({"first_bad": torch.zeros(2).long()}, ValueError, "first_bad must have 1 elements"),
-        ({"rng": torch.zeros(4)}, TypeError, "rng must be int64"),
-        ({"rng": torch.zeros(3).long()}, ValueError, "rng must have 4 elements"),
-        ({"seed": None}, TypeError, "without rng, seed and draw must be integers, got None and 77"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer"),
     ],
 )
 def test_bad_arguments(change, error, message):
@@ -360,7 +361,7 @@ def test_bad_arguments(change, error, message):
     values = {"y": torch.zeros(4, 2), "anchor": torch.zeros(4, 2), "rows": torch.zeros(1, 24)}
     values |= {**OPTIONS, **change}
     with pytest.raises(error, match=message):
-        mlp_chain_(program, values.pop("y"), values.pop("anchor"), **values)
+        run_chain(program, values.pop("y"), values.pop("anchor"), **values)
 
 
 @pytest.mark.parametrize(

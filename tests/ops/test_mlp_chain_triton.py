@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cdrl_fast import langevin, normal
-from cdrl_fast.ops import mlp_chain_, rng_state
+from cdrl_fast.ops import mlp_chain_
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.mlp_chain import (
     Activation,
@@ -18,7 +18,15 @@ from cdrl_fast.ops.mlp_chain import (
 )
 from cdrl_fast.ops.mlp_chain.lowering import program_shape, schedule
 from cdrl_fast.ops.mlp_chain.triton_weights import PackedWeights
-from tests.ops.test_mlp_chain import ACTIVATIONS, OPTIONS, layered, points, random_rows, residual
+from tests.ops.test_mlp_chain import (
+    ACTIVATIONS,
+    OPTIONS,
+    layered,
+    points,
+    random_rows,
+    residual,
+    run_chain,
+)
 
 TANH = Activation("tanh")
 PRECISIONS = ["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.gpu)]
@@ -123,7 +131,7 @@ def test_backends_agree(device, dim, batch, precision):
         steps = 2 if program is programs[0] else 1
         options = {"rows": rows, "rescale": 1.25, "first_sample": 2**33, **OPTIONS, "steps": steps}
         chain = [
-            mlp_chain_(program, y.clone(), anchor, precision=p, backend=backend, **options)
+            run_chain(program, y.clone(), anchor, precision=p, backend=backend, **options)
             for backend, p in (("triton", precision), ("reference", "fp32"))
         ]
         close(*chain, precision)
@@ -136,7 +144,7 @@ def test_leaky_networks_and_coefficients_per_sample(device):
     y, anchor = points(n, 2).to(device), points(n, 2, seed=8).to(device)
     options["rows"] = random_rows(program, n).to(device)
     chain = [
-        mlp_chain_(program, y.clone(), anchor, backend=backend, **options)
+        run_chain(program, y.clone(), anchor, backend=backend, **options)
         for backend in ("triton", "reference")
     ]
     close(*chain)
@@ -185,7 +193,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(device, precision, per_sample, 
         values = {"drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rescale": 1.1}
         if per_sample:
             values = {name: c * scale[begin:end] for name, c in values.items()}
-        return mlp_chain_(
+        return run_chain(
             program, y[begin:end].clone(), anchor[begin:end], steps=2, seed=1, draw=2**32 - 2,
             rows=rows[begin:end] if per_sample else rows, first_sample=begin, precision=precision,
             backend="triton", **values,
@@ -202,23 +210,21 @@ def test_noise_equals_the_stream_to_the_bit(device, dim):
     program = on_device(layered((dim, 8)), device)
     y = torch.zeros(35, dim, device=device)
     position = {"seed": 2**64 - 7, "draw": 2**31 + 5, "first_sample": 2**40}
-    mlp_chain_(
+    run_chain(
         program, y, steps=1, drift=0.0, pull=0.0, noise_std=1.0, backend="triton", **position
     )  # fmt: skip
     assert torch.equal(y, normal((35, dim), device=device, backend="triton", **position))
 
 
-def test_rng_state_is_read_and_advanced(device):
+def test_a_key_on_a_device_is_read_and_stays(device):
     program = on_device(layered((2, 24), Activation("silu")), device)
-    rng = rng_state(seed=5, draw=77, first_sample=2**40, device=device)
-    options = {"drift": 0.05, "pull": 0.0, "noise_std": 0.2, "backend": "triton"}
-    position = {"seed": 5, "first_sample": 2**40}
-    expected, y = points(70, 2).to(device), points(70, 2).to(device)
-    for draw, steps in ((77, 2), (79, 1)):
-        mlp_chain_(program, expected, steps=steps, draw=draw, **position, **options)
-        mlp_chain_(program, y, steps=steps, rng=rng, **options)
+    options = {**OPTIONS, "pull": 0.0, "backend": "triton"}
+    start, first_sample = points(70, 2).to(device), torch.tensor(2**40, device=device)
+    expected = run_chain(program, start.clone(), first_sample=2**40, **options)
+    for _ in range(2):
+        y = run_chain(program, start.clone(), first_sample=first_sample, **options)
         assert torch.equal(y, expected)
-    assert rng.tolist() == [5, 80, 2**40, 0]
+    assert int(first_sample) == 2**40
 
 
 def test_first_bad_is_the_earliest_step_then_sample(device):
@@ -228,16 +234,16 @@ def test_first_bad_is_the_earliest_step_then_sample(device):
     first_bad = torch.full((), NEVER, device=device)
     options = {"drift": 0.1, "pull": 0.0, "noise_std": 0.0, "seed": 0, "draw": 2**32 - 2}
     options |= {"steps": 2, "backend": "triton", "first_bad": first_bad}
-    mlp_chain_(program, y.clone(), **options)
+    run_chain(program, y.clone(), **options)
     assert int(first_bad) == NEVER
     y[61, 1], y[40, 0] = float("inf"), float("nan")
-    after = mlp_chain_(program, y.clone(), **options)
+    after = run_chain(program, y.clone(), **options)
     assert divmod(int(first_bad), 2**31) == (2**32 - 2, 40)
     assert after.isfinite().all(dim=1).sum() == 68  # the other samples stay finite
     # Infinite only at the last step's rescaling.
     y[61, 1], y[40, 0] = 1e30, 0.0
     first_bad.fill_(NEVER)
-    mlp_chain_(program, y, rescale=1e30, **options)
+    run_chain(program, y, rescale=1e30, **options)
     assert divmod(int(first_bad), 2**31) == (2**32 - 1, 61)
 
 
@@ -246,19 +252,19 @@ def test_odd_memory_and_its_borders(device):
     program = on_device(layered((3, 24), Activation("silu")), device)
     options = {**OPTIONS, "backend": "triton"}
     x = points(7, 3).to(device)
-    expected = mlp_chain_(program, x.clone(), x, **options)
+    expected = run_chain(program, x.clone(), x, **options)
     for view in (slice(1, 22), slice(0, 42, 2)):
         memory = torch.full((44,), float("nan"), device=device)
         y = memory[view].view(7, 3) if view.step is None else memory[:42].view(7, 6)[:, ::2]
         y.copy_(x)
         version = y._version
-        assert mlp_chain_(program, y, y, **options) is y
+        assert run_chain(program, y, y, **options) is y
         assert torch.equal(y, expected)
         assert y._version > version
         assert memory.isnan().sum() == 44 - 21
     with torch.inference_mode():
-        assert torch.equal(mlp_chain_(program, x.clone(), x.clone(), **options), expected)
-    assert mlp_chain_(program, x[:0], **{**options, "pull": 0.0}).shape == (0, 3)
+        assert torch.equal(run_chain(program, x.clone(), x.clone(), **options), expected)
+    assert run_chain(program, x[:0], **{**options, "pull": 0.0}).shape == (0, 3)
 
 
 def test_an_anchor_in_the_states_memory(device):
@@ -266,27 +272,27 @@ def test_an_anchor_in_the_states_memory(device):
     program = on_device(layered((3, 24), Activation("silu")), device)
     options = {**OPTIONS, "backend": "triton"}
     memory = points(72, 3).to(device)
-    expected = mlp_chain_(program, memory[32:].clone(), memory[:40].clone(), **options)
-    assert torch.equal(mlp_chain_(program, memory[32:], memory[:40], **options), expected)
+    expected = run_chain(program, memory[32:].clone(), memory[:40].clone(), **options)
+    assert torch.equal(run_chain(program, memory[32:], memory[:40], **options), expected)
 
 
 def test_torchs_default_dtype_does_not_matter(device, request):
     program = on_device(layered((2, 24), Activation("silu")), device)
     y = points(5, 2).to(device)
     options = {**OPTIONS, "pull": 0.0, "precision": "fp16", "backend": "triton"}
-    expected = mlp_chain_(program, y.clone(), **options)
+    expected = run_chain(program, y.clone(), **options)
     request.getfixturevalue("double_by_default")
-    assert torch.equal(mlp_chain_(program, y.clone(), **options), expected)
+    assert torch.equal(run_chain(program, y.clone(), **options), expected)
 
 
 def test_weights_that_change(device):
     program = on_device(layered((2, 24), Activation("silu")), device)
     y, options = points(5, 2).to(device), {**OPTIONS, "pull": 0.0, "backend": "triton"}
-    mlp_chain_(program, y.clone(), **options)
+    run_chain(program, y.clone(), **options)
     program.instructions[0].weight.mul_(2.0)
     program.head.mul_(1.5)
-    expected = mlp_chain_(program, y.clone(), **{**options, "backend": "reference"})
-    close(mlp_chain_(program, y.clone(), **options), expected)
+    expected = run_chain(program, y.clone(), **{**options, "backend": "reference"})
+    close(run_chain(program, y.clone(), **options), expected)
 
 
 def test_leaky_networks_store_one_bit_per_activation():
@@ -323,24 +329,24 @@ def test_a_captured_chain_draws_new_noise_each_time(precision):
     device = torch.device("cuda", 0)
     program = on_device(residual(2, 128, 256), device)
     rows, start = random_rows(program, 1).to(device), points(1000, 2).to(device)
-    rng, first_bad = rng_state(seed=3, draw=5, device=device), torch.full((), NEVER, device=device)
-    options = {"steps": 3, "drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rows": rows}
-    options |= {"precision": precision, "backend": "triton", "first_bad": first_bad}
+    first_sample = torch.zeros((), dtype=torch.int64, device=device)
+    first_bad = torch.full((), NEVER, device=device)
+    options = {"steps": 3, "drift": 0.05, "pull": 0.1, "noise_std": 0.2, "rows": rows, "seed": 3}
+    options |= {"precision": precision, "backend": "triton", "first_bad": first_bad, "draw": 5}
     y, anchor = start.clone(), start.clone()
-    mlp_chain_(program, y, anchor, rng=rng, **options)  # compiles
+    run_chain(program, y, anchor, first_sample=first_sample, **options)  # compiles
     graph = torch.cuda.CUDAGraph()
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.cuda.graph(graph):
-            mlp_chain_(program, y, anchor, rng=rng, **options)
+            run_chain(program, y, anchor, first_sample=first_sample, **options)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     y.copy_(start)
-    rng.copy_(rng_state(seed=3, draw=5, device=device))
     expected = start.clone()
-    for draw in (5, 8, 11):
+    for first in (0, 1000, 5):
+        first_sample.fill_(first)
         graph.replay()
-        mlp_chain_(program, expected, anchor, seed=3, draw=draw, **options)
+        run_chain(program, expected, anchor, first_sample=first, **options)
         assert torch.equal(y, expected)
-    assert rng.tolist() == [3, 14, 0, 0]
     assert int(first_bad) == NEVER

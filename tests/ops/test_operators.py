@@ -32,7 +32,7 @@ def step_arguments(shape, *, table, rng, backend="auto", dtype=torch.float32):
 def test_langevin_step(shape, table, rng, backend):
     x, out = torch.randn(2, *shape)
     arguments = step_arguments(shape, table=table, rng=rng, backend=backend)
-    torch.library.opcheck(OPS.langevin_step_into.default, (out, x, *arguments), test_utils=CHECKS)
+    torch.library.opcheck(OPS.langevin_step_into.default, (x, *arguments, out), test_utils=CHECKS)
     torch.library.opcheck(OPS.langevin_step_onto.default, (x, *arguments), test_utils=CHECKS)
 
 

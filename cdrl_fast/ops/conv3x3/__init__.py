@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.ops.conv3x3 import reference, tiling, tuned
-from cdrl_fast.ops.dispatch import CONVOLUTION_BACKENDS, choose, reason
+from cdrl_fast.ops.dispatch import choose, reason
 from cdrl_fast.ops.layout import check_apart
 from cdrl_fast.ops.sign_bits import WORD
+
+BACKENDS = ("triton", "cudnn", "reference")
+"""Backends in order of preference."""
 
 PRECISIONS = ("ieee", "tf32")
 
@@ -66,7 +69,7 @@ def conv3x3(
     shape = (*x.shape[:3], weight.shape[1 if transposed else 2])
     out = x.new_empty(shape) if out is None else out
     _check_epilogue(x, shape, row, residual, out, signs, signs_out)
-    chosen = choose("conv3x3", backend, x.device, x.dtype, CONVOLUTION_BACKENDS)
+    chosen = choose("conv3x3", backend, x.device, x.dtype, BACKENDS)
     if not x.numel():
         return out
     tensors = (out, x, weight, row, residual, signs, signs_out)

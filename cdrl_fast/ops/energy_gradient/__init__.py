@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.ops.dispatch import CPU_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.energy_gradient import native, reference
 from cdrl_fast.ops.energy_gradient.weights import Block, ResNetWeights
 from cdrl_fast.ops.layout import check_apart, check_dense
 
 __all__ = ["Block", "EnergyGradient", "ResNetWeights"]
+
+BACKENDS = ("native", "reference")
+"""Backends in order of preference."""
 
 
 class EnergyGradient:
@@ -49,7 +52,7 @@ class EnergyGradient:
         weights.check("EnergyGradient")
         weights.check_size("EnergyGradient", height, width)
         stem = weights.stem
-        self.backend = choose("EnergyGradient", backend, stem.device, stem.dtype, CPU_BACKENDS)
+        self.backend = choose("EnergyGradient", backend, stem.device, stem.dtype, BACKENDS)
         if bfloat16 and self.backend != "native":
             raise BackendUnavailable(
                 "EnergyGradient: bfloat16 needs the native backend with float32 weights on a CPU, "

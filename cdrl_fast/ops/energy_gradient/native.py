@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast._extension import module
+from cdrl_fast._extension import address, module
 from cdrl_fast.ops.energy_gradient.weights import ResNetWeights
 
 
@@ -13,12 +13,16 @@ class ResNetGradient:
     """A compiled network for images of one size, with its own packed weights."""
 
     def __init__(self, weights: ResNetWeights, height: int, width: int, *, bfloat16: bool) -> None:
-        compiled = module()
         channels, image_channels = weights.stem.shape[:2]
-        self._kernel = compiled.ResNetGradient(
-            image_channels, channels, weights.multipliers, len(weights.stages[0]), height, width,
-            bfloat16,
-        )  # fmt: skip
+        self._kernel = module().ResNetGradient(
+            image_channels=image_channels,
+            width=channels,
+            multipliers=weights.multipliers,
+            blocks=len(weights.stages[0]),
+            height=height,
+            width_pixels=width,
+            bfloat16=bfloat16,
+        )
         self.load(weights)
 
     def load(self, weights: ResNetWeights) -> None:
@@ -39,19 +43,18 @@ class ResNetGradient:
         ``signs``, if not None, is written, too: uint8 (batch, activations), 1 where an activation
         is positive, in the order of `reference.Signs`.
         """
-        batch = y.shape[0]
-        self._kernel.run(
-            y.data_ptr(),
-            rows.data_ptr(),
-            rows.shape[0] != 1,
-            head.data_ptr(),
-            head.shape[0] != 1,
-            energy.data_ptr(),
-            0 if gradient is None else gradient.data_ptr(),
-            0 if signs is None else signs.data_ptr(),
-            batch,
-            torch.get_num_threads(),
+        arguments = module().ResNetArguments(
+            y=y.data_ptr(),
+            rows=rows.data_ptr(),
+            rows_per_sample=rows.shape[0] != 1,
+            head=head.data_ptr(),
+            head_per_sample=head.shape[0] != 1,
+            energies=energy.data_ptr(),
+            gradient=address(gradient),
+            signs=address(signs),
+            batch=y.shape[0],
         )
+        self._kernel.run(arguments, torch.get_num_threads())
 
     def workspace_bytes(self, batch: int) -> int:
         """Return the size in bytes of a call's workspace for a batch."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.head import reference
 from cdrl_fast.ops.layout import check_activations, check_dense, sum_dtype
+
+BACKENDS = ("triton", "reference")
+"""Backends in order of preference."""
 
 
 def head(
@@ -54,7 +57,7 @@ def head(
     check_dense("head", "rows", rows, rows_shape, dtype, a.device)
     check_dense("head", "out", out, (batch,), dtype, a.device)
     check_dense("head", "gradient", gradient, a.shape, a.dtype, a.device)
-    chosen = choose("head", backend, a.device, a.dtype, TRITON_BACKENDS)
+    chosen = choose("head", backend, a.device, a.dtype, BACKENDS)
     if chosen == "reference" or not a.numel():
         reference.head(a, rows, scale, out, gradient)
         return out

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
+from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, kernel_coefficients
 from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.langevin_step import native, reference
-from cdrl_fast.ops.langevin_step.operator import langevin_step_into, langevin_step_onto
-from cdrl_fast.ops.philox import check_int64, check_rng, signed
+from cdrl_fast.ops.layout import overlap, same_elements
+from cdrl_fast.ops.philox import check_int64, check_rng, check_steps, split_rng
+from cdrl_fast.ops.registration import register
 
 if TYPE_CHECKING:
     from cdrl_fast.ops.phase import Phase
 
+BACKENDS = ("native", "cuda", "triton", "reference")
+"""Backends in order of preference."""
 NEVER = 2**63 - 1
 """Value of ``first_bad`` while all states are finite."""
 
@@ -81,18 +84,15 @@ def langevin_step(
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         y = reference.langevin_step(x, grad, anchor, coefficients, rng, first_bad)
         return y if out is None else out.copy_(y)
-    table = coefficient_table(coefficients, x)
-    scalars = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
-    state = rng if isinstance(rng, Tensor) else None
-    seed, draw, first_sample = (0, 0, 0) if isinstance(rng, Tensor) else rng
-    position = (signed(seed), draw, first_sample)
-    arguments = (grad, anchor, table, *scalars, *position, state, first_bad, backend)
+    table, numbers = kernel_coefficients(coefficients, x)
+    position, state = split_rng(rng)
+    arguments = (grad, anchor, table, *numbers, *position, state, first_bad, backend)
     if out is x:
-        langevin_step_onto(x, *arguments)
+        _langevin_step_onto(x, *arguments)
         return x
     if out is None:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    langevin_step_into(out, x, *arguments)
+    _langevin_step_into(x, *arguments, out)
     return out
 
 
@@ -131,20 +131,29 @@ def bound_step(
     """Return a function of the gradient that takes the next step of a phase, in place.
 
     What is constant along the phase is checked and converted once. All steps run on the stream
-    that is current at this call.
+    that is current at this call, and autograd records none.
 
     Args:
-        y: state, float32 or float64, dense; written.
+        y: state, float32 or float64, dense; written. It shares no memory with gradients.
         anchor, first_bad, backend: as for `langevin_step`.
         phase: the steps; the function must be called ``phase.steps`` times.
-    """
-    _check(y, y, anchor, phase.coefficients, phase.key.rng(), first_bad, y)
-    remaining = phase.steps
-    positions = phase.key.steps(phase.steps)
 
+    Raises:
+        ValueError, TypeError, BackendUnavailable: as for `langevin_step`.
+    """
+    rng = (phase.key + 1).rng()
+    _check(y, y, anchor, phase.coefficients, rng, first_bad, y)
+    check_steps("langevin_step", phase.steps, rng, y)
+    chosen = choose("langevin_step", backend, y.device, y.dtype, BACKENDS)
+    dense = y.is_contiguous() and (anchor is None or not overlap(y, anchor))
+    if chosen in ("native", "cuda") and y.numel() and dense:
+        anchor = None if anchor is None else anchor.contiguous()
+        return native.BoundStep(y, anchor, phase, rng, first_bad)
+    positions = enumerate(phase.key.steps(phase.steps), 1)
+
+    @torch.no_grad()
     def step(grad: Tensor) -> None:
-        nonlocal remaining
-        remaining -= 1
+        k, rng = next(positions)
         langevin_step_(
             y,
             grad,
@@ -152,10 +161,10 @@ def bound_step(
             drift=phase.drift,
             pull=phase.pull,
             noise_std=phase.noise_std,
-            rescale=1.0 if remaining else phase.rescale,
-            rng=next(positions),
+            rescale=phase.rescale if k == phase.steps else 1.0,
+            rng=rng,
             first_bad=first_bad,
-            backend=backend,
+            backend=chosen,
         )
 
     return step
@@ -189,3 +198,68 @@ def _check(
     check_coefficients("langevin_step", coefficients, x.shape[0], anchor)
     check_int64("langevin_step", "first_bad", first_bad, 1, x)
     check_rng("langevin_step", rng, x)
+
+
+def _run(
+    x: Tensor,
+    grad: Tensor,
+    anchor: Tensor | None,
+    table: Tensor | None,
+    drift: float,
+    pull: float,
+    noise_std: float,
+    rescale: float,
+    seed: int,
+    draw: int,
+    first_sample: int,
+    rng: Tensor | None,
+    first_bad: Tensor | None,
+    backend: str,
+    out: Tensor | None = None,
+) -> None:
+    """Write ``out``, or x if it is None."""
+    out = x if out is None else out
+    chosen = choose("langevin_step", backend, x.device, x.dtype, BACKENDS)
+    coefficients = (drift, pull, noise_std, rescale)
+    position = (seed, draw, first_sample)
+    if chosen == "reference" or not x.numel():
+        values = coefficients if table is None else tuple(table)
+        source = position if rng is None else rng
+        out.copy_(reference.langevin_step(x, grad, anchor, values, source, first_bad))
+        return
+    x, grad = x.contiguous(), native.readable(grad)
+    anchor = None if anchor is None else anchor.contiguous()
+    # A kernel's output must be dense, and must not partly overlap an input.
+    direct = out.is_contiguous() and all(
+        t is None or t is out or same_elements(out, t) or not overlap(out, t)
+        for t in (x, grad, anchor)
+    )
+    target = out if direct else torch.empty_like(x)
+    arguments = (target, x, grad, anchor, table, coefficients, position, rng, first_bad)
+    if chosen == "triton":
+        from cdrl_fast.ops.langevin_step import triton_kernel
+
+        triton_kernel.langevin_step(*arguments)
+    else:
+        native.langevin_step(*arguments)
+    if not direct:
+        out.copy_(target)
+    else:
+        torch.autograd.graph.increment_version(out)
+
+
+_ARGUMENTS = (
+    "Tensor grad, Tensor? anchor, Tensor? table, float drift, float pull, float noise_std, "
+    "float rescale, SymInt seed, SymInt draw, SymInt first_sample, Tensor(b!)? rng, "
+    "Tensor(c!)? first_bad, str backend"
+)
+_langevin_step_into = register(
+    f"langevin_step_into(Tensor x, {_ARGUMENTS}, Tensor(a!) out) -> ()", _run
+)
+"""Operation that writes ``out``, which is not x.
+
+``table``, if not None, is (4, batch) and replaces the four coefficients; ``rng``, if not None,
+replaces (seed, draw, first_sample), and its draw is increased by one.
+"""
+_langevin_step_onto = register(f"langevin_step_onto(Tensor(a!) x, {_ARGUMENTS}) -> ()", _run)
+"""The operation in place; a schema of its own tells torch.compile that x is written."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cdrl_fast._extension import module
+from cdrl_fast._extension import address, module
+from cdrl_fast.ops.coefficients import kernel_coefficients
+from cdrl_fast.ops.dispatch import compiled_kernel
+from cdrl_fast.ops.philox import split_rng
 
-GRAD_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+if TYPE_CHECKING:
+    from cdrl_fast.ops.phase import Phase
+
+_GRAD_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of gradients that the kernels read, and their numbers in the compiled module."""
+
+
+def readable(grad: Tensor) -> Tensor:
+    """Return a gradient as kernels read it: dense, float32 or of a half precision."""
+    return (grad if grad.dtype in _GRAD_TYPES else grad.float()).contiguous()
 
 
 def langevin_step(
@@ -19,7 +30,7 @@ def langevin_step(
     grad: Tensor,
     anchor: Tensor | None,
     table: Tensor | None,
-    coefficients: tuple[float, float, float, float],
+    coefficients: tuple[float, ...],
     position: tuple[int, int, int],
     rng: Tensor | None,
     first_bad: Tensor | None,
@@ -27,62 +38,92 @@ def langevin_step(
     """Write ``out``, which may be ``x``; float32, dense and not empty, on the CPU or a GPU.
 
     Args:
-        out, x, grad, anchor, first_bad: as in the public `langevin_step`.
+        out, x, anchor, first_bad: as in the public `langevin_step`.
+        grad: `readable`.
         table: the coefficients as (4, batch), read instead of ``coefficients``; or None.
         coefficients: drift, pull, noise_std, rescale.
-        position: (seed, draw, first_sample).
+        position: (seed, draw, first_sample), the seed in [-2⁶³, 2⁶³).
         rng: an `rng_state`, read instead of ``position`` and advanced by one draw; or None.
     """
-    compiled = module()
-    batch = x.shape[0]
-    arguments = (
-        out.data_ptr(),
-        x.data_ptr(),
-        grad.data_ptr(),
-        GRAD_TYPES[grad.dtype],
-        0 if anchor is None else anchor.data_ptr(),
-        batch,
-        x.numel() // batch,
-        0 if table is None else table.data_ptr(),
-        *coefficients,
-        *position,
-        0 if rng is None else rng.data_ptr(),
-        0 if first_bad is None else first_bad.data_ptr(),
-    )
-    if x.is_cuda:
-        stream = torch.cuda.current_stream(x.device).cuda_stream
-        compiled.langevin_step_cuda(*arguments, x.device.index, stream)
-    else:
-        compiled.langevin_step_cpu(*arguments, torch.get_num_threads())
+    arguments = _arguments(out, x, grad, anchor, table, coefficients, position, rng, first_bad)
+    kernel, more = compiled_kernel("langevin_step", x)
+    kernel(arguments, *more)
 
 
-def bound(
+class BoundStep:
+    """The steps of a phase in place; a call takes the next one and costs 2 µs, not 20.
+
+    Args:
+        y, anchor, first_bad: as in `langevin_step`, but y shares no memory with the others.
+        phase: the steps.
+        rng: the first step's position in the noise stream, or an `rng_state`.
+    """
+
+    def __init__(
+        self,
+        y: Tensor,
+        anchor: Tensor | None,
+        phase: Phase,
+        rng: tuple[int, int, int] | Tensor,
+        first_bad: Tensor | None,
+    ) -> None:
+        last, numbers = kernel_coefficients(phase.coefficients, y)
+        table = None if last is None else last.clone()
+        if table is not None:
+            table[3] = 1.0
+        position, state = split_rng(rng)
+        self._y, self._draw = y, position[1]
+        self._last_draw = self._draw + phase.steps - 1
+        self._last = address(last), numbers[3]
+        self._arguments = _arguments(
+            y, y, y, anchor, table, (*numbers[:3], 1.0), position, state, first_bad
+        )
+        self._kernel, self._more = compiled_kernel("langevin_step", y)
+        # The arguments have only the addresses of these.
+        self._tensors = anchor, table, last, state, first_bad
+
+    def __call__(self, grad: Tensor) -> None:
+        grad, arguments = readable(grad), self._arguments
+        arguments.grad, arguments.grad_type = grad.data_ptr(), _GRAD_TYPES[grad.dtype]
+        arguments.draw = self._draw
+        if self._draw == self._last_draw:
+            arguments.table, arguments.rescale = self._last
+        self._kernel(arguments, *self._more)
+        self._draw += 1
+        torch.autograd.graph.increment_version(self._y)
+
+
+def _arguments(
+    out: Tensor,
     x: Tensor,
-    coefficients: tuple[float, float, float, float],
-    seed: int,
-    first_sample: int,
-    first_bad: Tensor,
-) -> Callable[[Tensor, int], None]:
-    """Return a function of (grad, draw) that updates ``x`` in place; a call costs 2 µs, not 20."""
-    compiled = module()
-    batch, address, bad = x.shape[0], x.data_ptr(), first_bad.data_ptr()
-    # Neither anchor nor table.
-    constants = (0, batch, x.numel() // batch, 0, *coefficients, seed)
-    if x.is_cuda:
-        kernel = compiled.langevin_step_cuda
-        stream = torch.cuda.current_stream(x.device).cuda_stream
-        last: tuple[int, ...] = (x.device.index, stream)
-    else:
-        kernel = compiled.langevin_step_cpu
-        last = (torch.get_num_threads(),)
-    grad_type, increment_version = GRAD_TYPES[x.dtype], torch.autograd.graph.increment_version
-
-    def step(grad: Tensor, draw: int) -> None:
-        grad = grad.contiguous()
-        kernel(
-            address, address, grad.data_ptr(), grad_type, *constants, draw, first_sample, 0, bad,
-            *last,
-        )  # fmt: skip
-        increment_version(x)
-
-    return step
+    grad: Tensor,
+    anchor: Tensor | None,
+    table: Tensor | None,
+    coefficients: tuple[float, ...],
+    position: tuple[int, int, int],
+    rng: Tensor | None,
+    first_bad: Tensor | None,
+) -> Any:
+    """Return the compiled module's arguments of a step; see `langevin_step`."""
+    batch = x.shape[0]
+    drift, pull, noise_std, rescale = coefficients
+    seed, draw, first_sample = position
+    return module().StepArguments(
+        out=out.data_ptr(),
+        x=x.data_ptr(),
+        grad=grad.data_ptr(),
+        grad_type=_GRAD_TYPES[grad.dtype],
+        anchor=address(anchor),
+        table=address(table),
+        first_bad=address(first_bad),
+        batch=batch,
+        elements=x.numel() // batch,
+        seed=seed,
+        draw=draw,
+        first_sample=first_sample,
+        rng=address(rng),
+        drift=drift,
+        pull=pull,
+        noise_std=noise_std,
+        rescale=rescale,
+    )

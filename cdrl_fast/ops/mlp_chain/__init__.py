@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from cdrl_fast.errors import BackendUnavailable, check_integer
-from cdrl_fast.ops.coefficients import Coefficient, check_coefficients, coefficient_table
-from cdrl_fast.ops.dispatch import NON_CUDA_BACKENDS, choose
+from cdrl_fast.errors import BackendUnavailable
+from cdrl_fast.ops.coefficients import check_coefficients, kernel_coefficients
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.layout import overlap
 from cdrl_fast.ops.mlp_chain import native, reference
 from cdrl_fast.ops.mlp_chain.program import IDENTITY, RELU, Activation, Add, Linear, Program
 from cdrl_fast.ops.mlp_chain.reference import value
 from cdrl_fast.ops.mlp_chain.triton_weights import HALF_DTYPES, packed_weights
-from cdrl_fast.ops.philox import check_int64, check_stream_position, signed
+from cdrl_fast.ops.philox import check_int64, check_steps, split_rng
+
+if TYPE_CHECKING:
+    from cdrl_fast.ops.phase import Phase
 
 __all__ = [
     "IDENTITY",
@@ -27,42 +32,33 @@ __all__ = [
     "value_and_gradient",
 ]
 
+BACKENDS = ("native", "triton", "reference")
+"""Backends in order of preference."""
+
 
 def mlp_chain_(
     program: Program,
     y: Tensor,
     anchor: Tensor | None = None,
     *,
-    steps: int,
-    drift: Coefficient,
-    pull: Coefficient,
-    noise_std: Coefficient,
-    rescale: Coefficient = 1.0,
+    phase: Phase,
     rows: Tensor | None = None,
-    seed: int | None = None,
-    draw: int | None = None,
-    first_sample: int = 0,
-    rng: Tensor | None = None,
     first_bad: Tensor | None = None,
     precision: str = "fp32",
     backend: str = "auto",
 ) -> Tensor:
     """Run Langevin steps y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z, in place.
 
-    Step k = 0 … steps - 1 takes z from draw + k of the noise stream. The last step's result is
+    Step k = 1 … steps takes z from the noise stream at ``key + k``. The last step's result is
     multiplied by ``rescale``.
 
     Args:
         program: the energy f; its tensors have y's dtype and device.
         y: state, float32 or float64, (batch, dim); written.
         anchor: x_t of the recovery term, with y's shape and dtype; None for no recovery term.
-        steps: number of steps, 0 or more.
-        drift, pull, noise_std, rescale: a number, or a tensor (batch,) with one entry per sample.
+        phase: the steps, their coefficients and their key.
         rows: (1 or batch, program.rows) in y's dtype; the program's biases that are slices select
             columns of it.
-        seed, draw, first_sample: position of the first step in the noise stream, see `normal`.
-        rng: an `rng_state` on y's device, read instead of these; its draw is increased by
-            ``steps``.
         first_bad: int64 tensor of one element on y's device, initially 2⁶³ - 1. Its value becomes
             the minimum of itself and draw·2³¹ + index of the first sample that became non-finite
             (NaN or Inf), for the first such step.
@@ -77,7 +73,7 @@ def mlp_chain_(
 
     Raises:
         ValueError: a shape, device or size does not fit.
-        TypeError: a dtype does not fit, or neither rng nor seed and draw are given.
+        TypeError: a dtype does not fit.
         BackendUnavailable: ``backend`` names a backend that is not available, or one without
             kernels in this precision.
 
@@ -85,46 +81,37 @@ def mlp_chain_(
 
     Examples:
         >>> import torch
-        >>> from cdrl_fast.ops.mlp_chain import RELU, Linear, Program, mlp_chain_
+        >>> from cdrl_fast.ops import Key, Phase, mlp_chain_
+        >>> from cdrl_fast.ops.mlp_chain import RELU, Linear, Program
         >>> program = Program((2, 8), (Linear(0, 1, torch.ones(8, 2)),), -torch.ones(8), RELU)
+        >>> phase = Phase(10, drift=0.005, pull=0.0, noise_std=0.1, rescale=1.0, key=Key(0, 0))
         >>> y = torch.zeros(100, 2)
-        >>> options = {"drift": 0.005, "pull": 0.0, "noise_std": 0.1, "seed": 0, "draw": 0}
-        >>> mlp_chain_(program, y, steps=10, **options) is y
+        >>> mlp_chain_(program, y, phase=phase) is y
         True
     """
-    coefficients = (drift, pull, noise_std, rescale)
+    rng = (phase.key + 1).rng()
     rows = _checked_rows(program, y, rows, precision)
-    _check_chain(y, anchor, coefficients, steps, first_bad, rng)
-    position = (0, 0, 0) if rng is not None else _position(seed, draw, first_sample, steps, y)
+    _check_chain(y, anchor, phase, rng, first_bad)
     chosen = _chosen_backend(backend, y, precision)
-    if not y.numel() or steps == 0:
-        if rng is not None:
-            rng[1] += steps
+    if not y.numel() or not phase.steps:
         return y
     with torch.no_grad():
         # Kernels read the anchor after the first writes to y.
         if anchor is not None and overlap(y, anchor):
             anchor = anchor.clone()
-        if rng is not None and chosen != "triton":
-            position = tuple(rng[:3].tolist())
-            rng[1] += steps
         if chosen == "reference":
-            last = reference.chain(
-                program, y, anchor, rows, steps, coefficients, position, first_bad
-            )
-            return y.copy_(last)
+            return y.copy_(reference.chain(program, y, anchor, rows, phase, first_bad))
         dense = y if y.is_contiguous() else y.contiguous()
         anchor = None if anchor is None else anchor.contiguous()
-        table = coefficient_table(coefficients, y)
-        scalars = (0.0, 0.0, 0.0, 0.0) if table is not None else coefficients
-        arguments = (anchor, rows, steps, table, scalars, position)
+        arguments = (anchor, rows, phase.steps, *kernel_coefficients(phase.coefficients, y))
         if chosen == "triton":
             from cdrl_fast.ops.mlp_chain import triton_kernel
 
             weights = packed_weights(program, precision, False)
-            triton_kernel.chain(weights, dense, *arguments, rng, first_bad)
+            triton_kernel.chain(weights, dense, *arguments, *split_rng(rng), first_bad)
         else:
-            native.chain(program, precision, dense, *arguments, first_bad)  # type: ignore[arg-type]
+            position = rng[:3].tolist() if isinstance(rng, Tensor) else split_rng(rng)[0]
+            native.chain(program, precision, dense, *arguments, position, first_bad)
         return y if dense is y else y.copy_(dense)
 
 
@@ -161,25 +148,13 @@ def value_and_gradient(
 
 
 def _chosen_backend(backend: str, y: Tensor, precision: str) -> str:
-    chosen = choose("mlp_chain", backend, y.device, y.dtype, NON_CUDA_BACKENDS)
+    chosen = choose("mlp_chain", backend, y.device, y.dtype, BACKENDS)
     if chosen == "native" and precision not in native.PRECISIONS:
         raise BackendUnavailable(
             f"mlp_chain: precision={precision!r} has a kernel only on CUDA devices; on CPUs use "
             f"one of {native.PRECISIONS}"
         )
     return chosen
-
-
-def _position(
-    seed: int | None, draw: int | None, first_sample: int, steps: int, y: Tensor
-) -> tuple[int, int, int]:
-    if seed is None or draw is None:
-        raise TypeError(
-            f"mlp_chain: without rng, seed and draw must be integers, got {seed!r} and {draw!r}"
-        )
-    check_stream_position("mlp_chain", seed, draw, first_sample, y.shape[0])
-    check_integer("mlp_chain", "draw + steps", draw + steps, 0, 2**32 + 1)
-    return signed(seed), draw, first_sample
 
 
 def _checked_rows(
@@ -220,10 +195,9 @@ def _checked_rows(
 def _check_chain(
     y: Tensor,
     anchor: Tensor | None,
-    coefficients: tuple[Coefficient, ...],
-    steps: int,
+    phase: Phase,
+    rng: tuple[int, int, int] | Tensor,
     first_bad: Tensor | None,
-    rng: Tensor | None,
 ) -> None:
     if y.requires_grad and torch.is_grad_enabled():
         raise ValueError("mlp_chain: y is written in place and must not require gradients")
@@ -234,7 +208,6 @@ def _check_chain(
         )
     if anchor is not None and anchor.dtype != y.dtype:
         raise TypeError(f"mlp_chain: anchor must be {y.dtype} like y, got {anchor.dtype}")
-    check_coefficients("mlp_chain", coefficients, y.shape[0], anchor)
-    check_integer("mlp_chain", "steps", steps, 0, 2**32 + 1)
+    check_coefficients("mlp_chain", phase.coefficients, y.shape[0], anchor)
+    check_steps("mlp_chain", phase.steps, rng, y)
     check_int64("mlp_chain", "first_bad", first_bad, 1, y)
-    check_int64("mlp_chain", "rng", rng, 4, y)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdrl_fast._extension import module
+from cdrl_fast._extension import address, module
 from cdrl_fast.ops.mlp_chain.cache import ProgramCache
 from cdrl_fast.ops.mlp_chain.program import KINDS, Linear, Program
 
@@ -24,22 +25,31 @@ def chain(
     rows: Tensor | None,
     steps: int,
     table: Tensor | None,
-    coefficients: tuple[float, float, float, float],
-    position: tuple[int, int, int],
+    coefficients: tuple[float, ...],
+    position: Sequence[int],
     first_bad: Tensor | None,
 ) -> None:
     """Run a chain and write ``y``. All tensors are float32 and dense, none shares y's memory."""
-    compiled_energy(program, precision).chain(
-        y.data_ptr(),
-        0 if anchor is None else anchor.data_ptr(),
-        y.shape[0],
-        steps,
-        0 if table is None else table.data_ptr(),
-        *coefficients,
-        *_rows(rows),
-        *position,
-        0 if first_bad is None else first_bad.data_ptr(),
-        torch.get_num_threads(),
+    drift, pull, noise_std, rescale = coefficients
+    seed, draw, first_sample = position
+    call = module().MlpCall(
+        y=y.data_ptr(),
+        anchor=address(anchor),
+        table=address(table),
+        rows=address(rows),
+        rows_stride=_stride(rows),
+        batch=y.shape[0],
+        steps=steps,
+        seed=seed,
+        draw=draw,
+        first_sample=first_sample,
+        drift=drift,
+        pull=pull,
+        noise_std=noise_std,
+        rescale=rescale,
+    )
+    compiled_energy(program, precision).run(
+        call, first_bad=address(first_bad), threads=torch.get_num_threads()
     )
     torch.autograd.graph.increment_version(y)
 
@@ -49,14 +59,15 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return value and gradient as the reference does; tensors float32 and dense."""
     value, gradient = y.new_empty(y.shape[0]), torch.empty_like(y)
-    compiled_energy(program, precision).gradient(
-        y.data_ptr(),
-        y.shape[0],
-        *_rows(rows),
-        value.data_ptr(),
-        gradient.data_ptr(),
-        torch.get_num_threads(),
+    call = module().MlpCall(
+        y=y.data_ptr(),
+        rows=address(rows),
+        rows_stride=_stride(rows),
+        value=value.data_ptr(),
+        gradient=gradient.data_ptr(),
+        batch=y.shape[0],
     )
+    compiled_energy(program, precision).run(call, threads=torch.get_num_threads())
     return value, gradient
 
 
@@ -67,38 +78,40 @@ def compiled_energy(program: Program, precision: str) -> Any:
 
 def _compile_energy(program: Program, precision: str) -> Any:
     compiled = module()
-    shapes: list[tuple[int, int, int, float, bool, int]] = []
+    shapes: list[Any] = []
     weights: list[int] = []
     biases: list[int] = []
     dense: list[Tensor] = []  # alive until C++ has packed them
 
-    def address(tensor: Tensor | slice | None) -> int:
+    def add(tensor: Tensor | slice | None) -> int:
         if not isinstance(tensor, Tensor):
             return 0
         dense.append(tensor.detach().contiguous())
         return dense[-1].data_ptr()
 
     for step in program.instructions:
+        shape = compiled.MlpShape(source=step.source, target=step.target, row=-1)
         if isinstance(step, Linear):
-            row = step.bias.start if isinstance(step.bias, slice) else -1
-            kind, slope = KINDS.index(step.activation.kind), step.activation.slope
-            shapes.append((step.source, step.target, kind, slope, True, row))
-            weights.append(address(step.weight))
-            biases.append(address(step.bias))
-        else:
-            shapes.append((step.source, step.target, 0, 0.0, False, -1))
-            weights.append(0)
-            biases.append(0)
-    last, half = program.activation, precision == "bf16"
-    kind = KINDS.index(last.kind)
+            shape.linear, shape.leak = True, step.activation.slope
+            shape.activation = KINDS.index(step.activation.kind)
+            if isinstance(step.bias, slice):
+                shape.row = step.bias.start
+        shapes.append(shape)
+        weights.append(add(step.weight if isinstance(step, Linear) else None))
+        biases.append(add(step.bias if isinstance(step, Linear) else None))
     return compiled.MlpEnergy(
-        list(program.widths), shapes, kind, last.slope, half, weights, biases,
-        address(program.head), program.constant,
-    )  # fmt: skip
+        widths=list(program.widths),
+        shapes=shapes,
+        activation=KINDS.index(program.activation.kind),
+        leak=program.activation.slope,
+        half=precision == "bf16",
+        weights=weights,
+        biases=biases,
+        head=add(program.head),
+        constant=program.constant,
+    )
 
 
-def _rows(rows: Tensor | None) -> tuple[int, int]:
-    """Return the rows' address and the stride from one sample's row to the next."""
-    if rows is None:
-        return 0, 0
-    return rows.data_ptr(), rows.shape[1] if rows.shape[0] > 1 else 0
+def _stride(rows: Tensor | None) -> int:
+    """Return the stride from one sample's row to the next; 0 where they share one."""
+    return 0 if rows is None or rows.shape[0] == 1 else rows.shape[1]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from cdrl_fast.ops.coefficients import Coefficient
 from cdrl_fast.ops.langevin_step.reference import langevin_step
 from cdrl_fast.ops.mlp_chain.program import Add, Program
+
+if TYPE_CHECKING:
+    from cdrl_fast.ops.phase import Phase
 
 
 def forward(program: Program, y: Tensor, rows: Tensor | None) -> list[Tensor]:
@@ -63,25 +65,18 @@ def chain(
     y: Tensor,
     anchor: Tensor | None,
     rows: Tensor | None,
-    steps: int,
-    coefficients: Sequence[Coefficient],
-    position: tuple[int, int, int],
+    phase: Phase,
     first_bad: Tensor | None,
 ) -> Tensor:
-    """Return the state after ``steps`` Langevin steps from ``y``, a new tensor.
-
-    Step k is y ← y + drift·∇f(y) - pull·(y - anchor) + noise_std·z_k, where z_k is draw + k of the
-    noise stream. The last step's result is multiplied by rescale.
+    """Return the state after the Langevin steps of a phase from ``y``, a new tensor.
 
     Args:
-        coefficients: drift, pull, noise_std, rescale: numbers or (batch,).
-        position: seed, draw, first_sample.
-        first_bad: lowered to (draw + k)·2³¹ + index of the first sample that is not finite.
+        program, anchor, rows, phase: as for `mlp_chain_`.
+        first_bad: lowered to draw·2³¹ + index of the first sample that is not finite.
     """
-    drift, pull, noise_std, rescale = coefficients
-    seed, draw, first_sample = position
-    for k in range(steps):
+    for k, rng in enumerate(phase.key.steps(phase.steps), 1):
         _, gradient = value_and_gradient(program, y, rows)
-        current = (drift, pull, noise_std, rescale if k == steps - 1 else 1.0)
-        y = langevin_step(y, gradient, anchor, current, (seed, draw + k, first_sample), first_bad)
+        rescale = phase.rescale if k == phase.steps else 1.0
+        coefficients = (*phase.coefficients[:3], rescale)
+        y = langevin_step(y, gradient, anchor, coefficients, rng, first_bad)
     return y

@@ -234,7 +234,7 @@ def arguments(
     rows: Tensor | None,
     steps: int,
     table: Tensor | None,
-    coefficients: tuple[float, float, float, float],
+    coefficients: tuple[float, ...],
     position: tuple[int, int, int],
     rng: Tensor | None,
     first_bad: Tensor | None,

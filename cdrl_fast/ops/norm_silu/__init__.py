@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.layout import DTYPES, check_apart, check_dense, same_elements, sum_dtype
 from cdrl_fast.ops.norm_silu import reference
+
+BACKENDS = ("triton", "reference")
+"""Backends in order of preference."""
 
 
 def norm_silu(
@@ -51,7 +54,7 @@ def norm_silu(
     """
     out = torch.empty_like(x) if out is None else out
     _check(x, weight, bias, offset, row, out)
-    chosen = choose("norm_silu", backend, x.device, x.dtype, TRITON_BACKENDS)
+    chosen = choose("norm_silu", backend, x.device, x.dtype, BACKENDS)
     if chosen == "reference" or not x.numel():
         reference.norm_silu(x, weight, bias, offset, row, activate, out)
         return out

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.normal.operator import normal_
+from cdrl_fast.ops.dispatch import choose
+from cdrl_fast.ops.normal import native, reference
 from cdrl_fast.ops.philox import check_stream_position, signed
+from cdrl_fast.ops.registration import register
+
+BACKENDS = ("native", "cuda", "triton", "reference")
+"""Backends in order of preference."""
 
 
 def normal(
@@ -60,5 +65,27 @@ def normal(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"normal: dtype must be float32 or float64, got {dtype}")
     out = torch.empty(shape, device=device, dtype=dtype)
-    normal_(out, signed(seed), draw, first_sample, backend)
+    _fill(out, signed(seed), draw, first_sample, backend)
     return out
+
+
+def _run(out: Tensor, seed: int, draw: int, first_sample: int, backend: str) -> None:
+    chosen = choose("normal", backend, out.device, out.dtype, BACKENDS)
+    if not out.numel():
+        return
+    if chosen == "reference":
+        position = {"seed": seed, "draw": draw, "first_sample": first_sample}
+        out.copy_(reference.normal(out.shape, device=out.device, dtype=out.dtype, **position))
+    elif chosen == "triton":
+        from cdrl_fast.ops.normal import triton_kernel
+
+        triton_kernel.normal(out, seed, draw, first_sample)
+    else:
+        native.normal(out, seed, draw, first_sample)
+
+
+_fill = register(
+    "normal_(Tensor(a!) out, SymInt seed, SymInt draw, SymInt first_sample, str backend) -> ()",
+    _run,
+)
+"""Operation that fills a dense tensor (samples, …); ``seed`` is in [-2⁶³, 2⁶³)."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.layout import check_activations, check_dense
 from cdrl_fast.ops.pool import reference
 from cdrl_fast.ops.sign_bits import sign_bits_shape
+
+BACKENDS = ("triton", "reference")
+"""Backends in order of preference."""
 
 
 def pool(
@@ -50,7 +53,7 @@ def pool(
     check_dense("pool", "out", out, shape, a.dtype, a.device)
     check_dense("pool", "signs", signs, sign_bits_shape(out), torch.int32, a.device)
     check_dense("pool", "mean", mean, shape, a.dtype, a.device)
-    chosen = choose("pool", backend, a.device, a.dtype, TRITON_BACKENDS)
+    chosen = choose("pool", backend, a.device, a.dtype, BACKENDS)
     if chosen == "reference" or not a.numel():
         reference.pool(a, out, signs, mean)
         return out
@@ -79,7 +82,7 @@ def spread(g: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Te
     shape = (batch, 2 * height, 2 * width, channels)
     out = torch.empty(shape, dtype=g.dtype, device=g.device) if out is None else out
     check_dense("spread", "out", out, shape, g.dtype, g.device)
-    chosen = choose("spread", backend, g.device, g.dtype, TRITON_BACKENDS)
+    chosen = choose("spread", backend, g.device, g.dtype, BACKENDS)
     if chosen == "reference" or not g.numel():
         reference.spread(g, out)
         return out

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.layout import check_activations, check_dense, sum_dtype
 from cdrl_fast.ops.sign_bits import sign_bits_shape
 from cdrl_fast.ops.stem import reference
+
+BACKENDS = ("triton", "reference")
+"""Backends in order of preference."""
 
 
 def stem(
@@ -68,7 +71,7 @@ def stem(
     check_dense("stem", "bias", bias, (channels,), y.dtype, y.device)
     check_dense("stem", "out", out, shape, dtype, y.device)
     check_dense("stem", "signs", signs, sign_bits_shape(out), torch.int32, y.device)
-    chosen = choose("stem", backend, y.device, y.dtype, TRITON_BACKENDS)
+    chosen = choose("stem", backend, y.device, y.dtype, BACKENDS)
     if chosen == "reference" or not y.numel():
         reference.stem(y, weight, bias, copies, out, signs)
         return out

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.ops.coefficients import Coefficient, check_coefficients
-from cdrl_fast.ops.dispatch import TRITON_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.layout import check_activations, check_apart, check_dense, sum_dtype
-from cdrl_fast.ops.philox import check_int64, check_rng, signed
+from cdrl_fast.ops.philox import check_int64, check_rng
 from cdrl_fast.ops.stem_gradient import reference
+
+BACKENDS = ("triton", "reference")
+"""Backends in order of preference."""
 
 
 def stem_gradient(
@@ -53,7 +56,7 @@ def stem_gradient(
     out = torch.empty(shape, dtype=dtype, device=g.device) if out is None else out
     check_dense("stem_gradient", "out", out, shape, dtype, g.device)
     check_apart("stem_gradient", "out", out, {"g": g, "weight": weight})
-    chosen = choose("stem_gradient", backend, g.device, g.dtype, TRITON_BACKENDS)
+    chosen = choose("stem_gradient", backend, g.device, g.dtype, BACKENDS)
     if chosen == "reference" or not g.numel():
         return out.copy_(reference.stem_gradient(g, weight, terms, scale))
     from cdrl_fast.ops.stem_gradient import triton_kernel
@@ -113,9 +116,7 @@ def stem_langevin_(
     check_coefficients(operation, coefficients, shape[0], anchor)
     check_int64(operation, "first_bad", first_bad, 1, y)
     check_rng(operation, rng, y)
-    if not isinstance(rng, Tensor):
-        rng = (signed(rng[0]), *rng[1:])
-    chosen = choose(operation, backend, y.device, y.dtype, TRITON_BACKENDS)
+    chosen = choose(operation, backend, y.device, y.dtype, BACKENDS)
     if chosen == "reference" or not y.numel():
         reference.stem_langevin_(y, g, weight, terms, anchor, coefficients, rng, first_bad)
         return y

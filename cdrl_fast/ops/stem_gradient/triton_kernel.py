@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cdrl_fast.ops.coefficients import COEFFICIENT_NAMES, Coefficient, coefficient_table
+from cdrl_fast.ops.philox import split_rng
 from cdrl_fast.ops.triton_common import OPTIONS, Launch, advance_rng, element_noise, launch, noise
 
 SIDE = 8
@@ -269,13 +270,13 @@ def langevin_arguments(
     per_sample = any(isinstance(c, Tensor) and c.numel() > 1 for c in coefficients)
     table = coefficient_table(coefficients, y) if per_sample else None
     scalars = (0.0,) * 4 if per_sample else tuple(_scalar(c, y) for c in coefficients)
-    seed, draw, first_sample = (0, 0, 0) if isinstance(rng, Tensor) else rng
+    (seed, draw, first_sample), state = split_rng(rng)
     tensors = {
         "state": y,
         "anchor": anchor,
         "table": table,
         **dict(zip(COEFFICIENT_NAMES, scalars, strict=True)),
-        "rng": rng if isinstance(rng, Tensor) else None,
+        "rng": state,
         "first_bad": first_bad,
         "seed": seed,
         "draw": draw,

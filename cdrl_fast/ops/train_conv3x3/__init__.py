@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.ops.dispatch import CPU_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.train_conv3x3 import native, reference
+
+BACKENDS = ("native", "reference")
+"""Backends in order of preference."""
 
 
 def train_conv3x3(
@@ -41,7 +44,7 @@ def train_conv3x3(
     Source: Lavin & Gray, CVPR 2016, F(4×4, 3×3) and F(2×2, 3×3), forward and in both gradients.
     """
     _check(x, weight, bias)
-    chosen = choose("train_conv3x3", backend, x.device, x.dtype, CPU_BACKENDS)
+    chosen = choose("train_conv3x3", backend, x.device, x.dtype, BACKENDS)
     if chosen == "native":
         why = _why_not_native(x)
         if why is None:

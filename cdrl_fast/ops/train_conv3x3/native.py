@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cdrl_fast._extension import addresses, module
+from cdrl_fast._extension import address, module
 
 InputFactory = Callable[[], Tensor]
 
@@ -44,7 +44,12 @@ class TrainConv3x3(torch.autograd.Function):
         shape = (x.shape[0], weight.shape[0], *x.shape[2:])
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         module().train_conv3x3(
-            *_sizes(x, weight), *addresses(x, weight, bias, y), torch.get_num_threads()
+            _shape(x, weight),
+            x=x.data_ptr(),
+            weight=weight.data_ptr(),
+            bias=bias.data_ptr(),
+            y=y.data_ptr(),
+            threads=torch.get_num_threads(),
         )
         return y
 
@@ -57,10 +62,19 @@ class TrainConv3x3(torch.autograd.Function):
         y_grad = _dense(y_grad)
         x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         weight_grad, bias_grad = torch.empty_like(weight), weight.new_empty(weight.shape[0])
+        gradients = module().ConvGradients(
+            y=y_grad.data_ptr(),
+            x=address(x_grad),
+            weight=weight_grad.data_ptr(),
+            bias=bias_grad.data_ptr(),
+        )
         module().train_conv3x3_gradients(
-            *_sizes(x, weight), *addresses(x, weight, y_grad, x_grad, weight_grad, bias_grad),
-            torch.get_num_threads(),
-        )  # fmt: skip
+            _shape(x, weight),
+            x=x.data_ptr(),
+            weight=weight.data_ptr(),
+            to=gradients,
+            threads=torch.get_num_threads(),
+        )
         return x_grad, weight_grad, bias_grad, None
 
 
@@ -74,6 +88,12 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _sizes(x: Tensor, weight: Tensor) -> tuple[int, ...]:
+def _shape(x: Tensor, weight: Tensor) -> Any:
     batch, channels, height, width = x.shape
-    return batch, height, width, channels, weight.shape[0]
+    return module().ConvShape(
+        batch=batch,
+        height=height,
+        width=width,
+        in_channels=channels,
+        out_channels=weight.shape[0],
+    )

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.errors import BackendUnavailable
-from cdrl_fast.ops.dispatch import CPU_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.train_norm_silu import native, reference
+
+BACKENDS = ("native", "reference")
+"""Backends in order of preference."""
 
 
 def train_norm_silu(
@@ -45,7 +48,7 @@ def train_norm_silu(
     Source: the initializer of Zhu et al., ICLR 2024; Wu & He, ECCV 2018.
     """
     _check(x, weight, bias, groups, row)
-    chosen = choose("train_norm_silu", backend, x.device, x.dtype, CPU_BACKENDS)
+    chosen = choose("train_norm_silu", backend, x.device, x.dtype, BACKENDS)
     if chosen == "native":
         why = _why_not_native(x)
         if why is None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cdrl_fast._extension import addresses, module
+from cdrl_fast._extension import address, module
 
 BLOCK = 16
 """Numbers of channels are multiples of it."""
@@ -45,27 +45,39 @@ class TrainNormSilu(torch.autograd.Function):
     ) -> Tensor:
         moments, y = x.new_empty(x.shape[0], 2 * groups), torch.empty_like(x)
         ctx.save_for_backward(x, weight, bias, row, moments)
-        ctx.groups, ctx.activate = groups, activate
-        module().train_norm_silu(
-            *_sizes(x, groups), activate, *addresses(x, weight, bias, row, moments, y),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        ctx.activate = activate
+        norm = _arguments(x, weight, bias, row, moments, activate)
+        module().train_norm_silu(norm, y=y.data_ptr(), threads=torch.get_num_threads())
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        x, weight, bias, row, _ = saved
+        x, weight, bias, row, moments = ctx.saved_tensors
         y_grad = y_grad.contiguous(memory_format=torch.channels_last)
         gradients = [None if t is None else torch.empty_like(t) for t in (x, weight, bias, row)]
-        module().train_norm_silu_gradients(
-            *_sizes(x, ctx.groups), ctx.activate, *addresses(*saved, y_grad, *gradients),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        x_grad, weight_grad, bias_grad, row_grad = map(address, gradients)
+        to = module().NormSiluGradients(
+            y=y_grad.data_ptr(), x=x_grad, weight=weight_grad, bias=bias_grad, row=row_grad
+        )
+        norm = _arguments(x, weight, bias, row, moments, ctx.activate)
+        module().train_norm_silu_gradients(norm, to=to, threads=torch.get_num_threads())
         return *gradients, None, None
 
 
-def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
+def _arguments(
+    x: Tensor, weight: Tensor, bias: Tensor, row: Tensor | None, moments: Tensor, activate: bool
+) -> Any:
     batch, channels, height, width = x.shape
-    return batch, height * width, channels, groups
+    return module().NormSilu(
+        batch=batch,
+        positions=height * width,
+        channels=channels,
+        groups=moments.shape[1] // 2,
+        activate=activate,
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+        row=address(row),
+        moments=moments.data_ptr(),
+    )

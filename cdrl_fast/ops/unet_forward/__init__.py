@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_fast.ops.dispatch import CPU_BACKENDS, choose
+from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.unet_forward import native, reference
 from cdrl_fast.ops.unet_forward.weights import Affine, Attention, Block, Layer, UNetWeights
 
@@ -18,6 +18,9 @@ __all__ = [
     "UNetWeights",
     "check_call",
 ]
+
+BACKENDS = ("native", "reference")
+"""Backends in order of preference."""
 
 
 class UNetForward:
@@ -45,7 +48,7 @@ class UNetForward:
     def __init__(self, weights: UNetWeights, *, backend: str = "auto") -> None:
         weights.check("UNetForward")
         stem = weights.stem.weight
-        self.backend = choose("UNetForward", backend, stem.device, stem.dtype, CPU_BACKENDS)
+        self.backend = choose("UNetForward", backend, stem.device, stem.dtype, BACKENDS)
         self.weights = weights
         self._kernel = native.UNet(weights) if self.backend == "native" else None
 

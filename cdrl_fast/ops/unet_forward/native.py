@@ -13,15 +13,14 @@ class UNet:
     """Compiled network with its own packed copy of the weights."""
 
     def __init__(self, weights: UNetWeights) -> None:
-        compiled = module()
         width, image_channels = weights.stem.weight.shape[:2]
-        self._kernel = compiled.UNetForward(
-            image_channels,
-            weights.image_size,
-            width,
-            list(weights.multipliers),
-            weights.blocks,
-            list(weights.attention),
+        self._kernel = module().UNetForward(
+            image_channels=image_channels,
+            image_size=weights.image_size,
+            width=width,
+            multipliers=list(weights.multipliers),
+            blocks=weights.blocks,
+            attention=list(weights.attention),
         )
         self.load(weights)
 
@@ -31,14 +30,14 @@ class UNet:
 
     def run(self, x: Tensor, rows: Tensor, out: Tensor) -> None:
         """Write ``out``; all are float32 and dense, and ``out`` shares no memory with ``x``."""
-        self._kernel.run(
-            x.data_ptr(),
-            rows.data_ptr(),
-            rows.shape[0] != 1,
-            out.data_ptr(),
-            x.shape[0],
-            torch.get_num_threads(),
+        arguments = module().UNetArguments(
+            x=x.data_ptr(),
+            rows=rows.data_ptr(),
+            rows_per_sample=rows.shape[0] != 1,
+            out=out.data_ptr(),
+            batch=x.shape[0],
         )
+        self._kernel.run(arguments, torch.get_num_threads())
 
     def workspace_bytes(self, batch: int) -> int:
         """Return the bytes that a call needs for a batch besides its arguments and the weights."""
