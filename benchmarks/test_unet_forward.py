@@ -10,7 +10,7 @@ import torch
 from race import Race, batch_of
 
 from cdrl_fast import CDRL, UNetInitializer
-from cdrl_fast.engine.initializer import frozen_initializer
+from cdrl_fast.engine.select import frozen_initializer
 from cdrl_fast.precision import resolve
 from cdrl_fast.sampling.chain_graph import capture
 

@@ -89,9 +89,13 @@ class Key(NamedTuple):
             entry.copy_(value) if isinstance(value, Tensor) else entry.fill_(value)
         return state
 
+    def first_step(self) -> tuple[int, int, int] | Tensor:
+        """Return the rng of the first step, drawn at key + 1."""
+        return (self + 1).rng()
+
     def steps(self, count: int) -> Iterator[tuple[int, int, int] | Tensor]:
         """Yield the rng of so many steps, drawn at key + 1, key + 2, …"""
-        first = (self + 1).rng()
+        first = self.first_step()
         if isinstance(first, Tensor):
             yield from DeviceKey(first).steps(count)
         else:
@@ -136,8 +140,8 @@ class DeviceKey:
 
     state: Tensor
 
-    def rng(self) -> Tensor:
-        """Return the key as kernels take it."""
+    def first_step(self) -> Tensor:
+        """Return the rng of the first step."""
         return self.state
 
     def steps(self, count: int) -> Iterator[Tensor]:

@@ -5,7 +5,8 @@ import torch
 
 from cdrl_fast import MLPInitializer
 from cdrl_fast.engine.folding.mlp_initializer import fold_points
-from cdrl_fast.engine.initializer import PointInitializer, frozen_initializer
+from cdrl_fast.engine.initializer import PointInitializer
+from cdrl_fast.engine.select import frozen_initializer
 from cdrl_fast.precision import resolve
 from tests.conftest import randomize
 

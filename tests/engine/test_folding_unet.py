@@ -6,7 +6,8 @@ import torch
 from cdrl_fast import CDRL, MLPInitializer, UNetInitializer
 from cdrl_fast.engine.autograd import FrozenNetwork
 from cdrl_fast.engine.folding.unet import fold_unet
-from cdrl_fast.engine.initializer import ImageInitializer, frozen_initializer
+from cdrl_fast.engine.initializer import ImageInitializer
+from cdrl_fast.engine.select import frozen_initializer
 from cdrl_fast.networks.unet import UNetBlock
 from cdrl_fast.precision import resolve
 from tests.conftest import randomize

@@ -256,5 +256,5 @@ def test_divergence_of_a_compiled_chain_is_the_same_error(compiled_calls):
     assert str(errors[0]) == str(errors[1])
     assert (errors[0].step, errors[0].sample) == (9, 41)
     for options in ({"seed": 2**64}, {"first_sample": -1}):
-        with pytest.raises(ValueError, match="langevin_step: "):
+        with pytest.raises(ValueError, match="langevin: "):
             langevin(energy, x, steps=1, step_size=0.1, **options)

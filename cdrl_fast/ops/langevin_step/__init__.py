@@ -141,7 +141,7 @@ def bound_step(
     Raises:
         ValueError, TypeError, BackendUnavailable: as for `langevin_step`.
     """
-    rng = (phase.key + 1).rng()
+    rng = phase.key.first_step()
     _check(y, y, anchor, phase.coefficients, rng, first_bad, y)
     check_steps("langevin_step", phase.steps, rng, y)
     chosen = choose("langevin_step", backend, y.device, y.dtype, BACKENDS)

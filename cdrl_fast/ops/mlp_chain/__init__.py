@@ -89,7 +89,7 @@ def mlp_chain_(
         >>> mlp_chain_(program, y, phase=phase) is y
         True
     """
-    rng = (phase.key + 1).rng()
+    rng = phase.key.first_step()
     rows = _checked_rows(program, y, rows, precision)
     _check_chain(y, anchor, phase, rng, first_bad)
     chosen = _chosen_backend(backend, y, precision)
