@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 BLOCK = 256
 """Blocks of four elements per program."""
@@ -188,10 +189,20 @@ class Launch:
     options: dict[str, Any] = field(default_factory=lambda: OPTIONS)
 
 
-def elementwise_grid(batch: int, elements: int) -> tuple[bool, bool, int]:
-    """Return FULL_BLOCKS, SHORT_SAMPLES and the number of programs for (batch, elements)."""
+def elementwise_launch(kernel: Any, out: Tensor, values: dict[str, Any]) -> Launch:
+    """Return the launch of a kernel whose programs take `program_elements` of ``out``."""
+    batch = out.shape[0]
+    elements = out.numel() // batch
     blocks = -(-elements // 4)
-    return elements % 4 == 0, blocks < BLOCK, -(-batch * blocks // BLOCK)
+    grid = {
+        "batch": batch,
+        "elements": elements,
+        "first_program": 0,
+        "FULL_BLOCKS": elements % 4 == 0,
+        "SHORT_SAMPLES": blocks < BLOCK,
+        "BLOCK": BLOCK,
+    }
+    return Launch(kernel, -(-batch * blocks // BLOCK), {"out": out, **values, **grid})
 
 
 def launch(call: Launch, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cdrl_fast.ops.conv3x3 import reference, tiling, tuned
 from cdrl_fast.ops.dispatch import choose, reason
-from cdrl_fast.ops.layout import check_apart
+from cdrl_fast.ops.layout import check_apart, check_dense
 from cdrl_fast.ops.sign_bits import WORD
 
 BACKENDS = ("triton", "cudnn", "reference")
@@ -152,13 +152,5 @@ def _check_epilogue(
         ("signs_out", signs_out, signs_shape, torch.int32),
     ]
     for name, tensor, size, dtype in expected:
-        if tensor is None:
-            continue
-        if tensor.dtype != dtype:
-            raise TypeError(f"conv3x3: {name} must be {dtype}, got {tensor.dtype}")
-        if tensor.shape != size or tensor.device != x.device or not tensor.is_contiguous():
-            raise ValueError(
-                f"conv3x3: {name} must be dense with shape {size} on {x.device}, got "
-                f"{tuple(tensor.shape)} on {tensor.device}"
-            )
+        check_dense("conv3x3", name, tensor, size, dtype, x.device)
     check_apart("conv3x3", "out", out, {"x": x})

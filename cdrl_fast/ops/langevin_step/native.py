@@ -24,7 +24,7 @@ def readable(grad: Tensor) -> Tensor:
     return (grad if grad.dtype in _GRAD_TYPES else grad.float()).contiguous()
 
 
-def langevin_step(
+def arguments(
     out: Tensor,
     x: Tensor,
     grad: Tensor,
@@ -34,20 +34,46 @@ def langevin_step(
     position: tuple[int, int, int],
     rng: Tensor | None,
     first_bad: Tensor | None,
-) -> None:
-    """Write ``out``, which may be ``x``; float32, dense and not empty, on the CPU or a GPU.
+) -> Any:
+    """Return a step's arguments for the compiled module.
 
     Args:
-        out, x, anchor, first_bad: as in the public `langevin_step`.
+        out, x, anchor, first_bad: as in the public `langevin_step`; ``out`` may be ``x``. All are
+            float32, dense and not empty, on the CPU or a GPU.
         grad: `readable`.
         table: the coefficients as (4, batch), read instead of ``coefficients``; or None.
         coefficients: drift, pull, noise_std, rescale.
         position: (seed, draw, first_sample), the seed in [-2⁶³, 2⁶³).
         rng: an `rng_state`, read instead of ``position`` and advanced by one draw; or None.
     """
-    arguments = _arguments(out, x, grad, anchor, table, coefficients, position, rng, first_bad)
+    batch = x.shape[0]
+    drift, pull, noise_std, rescale = coefficients
+    seed, draw, first_sample = position
+    return module().StepArguments(
+        out=out.data_ptr(),
+        x=x.data_ptr(),
+        grad=grad.data_ptr(),
+        grad_type=_GRAD_TYPES[grad.dtype],
+        anchor=address(anchor),
+        table=address(table),
+        first_bad=address(first_bad),
+        batch=batch,
+        elements=x.numel() // batch,
+        seed=seed,
+        draw=draw,
+        first_sample=first_sample,
+        rng=address(rng),
+        drift=drift,
+        pull=pull,
+        noise_std=noise_std,
+        rescale=rescale,
+    )
+
+
+def langevin_step(out: Tensor, x: Tensor, *rest: Any) -> None:
+    """Write ``out``; arguments as `arguments`."""
     kernel, more = compiled_kernel("langevin_step", x)
-    kernel(arguments, *more)
+    kernel(arguments(out, x, *rest), *more)
 
 
 class BoundStep:
@@ -75,7 +101,7 @@ class BoundStep:
         self._y, self._draw = y, position[1]
         self._last_draw = self._draw + phase.steps - 1
         self._last = address(last), numbers[3]
-        self._arguments = _arguments(
+        self._arguments = arguments(
             y, y, y, anchor, table, (*numbers[:3], 1.0), position, state, first_bad
         )
         self._kernel, self._more = compiled_kernel("langevin_step", y)
@@ -83,47 +109,11 @@ class BoundStep:
         self._tensors = anchor, table, last, state, first_bad
 
     def __call__(self, grad: Tensor) -> None:
-        grad, arguments = readable(grad), self._arguments
-        arguments.grad, arguments.grad_type = grad.data_ptr(), _GRAD_TYPES[grad.dtype]
-        arguments.draw = self._draw
+        grad, step = readable(grad), self._arguments
+        step.grad, step.grad_type = grad.data_ptr(), _GRAD_TYPES[grad.dtype]
+        step.draw = self._draw
         if self._draw == self._last_draw:
-            arguments.table, arguments.rescale = self._last
-        self._kernel(arguments, *self._more)
+            step.table, step.rescale = self._last
+        self._kernel(step, *self._more)
         self._draw += 1
         torch.autograd.graph.increment_version(self._y)
-
-
-def _arguments(
-    out: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    anchor: Tensor | None,
-    table: Tensor | None,
-    coefficients: tuple[float, ...],
-    position: tuple[int, int, int],
-    rng: Tensor | None,
-    first_bad: Tensor | None,
-) -> Any:
-    """Return the compiled module's arguments of a step; see `langevin_step`."""
-    batch = x.shape[0]
-    drift, pull, noise_std, rescale = coefficients
-    seed, draw, first_sample = position
-    return module().StepArguments(
-        out=out.data_ptr(),
-        x=x.data_ptr(),
-        grad=grad.data_ptr(),
-        grad_type=_GRAD_TYPES[grad.dtype],
-        anchor=address(anchor),
-        table=address(table),
-        first_bad=address(first_bad),
-        batch=batch,
-        elements=x.numel() // batch,
-        seed=seed,
-        draw=draw,
-        first_sample=first_sample,
-        rng=address(rng),
-        drift=drift,
-        pull=pull,
-        noise_std=noise_std,
-        rescale=rescale,
-    )

@@ -6,11 +6,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cdrl_fast.ops.coefficients import COEFFICIENT_NAMES
 from cdrl_fast.ops.triton_common import (
-    BLOCK,
     Launch,
     advance_rng,
-    elementwise_grid,
+    elementwise_launch,
     launch,
     noise,
     program_elements,
@@ -80,40 +80,23 @@ def arguments(
     grad: Tensor,
     anchor: Tensor | None,
     table: Tensor | None,
-    coefficients: tuple[float, float, float, float],
+    coefficients: tuple[float, ...],
     position: tuple[int, int, int],
     rng: Tensor | None,
     first_bad: Tensor | None,
 ) -> Launch:
-    """Return the launch of one step; arguments as in `native.langevin_step`."""
-    batch = x.shape[0]
-    elements = x.numel() // batch
-    full_blocks, short_samples, programs = elementwise_grid(batch, elements)
-    drift, pull, noise_std, rescale = coefficients
-    seed, draw, first_sample = position
-    values: dict[str, Any] = {
-        "out": out,
+    """Return the launch of one step; arguments as `native.arguments`."""
+    values = {
         "x": x,
         "grad": grad,
         "anchor": anchor,
         "table": table,
         "rng": rng,
         "first_bad": first_bad,
-        "drift": drift,
-        "pull": pull,
-        "noise_std": noise_std,
-        "rescale": rescale,
-        "batch": batch,
-        "elements": elements,
-        "seed": seed,
-        "draw": draw,
-        "first_sample": first_sample,
-        "first_program": 0,
-        "FULL_BLOCKS": full_blocks,
-        "SHORT_SAMPLES": short_samples,
-        "BLOCK": BLOCK,
+        **dict(zip(COEFFICIENT_NAMES, coefficients, strict=True)),
+        **dict(zip(("seed", "draw", "first_sample"), position, strict=True)),
     }
-    return Launch(cdrl_langevin_step, programs, values)
+    return elementwise_launch(cdrl_langevin_step, out, values)
 
 
 def langevin_step(out: Tensor, x: Tensor, *rest: Any) -> None:

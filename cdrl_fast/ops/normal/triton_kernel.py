@@ -1,15 +1,12 @@
 """`normal` in Triton."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from cdrl_fast.ops.triton_common import (
-    BLOCK,
     Launch,
-    elementwise_grid,
+    elementwise_launch,
     launch,
     noise,
     program_elements,
@@ -39,22 +36,8 @@ def cdrl_normal(
 
 def arguments(out: Tensor, seed: int, draw: int, first_sample: int) -> Launch:
     """Return the launch that fills ``out``, as `normal` describes it."""
-    batch = out.shape[0]
-    elements = out.numel() // batch
-    full_blocks, short_samples, programs = elementwise_grid(batch, elements)
-    values: dict[str, Any] = {
-        "out": out,
-        "batch": batch,
-        "elements": elements,
-        "seed": seed,
-        "draw": draw,
-        "first_sample": first_sample,
-        "first_program": 0,
-        "FULL_BLOCKS": full_blocks,
-        "SHORT_SAMPLES": short_samples,
-        "BLOCK": BLOCK,
-    }
-    return Launch(cdrl_normal, programs, values)
+    values = {"seed": seed, "draw": draw, "first_sample": first_sample}
+    return elementwise_launch(cdrl_normal, out, values)
 
 
 def normal(out: Tensor, seed: int, draw: int, first_sample: int) -> None:
