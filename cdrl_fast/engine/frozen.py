@@ -51,6 +51,7 @@ class FrozenModel:
 
     Attributes:
         backend: the backend of noise and Langevin steps.
+        noise: keyword arguments of `Key.normal` for noise as the state: device, dtype, backend.
         precise: whether energies are computed in the precision of the state. Only then can those
             of neighbouring states be compared.
 
@@ -70,6 +71,11 @@ class FrozenModel:
         self.device, self.dtype = device, precision.state
         self.precise = precision.name in EXACT
         self.backend = choose("Sampler", backend, device, self.dtype, BACKENDS)
+        self.noise: dict[str, Any] = {
+            "device": device,
+            "dtype": self.dtype,
+            "backend": self.backend,
+        }
         options: dict[str, Any] = {
             "device": device,
             "precision": precision,

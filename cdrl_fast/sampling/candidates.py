@@ -105,17 +105,10 @@ class CandidateSelector:
         signal = float(self.schedule.alpha_bar[t]) ** 0.5
         total = torch.zeros_like(x0)
         for index in range(_NOISES_PER_LEVEL):
-            noise = (
-                self.keys.weighting(t, index)
-                .skip(start)
-                .normal(
-                    (len(x0) // self.candidates, *x0.shape[1:]),
-                    device=x0.device,
-                    dtype=x0.dtype,
-                    backend=self.networks.backend,
-                )
-                .repeat_interleave(self.candidates, 0)
-            )
+            key = self.keys.weighting(t, index).skip(start)
+            noise = key.normal(
+                (len(x0) // self.candidates, *x0.shape[1:]), **self.networks.noise
+            ).repeat_interleave(self.candidates, 0)
             for signed_noise in (noise, -noise):
                 x = self.schedule.add_noise(x0, signed_noise, t)
                 score = energy.gradient(level.scale * x) * (level.scale / level.energy_variance)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from cdrl_fast.engine.frozen import Proposal
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.schedule import Level, StepPlan
-from cdrl_fast.ops.keys import ChainKeys, Key
+from cdrl_fast.ops.keys import ChainKeys
 from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
 from cdrl_fast.ops.phase import Phase
 from cdrl_fast.sampling.hooks import ChainState, Hook
@@ -26,8 +26,8 @@ class Networks(Protocol):
     """What a chain needs of networks; `FrozenModel` is one."""
 
     device: torch.device
-    dtype: torch.dtype
     backend: str
+    noise: Mapping[str, Any]
 
     def at(self, logsnr: float, terms: Sequence[Terms]) -> EnergyAt:
         """Return the energies at λ_{t-1}."""
@@ -39,6 +39,8 @@ class Networks(Protocol):
 @dataclass
 class Chain:
     """A batch of chains: x_T ~ N(0, I), then levels T … 1, each a proposal and Langevin steps.
+
+    Its methods are called without autograd.
 
     Attributes:
         model: the model that defines schedule and sample shape.
@@ -64,19 +66,6 @@ class Chain:
     def __post_init__(self) -> None:
         self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.networks.device)
 
-    def samples(
-        self, n: int, plan: StepPlan, terms: Sequence[Terms], denoise_scale: float
-    ) -> Tensor:
-        """Return n samples: `run`, then `denoise`.
-
-        Raises:
-            ChainDiverged: a state became non-finite (NaN or Inf).
-        """
-        x = self.run(n, plan, terms)
-        self.raise_if_diverged()
-        return self.denoise(x, denoise_scale)
-
-    @torch.no_grad()
     def run(self, n: int, plan: StepPlan, terms: Sequence[Terms]) -> Tensor:
         """Return the states x_0 of n chains.
 
@@ -86,7 +75,7 @@ class Chain:
             terms: terms of each network.
         """
         schedule = self.model.schedule
-        x = self._normal(self.shape(n), self.keys.start())
+        x = self.keys.start().normal(self.shape(n), **self.networks.noise)
         levels = [schedule.level(t, plan) for t in range(schedule.levels, 0, -1)]
         if self.hooks:
             energy = self.networks.at(levels[0].logsnr, terms)
@@ -123,7 +112,7 @@ class Chain:
             # A copy, because the recovery term still needs x.
             return x.clone()
         key = self.keys.proposal(level.t, level.steps, turn)
-        return proposal(x) + level.init_std * self._normal(x.shape, key)
+        return proposal(x) + level.init_std * key.normal(x.shape, **self.networks.noise)
 
     def _phases(self, level: Level, turn: int) -> Iterator[Phase]:
         """Yield the level's steps, and its correctors; the last phase ends with the rescaling."""
@@ -147,13 +136,6 @@ class Chain:
 
         return Observer(after_step, any(hook.per_step for hook in self.hooks))
 
-    def _normal(self, shape: Sequence[int], key: Key) -> Tensor:
-        networks = self.networks
-        return key.normal(
-            shape, device=networks.device, dtype=networks.dtype, backend=networks.backend
-        )
-
-    @torch.no_grad()
     def denoise(self, x: Tensor, scale: float) -> Tensor:
         """Return the samples of states x_0: Tweedie's denoising step and the clamp, for images.
 

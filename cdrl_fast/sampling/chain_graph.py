@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -114,7 +114,7 @@ class _Levels:
     def __init__(
         self, networks: FrozenModel, levels: Sequence[Level], terms: Sequence[Terms]
     ) -> None:
-        self.device, self.dtype, self.backend = networks.device, networks.dtype, networks.backend
+        self.device, self.backend, self.noise = networks.device, networks.backend, networks.noise
         self._networks, self._levels = networks, levels
         self._energies = {lv.logsnr: networks.at(lv.logsnr, terms) for lv in levels}
         self._proposals = {
@@ -175,24 +175,33 @@ class ChainGraph:
         # A larger batch replaces the networks' buffers, but this graph still writes into these.
         self._buffers = networks.buffers()
 
-    @torch.no_grad()
-    def run(self, chain: Chain, terms: Sequence[Terms]) -> Tensor:
-        """Return the samples of another chain of this kind.
-
-        Args:
-            chain: has the place in the noise stream.
-            terms: terms of each network.
-
-        Raises:
-            ChainDiverged: a state became non-finite (NaN or Inf).
-        """
+    def run(self, keys: ChainKeys, terms: Sequence[Terms], first_bad: Tensor) -> Tensor:
+        """Return the denoised samples of other keys and terms; write ``first_bad``."""
         self._levels.load(terms)
-        self._place[0].fill_(signed(int(chain.keys.seed)))
-        self._place[1].fill_(int(chain.keys.first_sample))
+        self._place[0].fill_(signed(int(keys.seed)))
+        self._place[1].fill_(int(keys.first_sample))
         self._replay()
-        chain.first_bad.copy_(self._chain.first_bad)
-        chain.raise_if_diverged()
+        first_bad.copy_(self._chain.first_bad)
         return self._samples.clone()
+
+
+@dataclass
+class ReplayedChain(Chain):
+    """A chain that a `ChainGraph` draws, denoising step included.
+
+    Attributes:
+        graph: the captured chain.
+    """
+
+    graph: ChainGraph = field(kw_only=True)
+
+    def run(self, n: int, plan: StepPlan, terms: Sequence[Terms]) -> Tensor:
+        """Return n denoised samples."""
+        return self.graph.run(self.keys, terms, self.first_bad)
+
+    def denoise(self, x: Tensor, scale: float) -> Tensor:
+        """Return x, which is denoised already."""
+        return x
 
 
 class GraphCache:

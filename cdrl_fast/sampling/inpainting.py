@@ -14,7 +14,7 @@ from torch import Tensor
 from cdrl_fast.engine import Terms
 from cdrl_fast.errors import check_integer
 from cdrl_fast.model.schedule import Level, StepPlan
-from cdrl_fast.ops.keys import MAX_PROPOSAL_DRAWS, ChainKeys, Key
+from cdrl_fast.ops.keys import MAX_PROPOSAL_DRAWS, ChainKeys
 from cdrl_fast.sampling.candidates import CandidateSelector
 from cdrl_fast.sampling.chain import Chain
 from cdrl_fast.sampling.hooks import ChainState, Hook
@@ -94,23 +94,15 @@ class KnownEntries(Hook):
         """Return √a_t x_{t-1} + σ_t z with a_t = ᾱ_t / ᾱ_{t-1}, known entries included."""
         alpha_bar = self.chain.model.schedule.alpha_bar
         ratio = alpha_bar[t] / alpha_bar[t - 1]
-        noise = self._normal(self.chain.keys.renoise(t, turn))
+        noise = self.chain.keys.renoise(t, turn).normal(x.shape, **self.chain.networks.noise)
         return float(np.sqrt(ratio)) * x + float(np.sqrt(1.0 - ratio)) * noise
 
     def _set(self, y: Tensor, t: int, scale: float) -> None:
         if self._noised is None or self._noised[0] != t:
-            noise = self._normal(self.chain.keys.known(t, shared=self.shared))
+            key = self.chain.keys.known(t, shared=self.shared)
+            noise = key.normal(y.shape, **self.chain.networks.noise)
             self._noised = t, self.chain.model.schedule.add_noise(self.values, noise, t)
         torch.where(self.known, scale * self._noised[1], y, out=y)
-
-    def _normal(self, key: Key) -> Tensor:
-        networks = self.chain.networks
-        return key.normal(
-            self.values.shape,
-            device=networks.device,
-            dtype=networks.dtype,
-            backend=networks.backend,
-        )
 
 
 @dataclass

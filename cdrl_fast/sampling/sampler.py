@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,6 +22,7 @@ from cdrl_fast.sampling.chain import Chain
 from cdrl_fast.sampling.chain_graph import (
     ChainGraph,
     GraphCache,
+    ReplayedChain,
     StepGraph,
     terms_signature,
     unavailable_reason,
@@ -219,12 +221,11 @@ class Sampler:
         terms = label_terms(self.source, request, self.device)
         self.networks.refresh()
         own = transition is not None or bool(hooks) or chain is not Chain
-        plain = not (own or request.correctors or request.metropolis)
-        draw = self._replay if plain and request.n and self.graph != "off" else Chain.samples
+        plain = not (own or request.correctors or request.metropolis) and request.n > 0
         if transition is None:
             transition = Adjusted() if request.metropolis else unadjusted
         samples, done, batches = [], 0, request.batches()
-        with progress_bar(request.progress, desc="sampling", unit="step") as bar:
+        with progress_bar(request.progress, desc="sampling", unit="step") as bar, torch.no_grad():
             if request.progress:
                 hooks = (*hooks, Progress(bar))
             for rows in batches:
@@ -233,10 +234,14 @@ class Sampler:
                 batch = chain(
                     self.model, self.networks, keys, transition, request.correctors, hooks
                 )
+                bar.total, done = batch.steps(plan) * len(batches), done + batch.steps(plan)
                 batch_terms = [t.slice(rows.start, rows.stop) for t in terms]
-                bar.total = batch.steps(plan) * len(batches)
-                samples.append(draw(batch, len(rows), plan, batch_terms, request.denoise_scale))
-                done += batch.steps(plan)
+                if plain and self.graph != "off":
+                    batch_terms = [t.in_tensors(self.device, self.dtype) for t in batch_terms]
+                    batch = self._captured(batch, rows, plan, batch_terms, request.denoise_scale)
+                x = batch.run(len(rows), plan, batch_terms)
+                batch.raise_if_diverged()
+                samples.append(batch.denoise(x, request.denoise_scale))
                 bar.update(done - bar.n)
         return torch.cat(samples)
 
@@ -447,20 +452,17 @@ class Sampler:
             raise BackendUnavailable(f"graph={graph!r} is not available: {reason}")
         return "step" if graph == "auto" else graph
 
-    def _replay(
-        self, chain: Chain, n: int, plan: StepPlan, terms: Sequence[Terms], denoise_scale: float
-    ) -> Tensor:
-        """Return what `Chain.samples` returns, by a CUDA graph."""
-        networks = self.networks
-        terms = [part.in_tensors(self.device, self.dtype) for part in terms]
-        signature = terms_signature(terms)
+    def _captured(
+        self, chain: Chain, rows: range, plan: StepPlan, terms: Sequence[Terms], scale: float
+    ) -> Chain:
+        """Return the chain of a batch by CUDA graphs: of each step, or of the complete chain."""
+        networks, n, signature = self.networks, len(rows), terms_signature(terms)
         if self.graph == "step":
-            chain.transition = self._graphs.get(
+            step = self._graphs.get(
                 (n, signature), lambda: StepGraph(networks, chain.shape(n), terms)
             )
-            return chain.samples(n, plan, terms, denoise_scale)
+            return replace(chain, transition=step)
         graph = self._graphs.get(
-            (n, plan, signature, denoise_scale),
-            lambda: ChainGraph(chain, networks, n, plan, terms, denoise_scale),
+            (n, plan, signature, scale), lambda: ChainGraph(chain, networks, n, plan, terms, scale)
         )
-        return graph.run(chain, terms)
+        return ReplayedChain(chain.model, networks, chain.keys, graph=graph)

@@ -132,7 +132,7 @@ def level_densities(
         for t in levels:
             level, x = schedule.level(t), x0
             if t > 1:
-                noise = keys.density(t).normal(x0.shape, device=x0.device, dtype=x0.dtype)
+                noise = keys.density(t).normal(x0.shape, **networks.noise)
                 x = schedule.add_noise(x0, noise, t - 1)
             value = networks.at(level.logsnr, batch_terms).value(level.scale * x)
             densities.append(value / level.energy_variance)
