@@ -23,6 +23,8 @@ PROPERTIES = (property, cached_property)
 API = """
 CDRL(energy, initializer, schedule, *, sample_shape=None)
 CDRL.num_classes
+CDRL.models
+CDRL.label_slots(self, n, label, guidance, choose)
 CDRL.is_image
 CDRL.plan(self, steps=None)
 CDRL.log_density(self, x, t=1, label=None)
@@ -42,8 +44,14 @@ CheckpointError
 DataError
 Density()
 Density.slots(self, choose, first=0)
+Density.label_slots(self, n, label, guidance, choose)
 Density.models
 Density.mixtures
+Hook()
+Hook.started(self, state)
+Hook.proposed(self, state)
+Hook.stepped(self, state)
+Hook.finished(self, state)
 MLPEnergy(dim=2, width=128, multipliers=(1, 2, 2, 2), classes=0)
 MLPEnergy.forward(self, y, logsnr, label=None)
 MLPInitializer(dim=2, width=64, embedding=128, classes=0)
@@ -69,20 +77,26 @@ Precision.autocast(self, device)
 Precision.scaler(self, device)
 ResNetEnergy(image_channels=3, width=128, multipliers=(1, 2, 2, 2), blocks=8, classes=0)
 ResNetEnergy.forward(self, y, logsnr, label=None)
+SampleRequest(n, seed=0, steps=None, label=None, guidance=0.0, first_sample=0, batch_size=None,
+    denoise_scale=1.0, correctors=0, metropolis=False, progress=False)
+SampleRequest.of(cls, where, n, options)
+SampleRequest.largest_batch
+SampleRequest.batches(self)
 Sampler(model, *, device=None, precision='auto', backend='auto', graph='auto', compile=False)
 Sampler.from_pretrained(cls, name, **options)
-Sampler.sample(self, n, *, seed=0, steps=None, label=None, guidance=0.0, first_sample=0,
-    batch_size=None, denoise_scale=1.0, correctors=0, metropolis=False, progress=False, trace=None)
-Sampler.working_memory(self, batch)
-Sampler.inpaint(self, images, known, *, seed=0, steps=None, label=None, guidance=0.0, samples=1,
-    first_sample=0, batch_size=None, noise='shared', passes=1, candidates=1, denoise_scale=1.0,
-    correctors=0, progress=False)
+Sampler.sample(self, n, **options)
+Sampler.sample_trace(self, n, *, trace='levels', **options)
+Sampler.run(self, request, *, transition=None, hooks=(), chain=<class
+    'cdrl_fast.sampling.chain.Chain'>)
+Sampler.inpaint(self, images, known, *, samples=1, noise='shared', passes=1, candidates=1,
+    **options)
 Sampler.log_density(self, images, *, label=None, levels=(1,), statistics=None, seed=0,
     first_sample=0, batch_size=1024)
 Sampler.level_statistics(self, images, *, label=None, levels=None, seed=0, batch_size=1024)
+Sampler.working_memory(self, batch)
 StepPlan(counts, multipliers)
 StepPlan.to_dict(self)
-Trace(states, energies, levels, acceptance=None)
+Trace(samples, states, energies, levels, acceptance=None)
 TrainConfig(batch_size=256, accumulate=1, shard=False, energy_lr=0.0001, initializer_lr=1e-05,
     warmup=10000, initializer_warmup_offset=500, clip=1.0, ema_decay=0.9999,
     variance_reduction=True, label_drop=0.1, flip=False, seed=0, precision='auto',
@@ -101,7 +115,8 @@ about()
 conditional(model, label)
 guided(conditional, unconditional, weight)
 langevin(log_density, x, *, steps, step_size, seed=0, first_sample=0, first_step=0,
-    metropolis=False, trace=False, backend='auto', compile=False)
+    metropolis=False, callback=None, backend='auto', compile=False)
+langevin_trace(log_density, x, *, steps, **options)
 load_released_checkpoint(path, *, image_size=32, schedule=None)
 mixture(*components, weights=None)
 negated(base, a, weight)
@@ -120,9 +135,7 @@ reference.sample(model, n, *, seed=0, steps=None, label=None, guidance=0.0, firs
     denoise_scale=1.0, dtype=torch.float32, noise='stream')
 reference.training_iteration(model, x0, label, *, energy_optimizer, initializer_optimizer, seed=0,
     iteration=0, variance_reduction=True, label_drop=0.1, clip=1.0, noise='stream')
-sample_to_folder(sampler, n, folder, *, seed=0, steps=None, label=None, guidance=0.0,
-    batch_size=512, denoise_scale=1.0, correctors=0, metropolis=False, worker=0, workers=1,
-    progress=False)
+sample_to_folder(sampler, n, folder, *, worker=0, workers=1, **options)
 tempered(a, temperature)
 tune_steps(model, data, *, budget, samples=500, guidance=0.0, seed=10000, max_seconds=600.0,
     extractor=None, progress=False)

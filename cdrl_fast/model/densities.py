@@ -48,7 +48,12 @@ class Density(ABC):
     def label_slots(
         self, n: int, label: Label, guidance: float, choose: DrawComponents
     ) -> list[Slot]:
-        """Return `slots`.
+        """Return `slots`; a model returns those of its labels and guidance.
+
+        Args:
+            n: number of samples.
+            label, guidance: must be None and 0.
+            choose: as in `slots`.
 
         Raises:
             ValueError: a label or guidance, which a combination has inside.

@@ -94,7 +94,7 @@ class Key(NamedTuple):
         return (self + 1).rng()
 
     def steps(self, count: int) -> Iterator[tuple[int, int, int] | Tensor]:
-        """Yield the rng of so many steps, drawn at key + 1, key + 2, …"""
+        """Yield the rng of ``count`` steps, drawn at key + 1, key + 2, …"""
         first = self.first_step()
         if isinstance(first, Tensor):
             yield from DeviceKey(first).steps(count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ class Networks(Protocol):
 
     device: torch.device
     backend: str
-    noise: Mapping[str, Any]
+    noise: dict[str, Any]
 
     def at(self, logsnr: float, terms: Sequence[Terms]) -> EnergyAt:
         """Return the energies at λ_{t-1}."""

@@ -68,16 +68,16 @@ class Hook:
     per_step = False
 
     def started(self, state: ChainState) -> None:
-        """Do something with x_T, before the first level."""
+        """Look at ``state``: x_T, before the first level."""
 
     def proposed(self, state: ChainState) -> None:
-        """Do something with a level's proposal y_0, before its steps."""
+        """Look at ``state``: a level's proposal y_0, before its steps."""
 
     def stepped(self, state: ChainState) -> None:
-        """Do something after a Langevin step."""
+        """Look at ``state`` after a Langevin step."""
 
     def finished(self, state: ChainState) -> None:
-        """Do something with x_{t-1}, at the end of a level."""
+        """Look at ``state``: x_{t-1}, at the end of a level."""
 
 
 class Progress(Hook):

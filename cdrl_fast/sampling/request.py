@@ -102,6 +102,11 @@ class SampleRequest:
     def of(cls, where: str, n: int, options: Mapping[str, Any]) -> SampleRequest:
         """Return the request that keyword arguments describe.
 
+        Args:
+            where: the function that messages name.
+            n: number of samples.
+            options: the other arguments by name.
+
         Raises:
             TypeError: an unknown argument; the message has the known ones.
             ValueError: as `SampleRequest`.
