@@ -170,19 +170,19 @@ class ChainKeys:
         """Return the key of x_T."""
         return self._key(Purpose.SAMPLING, 0)
 
-    def proposal(self, t: int, steps: int, turn: int = 0) -> Key:
+    def proposal(self, t: int, steps: int, pass_index: int = 0) -> Key:
         """Return the key of a proposal at level t; its Langevin step k draws at key + k.
 
         Args:
             t: the level.
             steps: number of Langevin steps of the level.
-            turn: number of earlier passes through the level.
+            pass_index: number of earlier passes through the level.
         """
-        return self._key(Purpose.SAMPLING, self._level(t) + turn * (steps + 1))
+        return self._key(Purpose.SAMPLING, self._level(t) + pass_index * (steps + 1))
 
-    def correctors(self, t: int, steps: int, turn: int = 0) -> Key:
+    def correctors(self, t: int, steps: int, pass_index: int = 0) -> Key:
         """Return the key before a level's correctors, which draw at key + k; see `proposal`."""
-        index = self._level(t) + MAX_PROPOSAL_DRAWS - 1 + turn * steps
+        index = self._level(t) + MAX_PROPOSAL_DRAWS - 1 + pass_index * steps
         return self._key(Purpose.SAMPLING, index)
 
     def known(self, t: int, *, shared: bool) -> Key:
@@ -190,9 +190,9 @@ class ChainKeys:
         # x_T counts as the result of a level T + 1, whose index 0 shared noise uses as well.
         return self._key(Purpose.INPAINTING, 0 if shared else self._level(t + 1))
 
-    def renoise(self, t: int, turn: int) -> Key:
-        """Return the key of the noise from x_{t-1} back to x_t before pass ``turn`` ≥ 1."""
-        return self._key(Purpose.INPAINTING, self._level(t) + turn)
+    def renoise(self, t: int, pass_index: int) -> Key:
+        """Return the key of the noise from x_{t-1} back to x_t before pass ``pass_index`` ≥ 1."""
+        return self._key(Purpose.INPAINTING, self._level(t) + pass_index)
 
     def selection(self) -> Key:
         """Return the key that selects among candidates."""

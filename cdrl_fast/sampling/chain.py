@@ -23,7 +23,7 @@ from cdrl_fast.sampling.transitions import Transition, unadjusted
 
 
 class Networks(Protocol):
-    """What a chain needs of networks; `FrozenModel` is one."""
+    """Networks as a chain uses them, such as a `FrozenModel`."""
 
     device: torch.device
     backend: str
@@ -61,7 +61,6 @@ class Chain:
     hooks: Sequence[Hook] = ()
     first_bad: Tensor = field(init=False)
     energy: EnergyAt = field(init=False)
-    passes = 1
 
     def __post_init__(self) -> None:
         self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.networks.device)
@@ -86,13 +85,13 @@ class Chain:
             x = self.level(x, level, terms)
         return x
 
-    def level(self, x: Tensor, level: Level, terms: Sequence[Terms], turn: int = 0) -> Tensor:
-        """Return x_{t-1} from x_t; ``turn`` counts earlier passes through this level."""
+    def level(self, x: Tensor, level: Level, terms: Sequence[Terms], pass_index: int = 0) -> Tensor:
+        """Return x_{t-1} from x_t; ``pass_index`` counts earlier passes through this level."""
         self.energy = self.networks.at(level.logsnr, terms)
-        y = self._propose(x, level, terms, turn)
+        y = self._propose(x, level, terms, pass_index)
         for hook in self.hooks:
             hook.proposed(ChainState(y, level, self.energy))
-        for phase in self._phases(level, turn):
+        for phase in self._phases(level, pass_index):
             self.transition(
                 self.energy,
                 y,
@@ -106,21 +105,21 @@ class Chain:
             hook.finished(ChainState(y, level, self.energy, rescaled=True))
         return y
 
-    def _propose(self, x: Tensor, level: Level, terms: Sequence[Terms], turn: int) -> Tensor:
+    def _propose(self, x: Tensor, level: Level, terms: Sequence[Terms], pass_index: int) -> Tensor:
         proposal = self.networks.proposal(level.logsnr_noisy, terms)
         if proposal is None:
             # A copy, because the recovery term still needs x.
             return x.clone()
-        key = self.keys.proposal(level.t, level.steps, turn)
+        key = self.keys.proposal(level.t, level.steps, pass_index)
         return proposal(x) + level.init_std * key.normal(x.shape, **self.networks.noise)
 
-    def _phases(self, level: Level, turn: int) -> Iterator[Phase]:
+    def _phases(self, level: Level, pass_index: int) -> Iterator[Phase]:
         """Yield the level's steps, and its correctors; the last phase ends with the rescaling."""
-        key = self.keys.proposal(level.t, level.steps, turn)
+        key = self.keys.proposal(level.t, level.steps, pass_index)
         rescale = 1.0 if self.correctors else level.rescale
         yield Phase(level.steps, level.drift, level.pull, level.noise_std, rescale, key)
         if self.correctors:
-            key = self.keys.correctors(level.t, self.correctors, turn)
+            key = self.keys.correctors(level.t, self.correctors, pass_index)
             yield Phase(self.correctors, level.drift, 0.0, level.noise_std, level.rescale, key)
 
     def _observer(self, y: Tensor, level: Level, phase: Phase) -> Observer | None:
@@ -150,6 +149,11 @@ class Chain:
         score = (scale * level.scale / level.energy_variance) * gradient
         clean = (x + float(schedule.noise_variance[0]) * score) / math.sqrt(schedule.alpha_bar[0])
         return clean.clamp(-1.0, 1.0)
+
+    @property
+    def passes(self) -> int:
+        """Number of passes through each level."""
+        return 1
 
     def shape(self, n: int) -> tuple[int, ...]:
         """Return the shape of n samples."""

@@ -90,11 +90,11 @@ class KnownEntries(Hook):
         """Set the known entries after a step."""
         self._set(state.y, state.level.t - 1, state.scale)
 
-    def renoised(self, x: Tensor, t: int, turn: int) -> Tensor:
+    def renoised(self, x: Tensor, t: int, pass_index: int) -> Tensor:
         """Return √a_t x_{t-1} + σ_t z with a_t = ᾱ_t / ᾱ_{t-1}, known entries included."""
         alpha_bar = self.chain.model.schedule.alpha_bar
         ratio = alpha_bar[t] / alpha_bar[t - 1]
-        noise = self.chain.keys.renoise(t, turn).normal(x.shape, **self.chain.networks.noise)
+        noise = self.chain.keys.renoise(t, pass_index).normal(x.shape, **self.chain.networks.noise)
         return float(np.sqrt(ratio)) * x + float(np.sqrt(1.0 - ratio)) * noise
 
     def _set(self, y: Tensor, t: int, scale: float) -> None:
@@ -113,30 +113,32 @@ class RePaint(Chain):
 
     Attributes:
         values, known: the observation (N, …) of all samples of a request, and where it is known.
-        chains: number of chains of each sample; they are adjacent.
         first_chain: index in the noise stream of the first of all chains.
-        noise, passes: as in `Inpainting`.
+        options: how the known entries enter.
 
     Source: Lugmayr et al., "RePaint", CVPR 2022.
     """
 
     values: Tensor = field(kw_only=True)
     known: Tensor = field(kw_only=True)
-    chains: int = field(kw_only=True)
     first_chain: int = field(kw_only=True)
-    noise: ObservationNoise = field(kw_only=True)
-    passes: int = field(kw_only=True)
+    options: Inpainting = field(kw_only=True)
+
+    @property
+    def passes(self) -> int:
+        """Number of passes through each level."""
+        return self.options.passes
 
     def run(self, n: int, plan: StepPlan, terms: Sequence[Terms]) -> Tensor:
         """Return the states x_0 of n chains; see `Chain.run`."""
         start = int(self.keys.first_sample) - self.first_chain
-        rows = torch.arange(start, start + n, device=self.values.device) // self.chains
-        shared = self.noise == "shared"
+        rows = torch.arange(start, start + n, device=self.values.device) // self.options.chains
+        shared = self.options.noise == "shared"
         self._entries = KnownEntries(self, self.values[rows], self.known[rows], shared)
         self.hooks = (self._entries, *self.hooks)
         return super().run(n, plan, terms)
 
-    def level(self, x: Tensor, level: Level, terms: Sequence[Terms], turn: int = 0) -> Tensor:
+    def level(self, x: Tensor, level: Level, terms: Sequence[Terms], pass_index: int = 0) -> Tensor:
         """Return x_{t-1} from x_t, after all passes through the level."""
         for pass_index in range(self.passes):
             x = self._entries.renoised(x, level.t, pass_index) if pass_index else x
@@ -156,7 +158,7 @@ def inpaint(
     Args:
         sampler: draws the completions.
         images, known: as in `Sampler.inpaint`.
-        request: seed, steps, label, …; ``n`` is the number of images.
+        request: seed, steps, label, …; its ``n`` is not used.
         options: samples, noise, passes and candidates.
     """
     values, mask = _checked(sampler, images, known)
@@ -177,15 +179,7 @@ def inpaint(
     chains = replace(
         request, n=len(values) * options.chains, first_sample=first_chain, label=indices
     )
-    repaint = partial(
-        RePaint,
-        values=values,
-        known=mask,
-        chains=options.chains,
-        first_chain=first_chain,
-        noise=options.noise,
-        passes=options.passes,
-    )
+    repaint = partial(RePaint, values=values, known=mask, first_chain=first_chain, options=options)
     completions = sampler.run(chains, chain=repaint)
     if options.candidates == 1:
         return completions

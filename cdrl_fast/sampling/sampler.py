@@ -309,7 +309,7 @@ class Sampler:
             >>> sampler.inpaint(torch.zeros(2, 1, 8, 8), known, samples=3, steps=1).shape
             torch.Size([6, 1, 8, 8])
         """
-        request = SampleRequest.of("Sampler.inpaint", len(images), options)
+        request = SampleRequest.of("Sampler.inpaint", 0, options)
         return inpaint(self, images, known, request, Inpainting(samples, noise, passes, candidates))
 
     def log_density(
@@ -362,10 +362,10 @@ class Sampler:
                 "log_density: several levels need statistics=, which Sampler.level_statistics "
                 f"computes from training data; got levels={tuple(levels)}"
             )
-        request = SampleRequest(
-            len(images), seed=seed, label=label, first_sample=first_sample, batch_size=batch_size
-        )
-        densities = level_densities(self, images, levels, request)
+        options: SampleOptions = {
+            "seed": seed, "label": label, "first_sample": first_sample, "batch_size": batch_size,
+        }  # fmt: skip
+        densities = level_densities(self, images, levels, options)
         return densities[0] if statistics is None else statistics.score(levels, densities)
 
     def level_statistics(
@@ -402,8 +402,8 @@ class Sampler:
         levels = range(1, self.model.schedule.levels + 1) if levels is None else levels
         if len(images) < 2:
             raise ValueError(f"level_statistics: expected at least 2 samples, got {len(images)}")
-        request = SampleRequest(len(images), seed=seed, label=label, batch_size=batch_size)
-        densities = level_densities(self, images, levels, request)
+        options: SampleOptions = {"seed": seed, "label": label, "batch_size": batch_size}
+        densities = level_densities(self, images, levels, options)
         return LevelStatistics.from_densities(levels, densities)
 
     def working_memory(self, batch: int) -> int | None:

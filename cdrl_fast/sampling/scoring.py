@@ -12,7 +12,7 @@ from torch import Tensor
 from cdrl_fast.errors import check_integer
 from cdrl_fast.ops.keys import ChainKeys
 from cdrl_fast.sampling.label_terms import label_terms
-from cdrl_fast.sampling.request import SampleRequest
+from cdrl_fast.sampling.request import SampleOptions, SampleRequest
 
 if TYPE_CHECKING:
     from cdrl_fast.sampling.sampler import Sampler
@@ -94,7 +94,7 @@ def checked_samples(where: str, images: Tensor, shape: tuple[int, ...]) -> Tenso
 
 @torch.no_grad()
 def level_densities(
-    sampler: Sampler, images: Tensor, levels: Sequence[int], request: SampleRequest
+    sampler: Sampler, images: Tensor, levels: Sequence[int], options: SampleOptions
 ) -> Tensor:
     """Return the log-densities f(m_t x_{t-1}, λ_{t-1}) / s_t² of clean samples at each level.
 
@@ -105,7 +105,7 @@ def level_densities(
         sampler: has the networks.
         images: x_0 (n, …).
         levels: the levels t.
-        request: label, seed, first sample and batch size.
+        options: label, seed, first_sample and batch_size.
 
     Returns:
         (levels, n), each level up to a constant.
@@ -121,6 +121,7 @@ def level_densities(
         raise ValueError("log_density: levels: expected at least one level, got none")
     for t in levels:
         check_integer("log_density", "level", t, 1, schedule.levels + 1)
+    request = SampleRequest.of("log_density", len(images), options)
     terms = label_terms(sampler.source, request, sampler.device)
     networks.refresh()
     batches = []

@@ -105,7 +105,7 @@ RECORDERS: dict[TraceKind, type[Recorder]] = {"levels": LevelRecorder, "steps": 
 
 @dataclass
 class _Records:
-    """What has been recorded of one batch; ``acceptance`` by level."""
+    """Records of one batch; ``acceptance`` by level."""
 
     states: list[Tensor] = field(default_factory=list)
     energies: list[Tensor] = field(default_factory=list)

@@ -88,9 +88,9 @@ def test_a_chain_replaces_the_loop(sampler):
     class Reversed(Chain):
         levels: ClassVar[list[int]] = []
 
-        def level(self, x, level, terms, turn=0):
+        def level(self, x, level, terms, pass_index=0):
             self.levels.append(level.t)
-            return super().level(-x, level, terms, turn)
+            return super().level(-x, level, terms, pass_index)
 
     request = SampleRequest(2, steps=1)
     assert not torch.equal(sampler.run(request, chain=Reversed), sampler.run(request))
