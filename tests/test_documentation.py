@@ -126,7 +126,7 @@ def run(arguments, folder, monkeypatch):
 def test_commands_run(line, request, monkeypatch):
     arguments = shlex.split(line, comments=True)
     if arguments[0] == "torchrun":
-        arguments = ["cdrl-fast", *arguments[arguments.index("cdrl_fast.cli") + 1 :]]
+        arguments = ["cdrl-fast", *arguments[arguments.index("cdrl_fast") + 1 :]]
     program, command = arguments[0], " ".join(arguments[:2])
     if command in RUN_ELSEWHERE:
         assert (ROOT / RUN_ELSEWHERE[command]).is_file()

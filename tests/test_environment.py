@@ -43,7 +43,7 @@ def test_every_backend_is_used_or_has_a_reason():
 
 
 def test_the_command_prints_it():
-    printed = python(["-m", "cdrl_fast.cli", "about"], TRITON_INTERPRET="0")
+    printed = python(["-m", "cdrl_fast", "about"], TRITON_INTERPRET="0")
     assert "langevin_step: " in printed
     assert "not triton: it works on CUDA devices" in printed
     assert "TRITON_INTERPRET=1" in printed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from cdrl_fast._lazy import optional_module
 from cdrl_fast.app.playground import BOTH, CANVAS, EITHER, KINDS, NOT, Film, Playground, grid
-from cdrl_fast.cli.options import parse_device
 from cdrl_fast.errors import CDRLError
 from cdrl_fast.model.cdrl import CDRL
 
@@ -28,33 +26,6 @@ WITHOUT_MODEL = {"concurrency_limit": None, "show_progress": "hidden"}
 # Calls of the model share its buffers and so run one at a time; other handlers need not wait.
 WITH_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 FONTS = ["system-ui", "sans-serif"]
-
-
-@dataclass(frozen=True)
-class App:
-    """Try a model in the browser: sample, complete, compose and score images."""
-
-    model: str = "digits"
-    """A shipped model, the folder of a model or run, or a Hub id."""
-    port: int = 7860
-    """Port of the page at http://127.0.0.1."""
-    share: bool = False
-    """Create a public link through gradio, open to everyone who has it."""
-    open: bool = False
-    """Open the page in the browser."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
-
-    def run(self) -> None:
-        """Serve the page until Ctrl-C."""
-        if not 1 <= self.port <= 65535:
-            raise ValueError(f"port: expected 1 to 65535, got {self.port}")
-        optional_module("gradio", "gradio", "app")
-        page = build_app(CDRL.from_pretrained(self.model).to(parse_device(self.device)))
-        try:
-            launch(page, port=self.port, share=self.share, inbrowser=self.open)
-        finally:
-            page.close(verbose=False)  # also after Ctrl-C: gradio would leave its queue running
 
 
 def build_app(model: CDRL) -> gradio.Blocks:

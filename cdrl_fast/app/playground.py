@@ -143,16 +143,16 @@ class Playground:
         Args:
             label, guidance, steps, n, seed: as in `Sampler.sample`; without a label guidance is 0.
         """
-        samples, trace = self._sampler.sample(
+        trace = self._sampler.sample_trace(
             n,
+            trace="levels",
             label=label or None,
             guidance=guidance if label else 0.0,
             steps=steps,
             seed=seed,
-            trace="levels",
         )
         # The last state of the trace is the samples before denoising.
-        return Film(torch.cat([trace.states[:-1], samples.cpu()[None]]))
+        return Film(torch.cat([trace.states[:-1], trace.samples.cpu()[None]]))
 
     def draw(self, label: int | None, seed: int, index: int) -> Tensor:
         """Draw sample number ``index`` of a seed, (1, C, H, W)."""

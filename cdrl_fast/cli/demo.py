@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,20 +25,6 @@ from cdrl_fast.training.recipe import load_recipe
 from cdrl_fast.training.trainer import Trainer
 
 GUIDANCE = 1.0
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Draw digits from the shipped model, train a small second model, write a page."""
-
-    out: Path = Path("demo")
-    """Folder for the pictures and the page, index.html."""
-    iterations: int = 2000
-    """Training iterations of the second model."""
-
-    def run(self) -> None:
-        """Run the demo."""
-        run_demo(self.out, self.iterations)
 
 
 def run_demo(out: Path, iterations: int = 2000, samples: int = 300) -> Path:
@@ -82,7 +67,8 @@ def _digits(page: Report, out: Path, count: int) -> None:
     samples = sampler.sample(100, label=label, guidance=GUIDANCE, progress=True)
     timings = {"100 digits, 15 Langevin steps at each of 6 levels": time.perf_counter() - start}
     save_image_grid(samples, out / "digits.png", columns=10)
-    _, trace = sampler.sample(10, label=torch.arange(10) + 1, guidance=GUIDANCE, trace="levels")
+    label = torch.arange(10) + 1
+    trace = sampler.sample_trace(10, trace="levels", label=label, guidance=GUIDANCE)
     states = list(trace.states)
     names = ["noise", *(f"level {t}" for t in range(6, 0, -1))]
     film_strip(states, labels=names).save(out / "digits-levels.png")
@@ -117,7 +103,8 @@ def _checkerboard(page: Report, out: Path, iterations: int) -> None:
         progress=True,
         evaluate=lambda t: {"inside": evaluate(t.ema, data, None, samples=1000)["inside"]},
     )
-    samples, trace = Sampler(trainer.ema).sample(2000, trace="levels")
+    trace = Sampler(trainer.ema).sample_trace(2000, trace="levels")
+    samples = trace.samples
     scatter_figure(samples, "2,000 samples").savefig(out / "checkerboard.png", dpi=100)
     inside, shares = metrics.checkerboard_shares(samples.numpy())
     figures = {

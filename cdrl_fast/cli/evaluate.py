@@ -6,31 +6,40 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cdrl_fast.cli.options import load_split, parse_device, parse_steps
-from cdrl_fast.data import Dataset
-from cdrl_fast.environment import about
-from cdrl_fast.evaluation.judge import evaluate
-from cdrl_fast.evaluation.sweep import Argument, sweep, sweep_figure, sweep_table
-from cdrl_fast.evaluation.tuning import tune_steps
-from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.model.schedule import Steps
-from cdrl_fast.report.model import model_page
+from cdrl_fast.cli.options import ModelCommand, load_split, parse_steps
 from cdrl_fast.storage.folder import json_to_bytes, write_atomic
 
+if TYPE_CHECKING:
+    from cdrl_fast.data import Dataset
+    from cdrl_fast.evaluation.sweep import Argument
+    from cdrl_fast.model.cdrl import CDRL
+    from cdrl_fast.model.schedule import Steps
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure how close samples are to data; sweep over steps or guidance."""
 
-    model: str = "digits"
-    """A shipped model, the folder of a model or run, or a Hub id."""
+@dataclass(frozen=True, kw_only=True)
+class DataCommand(ModelCommand):
+    """A command that compares a model's samples with data."""
+
     data: str = "digits"
     """The model's training data, as for train --data."""
     image_size: int | None = None
     """Side in pixels that images are resized to; by default they keep their size."""
     held_out: float = 0.2
     """Share of the images that the model was not trained on, as for train --held-out."""
+
+    def load(self) -> tuple[CDRL, Dataset, Dataset | None]:
+        """Return the model, on the device, its training data, and the held-out images."""
+        model = self.load_model()
+        held_out = self.held_out if model.is_image else 0
+        return model, *load_split(self.data, self.image_size, held_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(DataCommand):
+    """Measure how close samples are to data; sweep over steps or guidance."""
+
     samples: int = 1000
     """Samples per figure."""
     guidance: tuple[str, ...] = ()
@@ -47,15 +56,14 @@ class Evaluate:
     """HTML file for figures, samples and the curves of a run."""
     picture: Path | None = None
     """Picture of a sweep's curve, .png or .svg; by default beside --out."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
         """Print the figures; write them to files."""
-        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
-        train, held_out = load_split(
-            self.data, self.image_size, self.held_out if model.is_image else 0
-        )
+        from cdrl_fast import about
+        from cdrl_fast.evaluation.judge import evaluate
+        from cdrl_fast.report.model import model_page
+
+        model, train, held_out = self.load()
         swept, plans, weights = _parse_sweep(self.steps, self.guidance)
         if swept is not None:
             if self.page is not None:
@@ -98,6 +106,9 @@ class Evaluate:
         plans: tuple[Steps, ...],
         weights: tuple[float, ...],
     ) -> None:
+        from cdrl_fast import about
+        from cdrl_fast.evaluation.sweep import sweep, sweep_figure, sweep_table
+
         values, others = (plans, weights) if argument == "steps" else (weights, plans)
         if len(others) != 1:
             raise ValueError(
@@ -133,18 +144,12 @@ class Evaluate:
                 print(f"no picture: {error}", file=sys.stderr)
 
 
-@dataclass(frozen=True)
-class Tune:
+@dataclass(frozen=True, kw_only=True)
+class Tune(DataCommand):
     """Tune a model's step plan: the number and size of Langevin steps per level."""
 
     out: Path
     """Folder for the model with its plan, which --steps tuned uses."""
-    model: str = "digits"
-    """A shipped model, the folder of a model or run, or a Hub id."""
-    data: str = "digits"
-    """The model's training data, as for train --data."""
-    image_size: int | None = None
-    """Side in pixels that images are resized to; by default they keep their size."""
     held_out: float = 0.2
     """Share of the images that the model was not trained on; the search does not use it."""
     budget: int = 30
@@ -157,13 +162,12 @@ class Tune:
     """First of the two seeds; evaluate with other seeds."""
     minutes: float = 10.0
     """Time limit of the search, which returns its best plan."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
         """Tune the plan, save the model with it and print it."""
-        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
-        train, _ = load_split(self.data, self.image_size, self.held_out if model.is_image else 0)
+        from cdrl_fast import tune_steps
+
+        model, train, _ = self.load()
         model.step_plan = tune_steps(
             model,
             train,

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from cdrl_fast.cli.options import parse_device
-from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.model.released import load_released_checkpoint
+from cdrl_fast.cli.options import ModelCommand, parse_device
 from cdrl_fast.model.schedule import NoiseSchedule
-from cdrl_fast.report import image_grid
-from cdrl_fast.report.training import read_log
-from cdrl_fast.sampling.label_terms import cycled_classes
-from cdrl_fast.sampling.sampler import Sampler
 from cdrl_fast.storage.card import ModelCard
 from cdrl_fast.training.recipe import recipe_of_run
-from cdrl_fast.training.run_folder import LOG
+
+if TYPE_CHECKING:
+    from cdrl_fast.model.cdrl import CDRL
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,8 @@ class Import:
 
     def run(self) -> None:
         """Convert the checkpoint and print where the model is."""
+        from cdrl_fast import load_released_checkpoint
+
         model = load_released_checkpoint(
             self.file, image_size=self.image_size, schedule=self.schedule
         )
@@ -43,12 +41,10 @@ class Import:
         print(f"{self.folder}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
-@dataclass(frozen=True)
-class Export:
+@dataclass(frozen=True, kw_only=True)
+class Export(ModelCommand):
     """Save a model with its model card to a folder or to the Hugging Face Hub."""
 
-    model: str = "digits"
-    """A shipped model, the folder of a model or run, or a Hub id."""
     out: Path | None = None
     """Folder for the model; its README.md, the card, is overwritten."""
     push: str | None = None
@@ -64,6 +60,8 @@ class Export:
 
     def run(self) -> None:
         """Write or push the model and its card; print where they are."""
+        from cdrl_fast import CDRL
+
         if self.out is None and self.push is None:
             raise ValueError("export: expected --out FOLDER, --push OWNER/NAME or both")
         model = CDRL.from_pretrained(self.model)
@@ -74,6 +72,11 @@ class Export:
             print(model.push_to_hub(self.push, card=card, private=self.private))
 
     def _card(self, model: CDRL) -> ModelCard:
+        from cdrl_fast import Sampler
+        from cdrl_fast.report import image_grid
+        from cdrl_fast.sampling.label_terms import cycled_classes
+        from cdrl_fast.training.run_folder import LOG
+
         picture = None
         if model.is_image:
             sampler = Sampler(model, device=parse_device(self.device))
@@ -90,6 +93,8 @@ def last_metrics(path: Path) -> dict[str, Any]:
     Raises:
         DataError: a log damaged before its last line.
     """
+    from cdrl_fast.report.training import read_log
+
     rows = read_log(path) if path.is_file() else []
     rows = [row for row in rows if "metrics" in row]
     return {"iteration": rows[-1]["iteration"], **rows[-1]["metrics"]} if rows else {}

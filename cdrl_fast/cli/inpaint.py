@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from cdrl_fast import report
-from cdrl_fast.cli.options import parse_device, parse_labels, parse_steps
-from cdrl_fast.data import load_data
+from cdrl_fast.choices import ObservationNoise
+from cdrl_fast.cli.options import SamplingCommand
 from cdrl_fast.errors import DataError
-from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.precision import PrecisionName
-from cdrl_fast.sampling.inpainting import ObservationNoise
-from cdrl_fast.sampling.masks import known_mask
-from cdrl_fast.sampling.sampler import Sampler
 from cdrl_fast.storage.folder import write_npz
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass(frozen=True)
-class Inpaint:
+    from cdrl_fast.model.cdrl import CDRL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpaint(SamplingCommand):
     """Complete images that have missing parts."""
 
-    model: str = "digits"
-    """A shipped model, the folder of a model or run, or a Hub id."""
     images: str = "digits"
     """A folder of pictures, or data as for train --data."""
     mask: str = "lower-half"
@@ -39,45 +35,31 @@ class Inpaint:
     """Completions per image."""
     label: tuple[str, ...] = ()
     """One class name or number for all images, or n of them."""
-    guidance: float = 0.0
-    """Weight of classifier-free guidance towards the label."""
-    steps: tuple[str, ...] = ()
-    """Langevin steps per level: one number, one per level 1 … T, or tuned."""
     noise: ObservationNoise = "shared"
     """Noise of the known pixels: shared by all levels of a completion, or fresh at each level."""
     passes: int = 1
     """Passes through each level; more passes follow the known pixels more closely."""
     candidates: int = 1
     """Completions drawn per kept one; without --label a multiple of the number of classes."""
-    correctors: int = 0
-    """Extra Langevin steps after each level."""
     seed: int = 0
     """Seed of the noise and of a random mask."""
     batch_size: int | None = None
     """Chains per batch, for less memory; by default all."""
-    precision: PrecisionName = "auto"
-    """Precision of the networks; auto: bf16 if the processor has it in hardware, else fp32."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
         """Complete the images, write the completions and print where they are."""
-        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
+        from cdrl_fast import Sampler
+
+        model = self.load_model()
         images, known = load_masked(self.images, self.mask, model, self.n, seed=self.seed)
         completions = Sampler(model, precision=self.precision).inpaint(
             images,
             known,
-            seed=self.seed,
-            steps=parse_steps(self.steps),
-            label=parse_labels(self.label, model),
-            guidance=self.guidance,
             samples=self.samples,
-            batch_size=self.batch_size,
             noise=self.noise,
             passes=self.passes,
             candidates=self.candidates,
-            correctors=self.correctors,
-            progress=True,
+            **self.sample_options(model),
         )
         write_completions(images, known, completions.cpu(), self.out)
         print(f"{self.out}: {self.samples} completions of {len(images)} images")
@@ -102,6 +84,9 @@ def load_masked(
         ValueError: a model of points, n below 1, a wrong mask.
         DataError: as `load_data`, or images with other channels than the model's.
     """
+    from cdrl_fast.data import load_data
+    from cdrl_fast.sampling.masks import known_mask
+
     if not model.is_image:
         raise ValueError(
             "model: expected a model of images, got one of points; use Sampler.inpaint in Python"
@@ -117,12 +102,14 @@ def load_masked(
             f"images: expected {channels} channels, as the model has, got {data.sample_shape[0]} "
             f"in {source}; convert the images"
         )
-    images, _ = data.batch(torch.arange(min(n, len(data))))
+    images, _ = data.batch(range(min(n, len(data))))
     return images, known_mask(mask, len(images), (size[0], size[1]), seed=seed)
 
 
 def write_completions(images: Tensor, known: Tensor, completions: Tensor, folder: Path) -> None:
     """Write ``overview.png``, ``completions.npz`` and ``IMAGE-COMPLETION.png``, counted from 0."""
+    from cdrl_fast import report
+
     folder.mkdir(parents=True, exist_ok=True)
     by_image = completions.reshape(len(images), -1, *images.shape[1:])
     report.completion_grid(images, known, completions).save(folder / "overview.png")

@@ -5,32 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from cdrl_fast import __version__
-from cdrl_fast.app.page import App
-from cdrl_fast.cli.bench import bench
-from cdrl_fast.cli.demo import Demo
+from cdrl_fast._lazy import optional_module
 from cdrl_fast.cli.evaluate import Evaluate, Tune
 from cdrl_fast.cli.export import Export, Import
 from cdrl_fast.cli.inpaint import Inpaint
-from cdrl_fast.cli.options import parse_device
+from cdrl_fast.cli.options import ModelCommand
 from cdrl_fast.cli.sample import Sample
 from cdrl_fast.cli.score import Score
 from cdrl_fast.cli.train import Train
-from cdrl_fast.environment import about
 from cdrl_fast.errors import CDRLError
-from cdrl_fast.model.cdrl import CDRL
 
 
-@dataclass(frozen=True)
-class Bench:
+@dataclass(frozen=True, kw_only=True)
+class Bench(ModelCommand):
     """Time sampling with eager PyTorch, hand-tuned PyTorch and this library."""
 
-    model: str = "digits"
-    """A shipped model, the folder of a model or run, or a Hub id."""
     batch: int = 64
     """Samples per call."""
     steps: int | None = None
@@ -39,20 +34,14 @@ class Bench:
     """Timed calls of each contender."""
     compiled: bool = False
     """Compile the hand-tuned network with torch.compile, which takes a minute or more."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
         """Print the table of `bench`."""
-        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
+        from cdrl_fast.cli.bench import bench
+
+        model, steps = self.load_model(), self.steps
         print(
-            bench(
-                model,
-                batch=self.batch,
-                steps=self.steps,
-                rounds=self.rounds,
-                compiled=self.compiled,
-            )
+            bench(model, batch=self.batch, steps=steps, rounds=self.rounds, compiled=self.compiled)
         )
 
 
@@ -62,7 +51,53 @@ class About:
 
     def run(self) -> None:
         """Print `about`."""
+        from cdrl_fast import about
+
         print(about())
+
+
+@dataclass(frozen=True, kw_only=True)
+class App(ModelCommand):
+    """Try a model in the browser: sample, complete, compose and score images."""
+
+    port: int = 7860
+    """Port of the page at http://127.0.0.1."""
+    share: bool = False
+    """Create a public link through gradio, open to everyone who has it."""
+    open: bool = False
+    """Open the page in the browser."""
+
+    def run(self) -> None:
+        """Serve the page until Ctrl-C."""
+        from cdrl_fast.app.page import build_app, launch
+
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port: expected 1 to 65535, got {self.port}")
+        optional_module("gradio", "gradio", "app")
+        page = build_app(self.load_model())
+        try:
+            launch(page, port=self.port, share=self.share, inbrowser=self.open)
+        finally:
+            page.close(verbose=False)  # also after Ctrl-C: gradio would leave its queue running
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Draw digits from the shipped model, train a small second model, write a page."""
+
+    out: Path = Path("demo")
+    """Folder for the pictures and the page, index.html."""
+    iterations: int = 2000
+    """Training iterations of the second model."""
+
+    def run(self) -> None:
+        """Run the demo."""
+        from cdrl_fast.cli.demo import run_demo
+
+        run_demo(self.out, self.iterations)
+
+
+Others = Sample | Inpaint | Score | Evaluate | Tune | Import | Export | Bench | About | Demo | App
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,20 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         defaults = Train.from_recipe(_recipe_name(args))
-        train = Annotated[Train, tyro.conf.subcommand("train", default=defaults)]
         command: Any = tyro.cli(
-            train
-            | Annotated[Sample, tyro.conf.subcommand("sample")]
-            | Annotated[Inpaint, tyro.conf.subcommand("inpaint")]
-            | Annotated[Score, tyro.conf.subcommand("score")]
-            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-            | Annotated[Tune, tyro.conf.subcommand("tune")]
-            | Annotated[Import, tyro.conf.subcommand("import")]
-            | Annotated[Export, tyro.conf.subcommand("export")]
-            | Annotated[Bench, tyro.conf.subcommand("bench")]
-            | Annotated[About, tyro.conf.subcommand("about")]
-            | Annotated[Demo, tyro.conf.subcommand("demo")]
-            | Annotated[App, tyro.conf.subcommand("app")],
+            Annotated[Train, tyro.conf.subcommand(default=defaults)] | Others,
             prog="cdrl-fast",
             description="Energy-based models by cooperative diffusion recovery likelihood.",
             args=args,

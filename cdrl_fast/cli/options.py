@@ -1,14 +1,69 @@
-"""Parsers of command-line options: devices, data, Langevin steps, labels."""
+"""Options that several commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
+from cdrl_fast.choices import PrecisionName
+from cdrl_fast.sampling.request import SampleOptions
 
-from cdrl_fast.data import Dataset, load_data
-from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.model.schedule import Steps
+if TYPE_CHECKING:
+    import torch
+
+    from cdrl_fast.data import Dataset
+    from cdrl_fast.model.cdrl import CDRL
+    from cdrl_fast.model.schedule import Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCommand:
+    """A command that uses a model."""
+
+    model: str = "digits"
+    """A shipped model, the folder of a model or run, or a Hub id."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+
+    def load_model(self) -> CDRL:
+        """Return the model, on the device."""
+        from cdrl_fast import CDRL
+
+        return CDRL.from_pretrained(self.model).to(parse_device(self.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingCommand(ModelCommand):
+    """A command that draws samples; its options are those of `SampleRequest`."""
+
+    label: tuple[str, ...] = ()
+    """Class names or numbers, cycled over the samples."""
+    guidance: float = 0.0
+    """Weight of classifier-free guidance towards the label."""
+    steps: tuple[str, ...] = ()
+    """Langevin steps per level: one number, one per level 1 … T, or tuned."""
+    correctors: int = 0
+    """Extra Langevin steps after each level."""
+    seed: int = 0
+    """Seed of the noise: equal seeds give equal samples."""
+    batch_size: int | None = None
+    """Samples per batch, for less memory; by default up to 1,024, or 512 into a folder."""
+    precision: PrecisionName = "auto"
+    """Precision of the networks; auto: bf16 if the processor has it in hardware, else fp32."""
+
+    def sample_options(self, model: CDRL) -> SampleOptions:
+        """Return the keyword arguments of `Sampler.sample`."""
+        labels = parse_labels(self.label, model)
+        options: SampleOptions = {
+            "seed": self.seed,
+            "steps": parse_steps(self.steps),
+            "label": labels[0] if len(labels) == 1 else labels or None,
+            "guidance": self.guidance,
+            "correctors": self.correctors,
+            "progress": True,
+        }
+        return options if self.batch_size is None else {**options, "batch_size": self.batch_size}
 
 
 def parse_steps(options: tuple[str, ...]) -> Steps:
@@ -34,6 +89,8 @@ def load_split(
     spec: str, image_size: int | None, held_out: float
 ) -> tuple[Dataset, Dataset | None]:
     """Return the training data, and the held-out data, None where ``held_out`` is 0."""
+    from cdrl_fast.data import load_data
+
     data = load_data(spec, image_size=image_size)
     return data.split(held_out) if held_out else (data, None)
 
@@ -44,6 +101,8 @@ def parse_device(name: str) -> torch.device:
     Raises:
         ValueError: an unknown name, or a GPU that this machine does not have.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -57,10 +116,7 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def parse_labels(options: tuple[str, ...], model: CDRL) -> Any:
-    """Return one label, a list of several, or None; numbers where the classes have no names."""
-    if not options:
-        return None
+def parse_labels(options: Sequence[str], model: CDRL) -> list[Any]:
+    """Return the labels, as numbers where the classes have no names."""
     numbered = isinstance(model.classes, int)
-    labels = [int(option) if numbered and option.isdecimal() else option for option in options]
-    return labels[0] if len(labels) == 1 else labels
+    return [int(option) if numbered and option.isdecimal() else option for option in options]

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 import tyro
 
-from cdrl_fast import metrics
-from cdrl_fast.cli.options import parse_device, parse_labels
-from cdrl_fast.data import Dataset, load_data
-from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.sampling.sampler import Sampler
+from cdrl_fast.cli.options import ModelCommand, parse_labels
 from cdrl_fast.storage.folder import json_to_bytes, write_atomic
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass(frozen=True)
-class Score:
+    from cdrl_fast.data import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(ModelCommand):
     """Print the log-densities of images: the higher, the closer to the training data."""
 
     data: tyro.conf.Positional[str]
     """Data to score, as for train --data; images are resized to the model's size."""
-    model: str = "digits"
-    """A shipped model, the folder of a model or run, or a Hub id."""
     against: str | None = None
     """Other data; prints the AUROC, the chance that the first data score higher."""
     levels: tuple[int, ...] = (1,)
@@ -34,14 +33,15 @@ class Score:
     """Class name or number, for densities of that class; by default without a label."""
     out: Path | None = None
     """JSON file for all scores."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def run(self) -> None:
         """Print medians and the five lowest scores; write all to ``out``."""
-        model = CDRL.from_pretrained(self.model).to(parse_device(self.device))
+        from cdrl_fast import Sampler, metrics
+        from cdrl_fast.data import load_data
+
+        model = self.load_model()
         sampler = Sampler(model)
-        label = None if self.label is None else parse_labels((self.label,), model)
+        label = None if self.label is None else parse_labels([self.label], model)[0]
         names = dict.fromkeys([self.data, *([] if self.against is None else [self.against])])
         size = model.sample_shape[-1] if model.is_image else None
         data = {name: load_data(name, image_size=size) for name in names}
@@ -71,5 +71,5 @@ class Score:
             print(f"AUROC of {self.data} against {self.against}: {area:.4f}")
 
 
-def _all(data: Dataset) -> torch.Tensor:
+def _all(data: Dataset) -> Tensor:
     return data.batch(range(len(data)))[0]

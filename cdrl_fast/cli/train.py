@@ -6,26 +6,23 @@ import sys
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import tyro
 
 from cdrl_fast.cli.options import load_split, parse_device
 from cdrl_fast.cli.sample import write_samples
-from cdrl_fast.data import Dataset
 from cdrl_fast.errors import CDRLError, CheckpointError
-from cdrl_fast.evaluation.judge import Judge, evaluate
-from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.report.model import PAGE, model_page
-from cdrl_fast.sampling.label_terms import cycled_classes
-from cdrl_fast.sampling.sampler import Sampler
 from cdrl_fast.storage.folder import json_to_bytes, write_atomic
 from cdrl_fast.storage.locate import checkpoints_of
 from cdrl_fast.training.config import TrainConfig
-from cdrl_fast.training.distributed import process_group, worker
 from cdrl_fast.training.recipe import RECIPE, ModelOptions, Recipe, load_recipe
-from cdrl_fast.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from cdrl_fast.data import Dataset
+    from cdrl_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,15 @@ class Train:
 
     def run(self) -> None:
         """Train, or continue a run; write its page at the end."""
+        from cdrl_fast.training.distributed import process_group
+
         with process_group(parse_device(self.device)) as device:
             self._run(device)
 
     def _run(self, device: torch.device) -> None:
+        from cdrl_fast.evaluation.judge import Judge, evaluate
+        from cdrl_fast.training.distributed import worker
+
         recipe = Recipe(
             data=self.data,
             image_size=self.image_size,
@@ -110,6 +112,8 @@ class Train:
             self._write_page(trainer)
 
     def _write_page(self, trainer: Trainer) -> None:
+        from cdrl_fast.report.model import PAGE, model_page
+
         try:
             model_page(trainer.ema, title=str(self.out), run=self.out).write(self.out / PAGE)
         except (ImportError, CDRLError, OSError) as error:
@@ -117,6 +121,9 @@ class Train:
             print(f"no {PAGE}: {error}", file=sys.stderr)
 
     def _trainer(self, recipe: Recipe, train: Dataset, device: torch.device) -> Trainer:
+        from cdrl_fast import CDRL, Trainer
+        from cdrl_fast.training.distributed import worker
+
         recipe_file, first = self.out / RECIPE, worker()[0] == 0
         if checkpoints_of(self.out):
             if self.resume == "never":
@@ -148,6 +155,9 @@ class Train:
 
 def preview(trainer: Trainer, path: Path) -> None:
     """Write a picture of 50 samples of the averaged model (1,000 points in 2-D)."""
+    from cdrl_fast import Sampler
+    from cdrl_fast.sampling.label_terms import cycled_classes
+
     model = trainer.ema
     n = 50 if model.is_image else 1000
     samples = Sampler(model).sample(n, label=cycled_classes(model, n))

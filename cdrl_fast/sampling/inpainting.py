@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cdrl_fast.choices import ObservationNoise
 from cdrl_fast.engine import Terms
 from cdrl_fast.errors import check_integer
 from cdrl_fast.model.schedule import Level, StepPlan
@@ -24,8 +25,6 @@ from cdrl_fast.sampling.scoring import checked_samples
 
 if TYPE_CHECKING:
     from cdrl_fast.sampling.sampler import Sampler
-
-ObservationNoise = Literal["shared", "fresh"]
 
 
 @dataclass(frozen=True)

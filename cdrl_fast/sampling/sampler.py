@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast._lazy import progress_bar
+from cdrl_fast.choices import ObservationNoise
 from cdrl_fast.engine import FrozenModel, Terms, chain_precision
 from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.model.cdrl import CDRL, Label
@@ -28,7 +29,7 @@ from cdrl_fast.sampling.chain_graph import (
     unavailable_reason,
 )
 from cdrl_fast.sampling.hooks import Hook, Progress
-from cdrl_fast.sampling.inpainting import Inpainting, ObservationNoise, inpaint
+from cdrl_fast.sampling.inpainting import Inpainting, inpaint
 from cdrl_fast.sampling.label_terms import label_terms
 from cdrl_fast.sampling.request import MAX_CORRECTORS, SampleOptions, SampleRequest
 from cdrl_fast.sampling.scoring import LevelStatistics, level_densities

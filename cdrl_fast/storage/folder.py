@@ -15,12 +15,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from cdrl_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUMS = "SHA256SUMS"
 

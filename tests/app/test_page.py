@@ -136,7 +136,7 @@ def address(browser):
     """The address at which the command serves the page; Ctrl-C ends it."""
     pytest.importorskip("gradio", reason="there is no gradio")
     port = free_port()
-    command = [sys.executable, "-m", "cdrl_fast.cli", "app", "--port", str(port)]
+    command = [sys.executable, "-m", "cdrl_fast", "app", "--port", str(port)]
     server = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -54,14 +54,14 @@ def test_a_grid_enlarges_pixels_without_mixing_them():
 def test_sample_keeps_the_states_of_the_same_run(playground, image_model):
     film = playground.sample(2, 1.0, 2, 5, 3)
     options = {"label": "one", "guidance": 1.0, "steps": 2, "seed": 3}
-    samples, trace = Sampler(image_model).sample(5, trace="levels", **options)
+    trace = Sampler(image_model).sample_trace(5, trace="levels", **options)
     assert film.levels == 6
-    assert torch.equal(film.states[-1], samples)
+    assert torch.equal(film.states[-1], trace.samples)
     assert torch.equal(film.states[:-1], trace.states[:-1])
     assert [film.caption(done) for done in (0, 4, 6)] == [
         "x_6, noise", "x_2, after level 3", "x_0, the samples",
     ]  # fmt: skip
-    assert film.picture(6).tobytes() == grid(samples).tobytes()
+    assert film.picture(6).tobytes() == grid(trace.samples).tobytes()
     assert film.picture(0).tobytes() == grid(trace.states[0]).tobytes()
 
 

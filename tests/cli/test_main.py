@@ -27,7 +27,7 @@ def test_training_in_two_parts_gives_the_weights_of_one_run(tmp_path, capsys, mo
     def no_page(*arguments, **options):
         raise ImportError("pages are tested elsewhere")
 
-    monkeypatch.setattr("cdrl_fast.cli.train.model_page", no_page)
+    monkeypatch.setattr("cdrl_fast.report.model.model_page", no_page)
     single, parts = tmp_path / "single", tmp_path / "parts"
     options = ["--checkpoint-every", "2", "--preview-every", "2"]
     assert main([*SMALL, *options, "--out", str(single), "--iterations", "4"]) == 0
@@ -228,7 +228,7 @@ def test_a_run_succeeds_without_its_page(tmp_path, capsys, monkeypatch):
     def diverged(*arguments, **options):
         raise ChainDiverged("level 3", level=3, step=1, sample=0)
 
-    monkeypatch.setattr("cdrl_fast.cli.train.model_page", diverged)
+    monkeypatch.setattr("cdrl_fast.report.model.model_page", diverged)
     assert main([*SMALL, "--iterations", "1", "--out", str(tmp_path / "run")]) == 0
     assert "no report.html: " in capsys.readouterr().err
     assert weights(tmp_path / "run")

@@ -145,7 +145,7 @@ def test_a_full_disk_loses_nothing(model, complete, tmp_path, monkeypatch):
 def test_torchrun_with_a_worker_killed_and_started_again(model, tmp_path, workers):
     """Two workers of the command line, one killed, then one or three, write one worker's bytes."""
     model.save_pretrained(tmp_path / "model")
-    command = ["-m", "cdrl_fast.cli", "sample", "--model", tmp_path / "model", "--device", "cpu"]
+    command = ["-m", "cdrl_fast", "sample", "--model", tmp_path / "model", "--device", "cpu"]
     arguments = ["-n", 400, "--label", "a", "b", "--batch-size", 2, "--steps", 2, "--out"]
 
     def start(workers, out):

@@ -119,7 +119,7 @@ def test_a_bad_iteration_of_one_process_is_skipped_by_all(tmp_path):
 def test_command_line(tmp_path):
     sizes = ["--energy-width", "8", "--energy-blocks", "1", "--initializer-width", "8"]
     out = tmp_path / "run"
-    command = ["-m", "cdrl_fast.cli", "train", "--recipe", "digits", "--out", out, *sizes]
+    command = ["-m", "cdrl_fast", "train", "--recipe", "digits", "--out", out, *sizes]
     status, output = launch(2, *command, "--iterations", 2, "--device", "cpu")
     assert status == 0, output
     assert output.count("2 iterations") == 1
