@@ -11,70 +11,47 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from cdrl_fast.model.cdrl import CDRL, Label
-from cdrl_fast.model.schedule import Steps
+from cdrl_fast.model.schedule import NoiseSchedule, Steps
 from cdrl_fast.networks.layers import dropout_from
 from cdrl_fast.networks.spectral_norm import fix_weights, static_weights
-from cdrl_fast.ops import philox
+from cdrl_fast.ops.keys import ChainKeys, Key, TrainingKeys
 from cdrl_fast.ops.normal import reference as stream
-from cdrl_fast.ops.philox import Purpose
 
 NoiseSource = Literal["stream", "torch"]
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Source of random numbers: the noise stream, or torch's global generator."""
+class Source:
+    """A source of random numbers: the noise stream at a key, or torch's global generator."""
 
-    source: NoiseSource
-    purpose: Purpose
-    seed: int
-    first_sample: int
+    kind: NoiseSource
     device: torch.device
     dtype: torch.dtype
 
-    def normal(self, shape: tuple[int, ...], index: int) -> Tensor:
-        """Return standard normal noise of a shape (batch, …), from draw ``index``."""
-        if self.source == "torch":
-            return torch.randn(shape, device=self.device, dtype=self.dtype)
-        return stream.normal(
-            shape,
-            seed=self.seed,
-            draw=self.purpose.draw(index),
-            first_sample=self.first_sample,
-            device=self.device,
-            dtype=self.dtype,
-        )
+    def normal(self, shape: tuple[int, ...], key: Key) -> Tensor:
+        """Return standard normal noise of a shape (batch, …)."""
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        if self.kind == "torch":
+            return torch.randn(shape, **options)
+        return stream.normal(shape, **key._asdict(), **options)
 
-    def uniform(self, shape: tuple[int, ...], index: int) -> Tensor:
-        """Return uniform numbers of a shape (batch, …), float32, from draw ``index``."""
-        if self.source == "torch":
+    def uniform(self, shape: tuple[int, ...], key: Key) -> Tensor:
+        """Return uniform float32 numbers of a shape (batch, …)."""
+        if self.kind == "torch":
             return torch.rand(shape, device=self.device)
-        return philox.uniform(
-            shape,
-            seed=self.seed,
-            draw=self.purpose.draw(index),
-            first_sample=self.first_sample,
-            device=self.device,
-        )
+        return key.uniform(shape, device=self.device)
 
-    def level(self, n: int, levels: int) -> Tensor:
-        """Return ``n`` uniform levels in 1 … ``levels``, int64."""
-        if self.source == "torch":
-            return torch.randint(1, levels + 1, (n,), device=self.device)
-        return 1 + philox.randint(
-            n,
-            levels,
-            seed=self.seed,
-            draw=self.purpose.draw(2),
-            first_sample=self.first_sample,
-            device=self.device,
-        )
+    def randint(self, samples: int, high: int, key: Key) -> Tensor:
+        """Return one integer in [0, high) per sample, int64."""
+        if self.kind == "torch":
+            return torch.randint(high, (samples,), device=self.device)
+        return key.randint(samples, high, device=self.device)
 
 
 def input_gradient(value: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
@@ -121,7 +98,7 @@ def sample(
     plan = model.plan(steps)
     labels = model.label_indices(label, n)
     classes = None if labels is None else labels.to(device).expand(n)
-    draws = Draws(noise, Purpose.SAMPLING, seed, first_sample, device, dtype)
+    source, keys = Source(noise, device, dtype), ChainKeys(seed, first_sample, schedule.levels)
     model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     fix_weights(model)
 
@@ -136,18 +113,18 @@ def sample(
         with torch.enable_grad():
             return input_gradient(lambda v: guided(model.energy, v, logsnr), y)
 
-    x = draws.normal(shape, 0)
+    x = source.normal(shape, keys.start())
     for t in range(schedule.levels, 0, -1):
         level = schedule.level(t, plan)
-        first = (schedule.levels - t + 1) * 2**16
+        key = keys.proposal(t, level.steps)
         y = x
         if model.initializer is not None:
             y = guided(model.initializer, x, level.logsnr_noisy)
-            y = y + level.init_std * draws.normal(shape, first)
+            y = y + level.init_std * source.normal(shape, key)
         for k in range(1, level.steps + 1):
             recovery = level.pull * (y - x)
             y = y + level.drift * gradient(y, level.logsnr) - recovery
-            y = y + level.noise_std * draws.normal(shape, first + k)
+            y = y + level.noise_std * source.normal(shape, key + k)
         x = y / (level.scale + 1e-8)
     return denoise(model, x, gradient, denoise_scale) if model.is_image else x
 
@@ -166,28 +143,26 @@ def denoise(
 
 
 def noised_pair(
-    model: CDRL, x0: Tensor, t: Tensor, draws: Draws, variance_reduction: bool
+    schedule: NoiseSchedule, x0: Tensor, t: Tensor, noise: Tensor, posterior_noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return x_t and x_{t-1} for levels t, int64 (batch,).
 
-    With ``variance_reduction`` both have the same noise, else x_{t-1} ~ q(x_{t-1} | x_t, x_0).
+    Both have the same ``noise``, or with ``posterior_noise`` x_{t-1} ~ q(x_{t-1} | x_t, x_0).
     """
-    schedule, shape = model.schedule, tuple(x0.shape)
 
     def at(values: Tensor, index: Tensor) -> Tensor:
         return values.to(x0)[index].reshape(-1, *[1] * (x0.dim() - 1))
 
     alpha_bar, variance = torch.tensor(schedule.alpha_bar), torch.tensor(schedule.noise_variance)
-    eps = draws.normal(shape, 0)
-    x_t = at(alpha_bar.sqrt(), t) * x0 + at(variance.sqrt(), t) * eps
-    if variance_reduction:
-        return x_t, at(alpha_bar.sqrt(), t - 1) * x0 + at(variance.sqrt(), t - 1) * eps
+    x_t = at(alpha_bar.sqrt(), t) * x0 + at(variance.sqrt(), t) * noise
+    if posterior_noise is None:
+        return x_t, at(alpha_bar.sqrt(), t - 1) * x0 + at(variance.sqrt(), t - 1) * noise
     # Entry t - 1 of the tables below belongs to the transition t → t - 1.
     r = torch.tensor(schedule.logsnr).diff().exp()
     mean = at(r * (alpha_bar[:-1] / alpha_bar[1:]).sqrt(), t - 1) * x_t
     mean = mean + at((1 - r) * alpha_bar[:-1].sqrt(), t - 1) * x0
     posterior = variance[:-1] / variance[1:] * (1 - alpha_bar[1:] / alpha_bar[:-1])
-    return x_t, mean + at(posterior.sqrt(), t - 1) * draws.normal(shape, 1)
+    return x_t, mean + at(posterior.sqrt(), t - 1) * posterior_noise
 
 
 def training_iteration(
@@ -237,8 +212,8 @@ def training_iteration(
         ['energy_loss', 'initializer_loss']
     """
     n, shape, schedule = len(x0), tuple(x0.shape), model.schedule
-    draws = Draws(noise, Purpose.TRAINING, seed, iteration * n, x0.device, x0.dtype)
-    t = draws.level(n, schedule.levels)
+    source, keys = Source(noise, x0.device, x0.dtype), TrainingKeys(seed, iteration * n)
+    t = 1 + source.randint(n, schedule.levels, keys.level())
 
     def constant(name: str) -> Tensor:
         levels = [schedule.level(i) for i in range(1, schedule.levels + 1)]
@@ -248,24 +223,27 @@ def training_iteration(
         return constant(name).reshape(-1, *[1] * (x0.dim() - 1))
 
     if label is not None:
-        label = torch.where(draws.uniform((n, 1), 3)[:, 0] < label_drop, 0, label)
-    x_t, x_before = noised_pair(model, x0, t, draws, variance_reduction)
+        uniform = source.uniform((n, 1), keys.label_drop())[:, 0]
+        label = torch.where(uniform < label_drop, 0, label)
+    eps = source.normal(shape, keys.noise())
+    posterior_eps = None if variance_reduction else source.normal(shape, keys.posterior())
+    x_t, x_before = noised_pair(schedule, x0, t, eps, posterior_eps)
     logsnr, energy, initializer = constant("logsnr"), model.energy, model.initializer
     energy.train()
     positive = energy(spread("scale") * x_before, logsnr, label)
     proposal = x_t
     if initializer is not None:
         initializer.train()
-        with dropout_from(initializer, lambda s, j: draws.uniform(tuple(s), 16 + j)):
+        with dropout_from(initializer, lambda s, j: source.uniform(tuple(s), keys.dropout(j))):
             mean = initializer(x_t, constant("logsnr_noisy"), label)
-        proposal = mean + spread("init_std") * draws.normal(shape, 2**16)
+        proposal = mean + spread("init_std") * source.normal(shape, keys.proposal())
     energy.eval()
     y, pull, noise_std = proposal.detach(), spread("pull"), spread("noise_std")
     with static_weights(energy):
         for k in range(1, schedule.steps + 1):
             gradient = input_gradient(lambda v: energy(v, logsnr, label), y)
             y = y + 0.5 * gradient - pull * (y - x_t)
-            y = y + noise_std * draws.normal(shape, 2**16 + k)
+            y = y + noise_std * source.normal(shape, keys.proposal() + k)
     negative = energy(y, logsnr, label)
     losses = {"energy_loss": (constant("loss_weight") * (negative - positive)).mean()}
     _update(energy_optimizer, losses["energy_loss"], energy, clip)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -22,26 +21,6 @@ from cdrl_fast.errors import check_integer
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK = 0xFFFFFFFF
-
-
-class Purpose(IntEnum):
-    """Purpose of a draw; draw = purpose · 2²⁴ + index, so that purposes never share numbers."""
-
-    SAMPLING = 0
-    TRAINING = 1
-    INPAINTING = 2
-    ACCEPTANCE = 3
-    MIXTURE = 4
-    SCORE = 5
-
-    def draw(self, index: int) -> int:
-        """Return the draw of this purpose with an index in [0, 2²⁴)."""
-        return int(self) * 2**24 + index
-
-
-def level_draw(level: int, levels: int) -> int:
-    """Return the index of the initializer's noise at ``level``; Langevin step k adds k."""
-    return (levels - level + 1) << 16
 
 
 def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:

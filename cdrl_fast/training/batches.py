@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +12,9 @@ from torch import Tensor
 
 from cdrl_fast.data import Dataset
 from cdrl_fast.model.cdrl import CDRL
-from cdrl_fast.ops import philox
-from cdrl_fast.ops.philox import Purpose
+from cdrl_fast.ops.keys import TrainingKeys
 from cdrl_fast.training.config import TrainConfig
 
-LABEL_DROP, FLIP = 3, 4
-"""Indices of the training draws, beside those of `training.step`."""
 Rows = tuple[Tensor, Tensor | None]
 """Samples and labels, as the data set stores them."""
 
@@ -85,19 +81,15 @@ class Batches:
         Labels are int64 (batch,), some of them dropped to 0, "no label"; or None.
         """
         n, config = self._size, self.config
-        rng: dict[str, Any] = {
-            "seed": config.seed,
-            "first_sample": iteration * config.batch_size + self.start,
-            "device": self.device,
-        }
+        keys = TrainingKeys(config.seed, iteration * config.batch_size + self.start)
         x0, label = self._rows(iteration)
         x0 = self.data.scaled(x0.to(self.device, non_blocking=self._to_gpu)).to(self.dtype)
         if config.flip:
-            coin = philox.randint(n, 2, draw=Purpose.TRAINING.draw(FLIP), **rng)
+            coin = keys.flip().randint(n, 2, device=self.device)
             x0 = torch.where(coin.bool().reshape(-1, *[1] * (x0.dim() - 1)), x0.flip(-1), x0)
         if label is None or not self.labelled:
             return x0, None
-        uniform = philox.uniform((n, 1), draw=Purpose.TRAINING.draw(LABEL_DROP), **rng)
+        uniform = keys.label_drop().uniform((n, 1), device=self.device)
         return x0, label.to(self.device, non_blocking=self._to_gpu).masked_fill(
             uniform[:, 0] < config.label_drop, 0
         )

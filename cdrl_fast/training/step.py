@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdrl_fast.engine import Terms, frozen_energy
 from cdrl_fast.model.cdrl import CDRL
@@ -16,7 +18,7 @@ from cdrl_fast.networks.recompute import set_recompute
 from cdrl_fast.networks.spectral_norm import network_power_iteration
 from cdrl_fast.ops.dispatch import reason
 from cdrl_fast.ops.fp32_precision import fp32_precision
-from cdrl_fast.ops.keys import Key, Purpose
+from cdrl_fast.ops.keys import Key, TrainingKeys
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.phase import Phase
 from cdrl_fast.ops.train_conv3x3 import train_conv3x3
@@ -25,20 +27,42 @@ from cdrl_fast.precision import Precision
 from cdrl_fast.training.config import TrainConfig
 from cdrl_fast.training.distributed import DataParallelNetwork, Group, unsharded
 from cdrl_fast.training.levels import LevelTable, NoiseTable, noised_pair, per_sample
-from cdrl_fast.training.noise import TrainingDraws
 
-NOISE, POSTERIOR, LEVEL, DROPOUT, INITIALIZER = 0, 1, 2, 16, 2**16
-"""Indices of the training draws (`batches` has two more).
 
-Dropout layer j adds j to ``DROPOUT``, Langevin step k adds k to ``INITIALIZER``.
-"""
+class Traits(NamedTuple):
+    """Properties of a network on which an iteration relies.
+
+    Attributes:
+        norms_once: its spectral norms are iterated once per iteration, before both phases, so that
+            both see the same function.
+        loss_kernels: its losses have float32 kernels on CPUs.
+        supports_graph: its losses can be captured as a CUDA graph.
+    """
+
+    norms_once: bool = False
+    loss_kernels: bool = False
+    supports_graph: bool = False
+
+
+# Subclasses may compute something else, so types must be equal.
+_TRAITS: dict[type[nn.Module] | type[None], Traits] = {
+    ResNetEnergy: Traits(norms_once=True, loss_kernels=True, supports_graph=True),
+    MLPEnergy: Traits(norms_once=True),
+    UNetInitializer: Traits(loss_kernels=True, supports_graph=True),
+    type(None): Traits(loss_kernels=True, supports_graph=True),
+}
+"""Traits of the library's networks; None stands for a model without an initializer."""
+
+
+def traits(network: nn.Module | None) -> Traits:
+    """Return the properties of a network on which an iteration relies."""
+    return _TRAITS.get(type(network), Traits())
 
 
 def _loss_kernels(model: CDRL, precision: Precision) -> Kernels | None:
-    """Return the float32 kernels of the losses, for the library's image networks on CPUs."""
+    """Return the float32 kernels of the losses, or None where torch computes them."""
     device = next(model.parameters()).device
-    networks = (type(model.energy), type(model.initializer))
-    supported = networks in ((ResNetEnergy, UNetInitializer), (ResNetEnergy, type(None)))
+    supported = traits(model.energy).loss_kernels and traits(model.initializer).loss_kernels
     if not supported or precision.name == "fp64" or reason("native", device) is not None:
         return None
     return Kernels(train_conv3x3, train_norm_silu)
@@ -86,9 +110,7 @@ class Iteration:
         self._levels = LevelTable.from_schedule(model.schedule, self.device, self.dtype)
         self._noise_table = NoiseTable.from_schedule(model.schedule, self.device, self.dtype)
         self._chain = frozen_energy(model.energy, device=self.device, precision=precision)
-        # The library's energies iterate their spectral norms once, before both phases, so that
-        # both see the same function.
-        self._library_energy = type(model.energy) in (ResNetEnergy, MLPEnergy)
+        self._norms_once = traits(model.energy).norms_once
         self._single_process = group.size == 1
         self._kernels = _loss_kernels(model, precision)
         set_recompute(model, config.recompute)
@@ -105,12 +127,8 @@ class Iteration:
             and self.device.type == "cuda"
             and self._single_process
             and self._chain.supports_graph
-            and type(self.model.initializer) in (UNetInitializer, type(None))
+            and traits(self.model.initializer).supports_graph
         )
-
-    def draws(self, first_sample: int | Tensor) -> TrainingDraws:
-        """Return the draws of a batch; ``first_sample`` is as in `TrainingDraws`."""
-        return TrainingDraws(self.config.seed, first_sample, self.device, self.dtype)
 
     def __call__(
         self, x0: Tensor, label: Tensor | None, first_sample: int | Tensor
@@ -120,7 +138,7 @@ class Iteration:
         Args:
             x0: this process's share of the data, (batch, …).
             label: its labels, (batch,), or None.
-            first_sample: index in the noise stream of the share's first sample.
+            first_sample: index in the noise stream of the share's first sample; see `TrainingKeys`.
 
         Returns:
             0-d tensors: ``energy_loss``, ``energy_gap`` (the mean of f⁺ - f⁻), with an initializer
@@ -129,20 +147,20 @@ class Iteration:
         """
         self.model.zero_grad(set_to_none=True)
         count = self.config.accumulate
-        size, draws = len(x0) // count, self.draws(first_sample)
+        size, keys = len(x0) // count, TrainingKeys(self.config.seed, first_sample)
         logs: list[dict[str, Tensor]] = []
         with (
             unsharded(self.model.energy),
             fp32_precision(self.precision.fp32_precision),
             using_kernels(self.model, self._kernels),
         ):
-            if self._library_energy:
+            if self._norms_once:
                 network_power_iteration(self.model.energy)
             self._chain.refresh()
             for i in range(count):
                 rows = slice(i * size, (i + 1) * size)
                 labels = None if label is None else label[rows]
-                log = self._micro_batch(x0[rows], labels, draws.skip(i * size), last=i == count - 1)
+                log = self._micro_batch(x0[rows], labels, keys.skip(i * size), last=i == count - 1)
                 log["first_bad"] = shift_first_bad(log["first_bad"], i * size)
                 logs.append(log)
         values = {name: torch.stack([log[name] for log in logs]) for name in logs[0]}
@@ -150,7 +168,7 @@ class Iteration:
         return {**{name: v.mean() for name, v in values.items()}, "first_bad": first_bad}
 
     def _micro_batch(
-        self, x0: Tensor, label: Tensor | None, draws: TrainingDraws, *, last: bool
+        self, x0: Tensor, label: Tensor | None, keys: TrainingKeys, *, last: bool
     ) -> dict[str, Tensor]:
         """Add the gradients of a micro-batch; after the last one they are averaged over processes.
 
@@ -158,81 +176,66 @@ class Iteration:
             As `__call__`, for the micro-batch.
         """
         energy = self.model.energy
-        energy.train(not self._library_energy)
-        level, x_noisy, x_before = self.noised(x0, draws)
-
-        def positive_phase() -> Tensor:
-            with self._energy.accumulate(last=False):
-                return self._phase(per_sample(level.scale, x_before) * x_before, level, label, -1.0)
-
+        level, x_noisy, data = self.noised(x0, keys)
+        positive_phase = partial(self._phase, data, level, label, sign=-1.0, last=False)
         # A user's energy may change in train mode, so its positive phase comes before the chain. A
         # library energy's comes after it, when the initializer's large graph has been freed.
-        positive = None if self._library_energy else positive_phase()
-        log: dict[str, Tensor] = {}
-        with self._dropout(draws), self._accumulate_initializer(last):
-            proposal = self._propose(x_noisy, level, label, draws)
-            energy.eval()
-            revised, log["first_bad"] = self.revise(proposal.detach(), x_noisy, level, label, draws)
-            if self._initializer is not None:
-                loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
-                self._backward(loss)
-                log["initializer_loss"] = loss.detach()
-                del loss
-        del proposal
+        energy.train(not self._norms_once)
+        positive = None if self._norms_once else positive_phase()
+        revised, log = self._cooperate(x_noisy, level, label, keys, last=last)
+        energy.eval()
         positive = positive_phase() if positive is None else positive
-        with self._energy.accumulate(last=last):
-            negative = self._phase(revised, level, label, 1.0)
+        negative = self._phase(revised, level, label, sign=1.0, last=last)
         log["energy_loss"] = (level.loss_weight * (negative - positive)).mean()
         log["energy_gap"] = (positive - negative).mean()
         return log
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._kernels else self.precision.autocast(self.device)
+    def noised(self, x0: Tensor, keys: TrainingKeys) -> tuple[LevelTable, Tensor, Tensor]:
+        """Return the constants of the samples' levels, x_t, and m_t x_{t-1}, where f⁺ is taken."""
+        t = keys.level().randint(len(x0), self.model.schedule.levels, device=self.device) + 1
+        level, same_noise = self._levels.at(t), self.config.variance_reduction
+        posterior_noise = None if same_noise else self._normal(keys.posterior(), x0)
+        noise = self._normal(keys.noise(), x0)
+        x_noisy, x_before = noised_pair(self._noise_table, x0, t, noise, posterior_noise)
+        return level, x_noisy, per_sample(level.scale, x_before) * x_before
 
-    def _accumulate_initializer(self, last: bool) -> AbstractContextManager[None]:
-        if self._initializer is None:
-            return nullcontext()
-        return self._initializer.accumulate(last=last)
+    def _cooperate(
+        self,
+        x_noisy: Tensor,
+        level: LevelTable,
+        label: Tensor | None,
+        keys: TrainingKeys,
+        *,
+        last: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Propose y_0, revise it to y_K, and add the gradient of the initializer's loss.
 
-    def _phase(self, y: Tensor, level: LevelTable, label: Tensor | None, sign: float) -> Tensor:
-        """Return f(y); add the gradient of sign · mean(w_t f(y)) to the parameters' ``grad``."""
-        with self._autocast():
-            value = self._energy(y, level.logsnr, label)
-        value = value.to(self.dtype)
-        self._backward(sign * (level.loss_weight * value).mean())
-        return value.detach()
+        Without an initializer, y_0 is x_t.
 
-    def _backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        Returns:
+            y_K, and of `__call__`'s values ``first_bad`` and ``initializer_loss``.
+        """
+        initializer = self._initializer
+        if initializer is None:
+            revised, first_bad = self.revise(x_noisy, x_noisy, level, label, keys)
+            return revised, {"first_bad": first_bad}
 
-    def noised(self, x0: Tensor, draws: TrainingDraws) -> tuple[LevelTable, Tensor, Tensor]:
-        """Return the constants of the samples' levels, x_t and x_{t-1}."""
-        t = draws.randint(len(x0), self.model.schedule.levels, LEVEL) + 1
-        same_noise = self.config.variance_reduction
-        posterior_noise = None if same_noise else draws.normal(x0.shape, POSTERIOR)
-        noise = draws.normal(x0.shape, NOISE)
-        pair = noised_pair(self._noise_table, x0, t, noise, posterior_noise)
-        return self._levels.at(t), *pair
+        def uniform(shape: torch.Size, layer: int) -> Tensor:
+            return keys.dropout(layer).uniform(shape, device=self.device)
 
-    def _dropout(self, draws: TrainingDraws) -> AbstractContextManager[None]:
-        """Draw masks from the noise stream in the block; recomputation draws the same masks."""
-        if self.model.initializer is None:
-            return nullcontext()
-        return dropout_from(
-            self.model.initializer, lambda shape, j: draws.uniform(shape, DROPOUT + j)
-        )
-
-    def _propose(
-        self, x_noisy: Tensor, level: LevelTable, label: Tensor | None, draws: TrainingDraws
-    ) -> Tensor:
-        """Return y_0: the initializer's mean plus its noise; without an initializer, x_t."""
-        if self._initializer is None:
-            return x_noisy
-        self._initializer.network.train()
-        with self._autocast():
-            mean = self._initializer(x_noisy, level.logsnr_noisy, label)
-        mean = mean.to(self.dtype)
-        return mean + per_sample(level.init_std, mean) * draws.normal(mean.shape, INITIALIZER)
+        # The backward pass is inside too, because recomputation draws the same masks.
+        with dropout_from(initializer.network, uniform), initializer.accumulate(last=last):
+            initializer.network.train()
+            with self._autocast():
+                mean = initializer(x_noisy, level.logsnr_noisy, label)
+            mean = mean.to(self.dtype)
+            noise = self._normal(keys.proposal(), mean)
+            proposal = mean + per_sample(level.init_std, mean) * noise
+            del mean, noise
+            revised, first_bad = self.revise(proposal.detach(), x_noisy, level, label, keys)
+            loss = (revised - proposal).square().flatten(1).sum(dim=1).mean()
+            self._backward(loss)
+        return revised, {"first_bad": first_bad, "initializer_loss": loss.detach()}
 
     def revise(
         self,
@@ -240,7 +243,7 @@ class Iteration:
         anchor: Tensor,
         level: LevelTable,
         label: Tensor | None,
-        draws: TrainingDraws,
+        keys: TrainingKeys,
     ) -> tuple[Tensor, Tensor]:
         """Return y_K, K Langevin steps from y_0 without autograd, and the chain's ``first_bad``."""
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=self.device)
@@ -251,9 +254,29 @@ class Iteration:
             pull=level.pull,
             noise_std=level.noise_std,
             rescale=1.0,
-            key=Key(draws.seed, Purpose.TRAINING.draw(INITIALIZER), draws.first_sample),
+            key=keys.proposal(),
         )
         with torch.no_grad():
             energy = self._chain.at(level.logsnr, Terms(labels=(label,)))
             energy.langevin_(y, anchor, phase, first_bad=first_bad)
         return y, first_bad
+
+    def _phase(
+        self, y: Tensor, level: LevelTable, label: Tensor | None, *, sign: float, last: bool
+    ) -> Tensor:
+        """Return f(y); add the gradient of sign · mean(w_t f(y)) to the parameters' ``grad``."""
+        with self._energy.accumulate(last=last):
+            with self._autocast():
+                value = self._energy(y, level.logsnr, label)
+            value = value.to(self.dtype)
+            self._backward(sign * (level.loss_weight * value).mean())
+        return value.detach()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._kernels else self.precision.autocast(self.device)
+
+    def _normal(self, key: Key, like: Tensor) -> Tensor:
+        return key.normal(like.shape, device=self.device, dtype=self.dtype)

@@ -18,8 +18,8 @@ from cdrl_fast.data import Dataset
 from cdrl_fast.engine import chain_precision
 from cdrl_fast.errors import ChainDiverged, TrainingDiverged
 from cdrl_fast.model.cdrl import CDRL, Networks
+from cdrl_fast.ops.keys import TrainingKeys
 from cdrl_fast.ops.langevin_step import NEVER, decode_first_bad
-from cdrl_fast.ops.philox import Purpose
 from cdrl_fast.storage.folder import json_to_bytes, read_tensors, tensors_to_bytes, write_folder
 from cdrl_fast.storage.locate import CONFIG, WEIGHTS, newest_readable
 from cdrl_fast.training.batches import Batches, check_compatible
@@ -38,7 +38,7 @@ from cdrl_fast.training.state import (
     scaler_tensors,
     subtree,
 )
-from cdrl_fast.training.step import INITIALIZER, Iteration, shift_first_bad
+from cdrl_fast.training.step import Iteration, shift_first_bad
 from cdrl_fast.training.step_graph import capture_if_possible
 
 STATE = "training.safetensors"
@@ -167,7 +167,7 @@ class Trainer:
 
     def _raise_chain_diverged(self, first_bad: int) -> None:
         draw, sample = decode_first_bad(first_bad)
-        step = draw - Purpose.TRAINING.draw(INITIALIZER)
+        step = TrainingKeys(self.config.seed, self._first_sample).step_at(draw)
         event = (
             f"step {step}: the training chain became non-finite (NaN or Inf) at sample {sample} of "
             "the batch"

@@ -14,6 +14,7 @@ from torch import nn
 from cdrl_fast import CDRL, NoiseSchedule, Sampler
 from cdrl_fast.data import Dataset
 from cdrl_fast.ops import langevin_step, normal
+from cdrl_fast.ops.keys import TrainingKeys
 from cdrl_fast.training.config import TrainConfig
 from cdrl_fast.training.trainer import Trainer
 
@@ -159,7 +160,9 @@ def test_training_chain_of_mixed_levels():
     start = 0.4 + 0.9 * normal((len(t), 2), seed=9, draw=0)
     gradients = trainer._gradients
     level_table = gradients._levels.at(t)
-    revised = gradients.revise(start, anchor, level_table, None, gradients.draws(0))[0]
+    revised = gradients.revise(
+        start, anchor, level_table, None, TrainingKeys(trainer.config.seed, 0)
+    )[0]
     for level_index in range(1, 7):
         level = schedule.level(level_index)
         mean, variance = after_level(level, 0.4, 0.81, 0.0, 0.7, 0.0, 0.1)

@@ -12,6 +12,7 @@ import torch
 
 from cdrl_fast import CDRL, ChainDiverged, CheckpointError, _extension, reference
 from cdrl_fast.data import Dataset
+from cdrl_fast.ops.keys import TrainingKeys
 from cdrl_fast.precision import fast_bfloat16
 from cdrl_fast.storage.folder import json_to_bytes, read_folder, write_folder
 from cdrl_fast.training.config import TrainConfig
@@ -157,9 +158,9 @@ def test_the_chain_has_its_precision(image_model, images):
     for precision in ("fp32", "bf16"):
         trainer = Trainer(image_model, images, replace(CONFIG, precision=precision))
         assert trainer.precision.name == precision
-        draws = trainer._gradients.draws(0)
-        level, x, _ = trainer._gradients.noised(trainer.batches.at(0)[0], draws)
-        revised.append(trainer._gradients.revise(x, x, level, None, draws)[0])
+        keys = TrainingKeys(trainer.config.seed, 0)
+        level, x, _ = trainer._gradients.noised(trainer.batches.at(0)[0], keys)
+        revised.append(trainer._gradients.revise(x, x, level, None, keys)[0])
         assert revised[-1].dtype == torch.float32
     difference = (revised[0] - revised[1]).abs()
     assert 0 < difference.median() < 0.01
