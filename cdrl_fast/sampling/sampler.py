@@ -64,8 +64,8 @@ class Sampler:
         graph: CUDA graphs, on CUDA devices and for the library's own energies of images. "step":
             one Langevin step is captured and replayed. "chain": the complete chain is captured,
             which suits small batches that are drawn repeatedly. "off": none. "auto": "step" where
-            it is available, else "off". Each new batch size or step plan is captured when it is
-            first drawn.
+            it is available, else "off". Each new batch size, and with "chain" each new step plan,
+            is captured when it is first drawn.
         compile: whether to compile your own energies and initializers with ``torch.compile``, value
             and gradient in one graph, when they are first called. It needs a C++ compiler on CPUs
             and triton on GPUs. The library's networks have their own kernels and are not compiled.
