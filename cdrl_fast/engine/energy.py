@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdrl_fast.engine.folding.energy import fold_mlp, fold_resnet
 from cdrl_fast.engine.resnet_gpu import LevelMaps, ResNetPasses, level_maps
-from cdrl_fast.engine.steps import EnergyAt, Observer, take_steps
+from cdrl_fast.engine.steps import Context, EnergyAt, take_steps
 from cdrl_fast.engine.terms import (
     Terms,
     for_batch,
@@ -169,16 +169,7 @@ class GpuImageEnergyAt(EnergyAt):
         operation = self.energy.operation(y.shape)
         return operation.value_and_gradient(y, self.level_maps, out=self._out)
 
-    def langevin_(
-        self,
-        y: Tensor,
-        anchor: Tensor | None,
-        phase: Phase,
-        *,
-        first_bad: Tensor,
-        backend: str = "auto",
-        observer: Observer | None = None,
-    ) -> None:
+    def langevin_(self, y: Tensor, anchor: Tensor | None, phase: Phase, context: Context) -> None:
         """Take the steps of a phase; each is one kernel with the stem's gradient."""
         operation, positions = self.energy.operation(y.shape), phase.key.steps(phase.steps)
         drift = phase.drift * self.level_maps.unit
@@ -193,10 +184,10 @@ class GpuImageEnergyAt(EnergyAt):
                 noise_std=phase.noise_std,
                 rescale=phase.rescale if k == phase.steps else 1.0,
                 rng=next(positions),
-                first_bad=first_bad,
+                first_bad=context.first_bad,
             )
 
-        take_steps(step, phase.steps, observer)
+        take_steps(step, phase.steps, context)
 
 
 class GpuImageEnergy(ImageEnergy[ResNetPasses]):
@@ -238,26 +229,16 @@ class PointEnergyAt(EnergyAt):
         """Return value and gradient; costs as much as the gradient."""
         return value_and_gradient(self.energy.folded.program, y, self.rows, **self.energy.options)
 
-    def langevin_(
-        self,
-        y: Tensor,
-        anchor: Tensor | None,
-        phase: Phase,
-        *,
-        first_bad: Tensor,
-        backend: str = "auto",
-        observer: Observer | None = None,
-    ) -> None:
-        """Take the steps of a phase, in one kernel call unless the observer sees each step."""
-        if observer is not None and observer.per_step:
-            options: dict[str, Any] = {"first_bad": first_bad, "backend": backend}
-            super().langevin_(y, anchor, phase, observer=observer, **options)
+    def langevin_(self, y: Tensor, anchor: Tensor | None, phase: Phase, context: Context) -> None:
+        """Take the steps of a phase, in one kernel call unless somebody sees each step."""
+        if context.after_step is not None and context.per_step:
+            super().langevin_(y, anchor, phase, context)
             return
-        program = self.energy.folded.program
+        program, first_bad = self.energy.folded.program, context.first_bad
         options = {"rows": self.rows, "first_bad": first_bad, **self.energy.options}
         mlp_chain_(program, y, anchor, phase=phase, **options)
-        if observer is not None:
-            observer.after_step(phase.steps)
+        if context.after_step is not None:
+            context.after_step(phase.steps)
 
 
 class PointEnergy:

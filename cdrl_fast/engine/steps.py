@@ -12,25 +12,29 @@ from cdrl_fast.ops.langevin_step import bound_step
 from cdrl_fast.ops.phase import Phase
 
 
-class Observer(NamedTuple):
-    """A function that is called while a phase runs.
+class Context(NamedTuple):
+    """What the steps of a phase need besides energy, states, coefficients and noise.
 
     Attributes:
-        after_step: called with k after step k.
-        per_step: whether it reads or changes the state. If not, one kernel call may take all steps,
-            and ``after_step`` is called after the last one only.
+        first_bad: see `langevin_step`.
+        backend: of the steps, as for `langevin_step`.
+        after_step: called with k after step k; None: nobody looks.
+        per_step: whether ``after_step`` reads or changes the state. If not, one kernel call may
+            take all steps, and ``after_step`` is called after the last one only.
     """
 
-    after_step: Callable[[int], None]
-    per_step: bool
+    first_bad: Tensor
+    backend: str = "auto"
+    after_step: Callable[[int], None] | None = None
+    per_step: bool = False
 
 
-def take_steps(step: Callable[[int], None], steps: int, observer: Observer | None) -> None:
-    """Call ``step(k)`` for k = 1 … ``steps``, and the observer after each."""
+def take_steps(step: Callable[[int], None], steps: int, context: Context) -> None:
+    """Call ``step(k)`` for k = 1 … ``steps``, and ``context.after_step(k)`` after each."""
     for k in range(1, steps + 1):
         step(k)
-        if observer is not None:
-            observer.after_step(k)
+        if context.after_step is not None:
+            context.after_step(k)
 
 
 class EnergyAt(ABC):
@@ -52,16 +56,7 @@ class EnergyAt(ABC):
         """Return ∇f(y), in y's shape; the next call may write into the same memory."""
         return self.value_and_gradient(y)[1]
 
-    def langevin_(
-        self,
-        y: Tensor,
-        anchor: Tensor | None,
-        phase: Phase,
-        *,
-        first_bad: Tensor,
-        backend: str = "auto",
-        observer: Observer | None = None,
-    ) -> None:
+    def langevin_(self, y: Tensor, anchor: Tensor | None, phase: Phase, context: Context) -> None:
         """Take the Langevin steps of a phase, in place.
 
         Energies whose kernels take a step or a whole phase at once override this method.
@@ -70,8 +65,8 @@ class EnergyAt(ABC):
             y: states (batch, …), dense.
             anchor: x_t of the recovery term, or None if ``phase.pull`` is 0.
             phase: number of steps, coefficients and place in the noise stream.
-            first_bad, backend: as for `langevin_step`.
-            observer: is called while the phase runs; None: nobody looks.
+            context: what else the steps need.
         """
+        first_bad, backend = context.first_bad, context.backend
         update = bound_step(y, anchor, phase, first_bad=first_bad, backend=backend)
-        take_steps(lambda k: update(self.gradient(y)), phase.steps, observer)
+        take_steps(lambda k: update(self.gradient(y)), phase.steps, context)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import EnergyAt, Observer, Terms
+from cdrl_fast.engine import Context, EnergyAt, Terms
 from cdrl_fast.engine.frozen import Proposal
 from cdrl_fast.errors import ChainDiverged
 from cdrl_fast.model.cdrl import CDRL
@@ -92,15 +92,8 @@ class Chain:
         for hook in self.hooks:
             hook.proposed(ChainState(y, level, self.energy))
         for phase in self._phases(level, pass_index):
-            self.transition(
-                self.energy,
-                y,
-                x if phase.pull else None,
-                phase,
-                first_bad=self.first_bad,
-                backend=self.networks.backend,
-                observer=self._observer(y, level, phase),
-            )
+            anchor, context = x if phase.pull else None, self._context(y, level, phase)
+            self.transition(self.energy, y, anchor, phase, context)
         for hook in self.hooks:
             hook.finished(ChainState(y, level, self.energy, rescaled=True))
         return y
@@ -122,18 +115,19 @@ class Chain:
             key = self.keys.correctors(level.t, self.correctors, pass_index)
             yield Phase(self.correctors, level.drift, 0.0, level.noise_std, level.rescale, key)
 
-    def _observer(self, y: Tensor, level: Level, phase: Phase) -> Observer | None:
-        """Return the hooks' observer of a phase; None without hooks."""
+    def _context(self, y: Tensor, level: Level, phase: Phase) -> Context:
+        """Return what the steps of a phase need besides; the hooks look at each step."""
+        energy, backend = self.energy, self.networks.backend
         if not self.hooks:
-            return None
-        energy = self.energy
+            return Context(self.first_bad, backend)
 
         def after_step(k: int) -> None:
             rescaled = bool(k == phase.steps and phase.rescale == level.rescale)
             for hook in self.hooks:
                 hook.stepped(ChainState(y, level, energy, k, rescaled))
 
-        return Observer(after_step, any(hook.per_step for hook in self.hooks))
+        per_step = any(hook.per_step for hook in self.hooks)
+        return Context(self.first_bad, backend, after_step, per_step)
 
     def denoise(self, x: Tensor, scale: float) -> Tensor:
         """Return the samples of states x_0: Tweedie's denoising step and the clamp, for images.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import EnergyAt, FrozenModel, Observer, Terms, take_steps
+from cdrl_fast.engine import Context, EnergyAt, FrozenModel, Terms, take_steps
 from cdrl_fast.engine.cuda_graph import capture
 from cdrl_fast.engine.frozen import Proposal
 from cdrl_fast.model.schedule import Level, StepPlan
@@ -68,24 +68,16 @@ class StepGraph:
         self._buffers = networks.buffers()
 
     def __call__(
-        self,
-        energy: EnergyAt,
-        y: Tensor,
-        anchor: Tensor | None,
-        phase: Phase,
-        *,
-        first_bad: Tensor,
-        backend: str,
-        observer: Observer | None,
+        self, energy: EnergyAt, y: Tensor, anchor: Tensor | None, phase: Phase, context: Context
     ) -> None:
         """Take the steps of a phase; arguments as `EnergyAt.langevin_`.
 
-        The observer must not look at each step, because ``y`` changes only at the end.
+        Nobody may look at each step, because ``y`` changes only at the end.
         """
         _copy(self._energy.inputs(), energy.inputs())
         self._y.copy_(y)
         self._anchor.copy_(y if anchor is None else anchor)
-        self._first_bad.copy_(first_bad)
+        self._first_bad.copy_(context.first_bad)
         key = phase.key + 1
         self._rng.copy_(rng_state(**key._asdict(), device=self._rng.device))
         for row, value in zip(self._coefficients, (*phase.coefficients[:3], 1.0), strict=True):
@@ -96,16 +88,16 @@ class StepGraph:
                 self._coefficients[3].fill_(phase.rescale)
             self._replay()
 
-        take_steps(step, phase.steps, observer)
+        take_steps(step, phase.steps, context)
         y.copy_(self._y)
-        first_bad.copy_(self._first_bad)
+        context.first_bad.copy_(self._first_bad)
 
     def _launch(self) -> None:
         """Launch one step with the current coefficients at the current place in the stream."""
         key: Any = DeviceKey(self._rng)
         drift, pull, noise_std, rescale = self._coefficients
         phase = Phase(1, drift, pull, noise_std, rescale, key)
-        self._energy.langevin_(self._y, self._anchor, phase, first_bad=self._first_bad)
+        self._energy.langevin_(self._y, self._anchor, phase, Context(self._first_bad))
 
 
 class _Levels:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.engine import EnergyAt, Observer
+from cdrl_fast.engine import Context, EnergyAt
 from cdrl_fast.engine.compiled import compiled_gradient
 from cdrl_fast.engine.sequential import program_of
 from cdrl_fast.errors import ChainDiverged, check_integer
@@ -114,7 +114,6 @@ def langevin(
     with torch.inference_mode(False), torch.enable_grad(), _frozen_parameters(log_density):
         y = x.detach().clone(memory_format=torch.contiguous_format)
         first_bad = torch.full((), NEVER, dtype=torch.int64, device=x.device)
-        observer = None if callback is None else Observer(lambda k: callback(k, y), per_step=True)
         one_call = callback is None and not metropolis and steps
         program_backend = _program_backend(x, backend) if one_call else "reference"
         program = _compiled_program(log_density, x, program_backend)
@@ -124,8 +123,9 @@ def langevin(
         else:
             energy, backend = _ProgramDensity(program), program_backend
         transition: Transition = Adjusted() if metropolis else unadjusted
-        options: dict[str, Any] = {"first_bad": first_bad, "backend": backend}
-        transition(energy, y, None, phase, observer=observer, **options)
+        after_step = None if callback is None else lambda k: callback(k, y)
+        context = Context(first_bad, backend, after_step, per_step=True)
+        transition(energy, y, None, phase, context)
     _raise_if_diverged(int(first_bad), first_sample)
     return y
 
@@ -165,16 +165,8 @@ class _ProgramDensity(EnergyAt):
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return value_and_gradient(self.program, y)
 
-    def langevin_(
-        self,
-        y: Tensor,
-        anchor: Tensor | None,
-        phase: Phase,
-        *,
-        first_bad: Tensor,
-        backend: str = "auto",
-        observer: Observer | None = None,
-    ) -> None:
+    def langevin_(self, y: Tensor, anchor: Tensor | None, phase: Phase, context: Context) -> None:
+        first_bad, backend = context.first_bad, context.backend
         mlp_chain_(self.program, y, anchor, phase=phase, first_bad=first_bad, backend=backend)
 
 

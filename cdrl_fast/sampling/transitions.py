@@ -4,46 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cdrl_fast.engine import EnergyAt, Observer, take_steps
+from cdrl_fast.engine import Context, EnergyAt, take_steps
 from cdrl_fast.ops import langevin_step
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.phase import Phase
 
-
-class Transition(Protocol):
-    """A function that takes the Langevin steps of a phase, in place."""
-
-    def __call__(
-        self,
-        energy: EnergyAt,
-        y: Tensor,
-        anchor: Tensor | None,
-        phase: Phase,
-        *,
-        first_bad: Tensor,
-        backend: str,
-        observer: Observer | None,
-    ) -> None:
-        """Take the steps; arguments as `EnergyAt.langevin_`."""
+Transition = Callable[[EnergyAt, Tensor, Tensor | None, Phase, Context], None]
+"""A function that takes the Langevin steps of a phase, in place: of an energy, the states y, x_t of
+the recovery term or None, the phase, and what else its steps need."""
 
 
 def unadjusted(
-    energy: EnergyAt,
-    y: Tensor,
-    anchor: Tensor | None,
-    phase: Phase,
-    *,
-    first_bad: Tensor,
-    backend: str = "auto",
-    observer: Observer | None = None,
+    energy: EnergyAt, y: Tensor, anchor: Tensor | None, phase: Phase, context: Context
 ) -> None:
     """Take every step as it is (ULA), by the energy's own kernels."""
-    energy.langevin_(y, anchor, phase, first_bad=first_bad, backend=backend, observer=observer)
+    energy.langevin_(y, anchor, phase, context)
 
 
 @dataclass(frozen=True)
@@ -70,21 +49,14 @@ class Adjusted:
     record: Callable[[Tensor], None] | None = None
 
     def __call__(
-        self,
-        energy: EnergyAt,
-        y: Tensor,
-        anchor: Tensor | None,
-        phase: Phase,
-        *,
-        first_bad: Tensor,
-        backend: str = "auto",
-        observer: Observer | None = None,
+        self, energy: EnergyAt, y: Tensor, anchor: Tensor | None, phase: Phase, context: Context
     ) -> None:
         """Take the steps of y in place; arguments as `EnergyAt.langevin_`.
 
         The energy computes value and gradient once per step and once for the initial state. An
         initial state whose energy or gradient is non-finite is reported as step 1.
         """
+        first_bad = context.first_bad
         drift, pull, noise_std = phase.drift, phase.pull, phase.noise_std
 
         def displacement_of(state: Tensor, gradient: Tensor) -> Tensor:
@@ -114,7 +86,7 @@ class Adjusted:
                 rng=key.rng(),
                 # A non-finite proposal is rejected by the test, so the chain stays finite.
                 first_bad=None if self.reject else first_bad,
-                backend=backend,
+                backend=context.backend,
             )
             new_value, new_gradient = energy.value_and_gradient(new)
             new_value, new_displacement = new_value.double(), displacement_of(new, new_gradient)
@@ -138,6 +110,6 @@ class Adjusted:
             if k == phase.steps and phase.rescale != 1.0:
                 y.mul_(phase.rescale)
 
-        take_steps(step, phase.steps, observer)
+        take_steps(step, phase.steps, context)
         if self.record is not None:
             self.record(probabilities)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cdrl_fast.engine import Terms, frozen_energy
+from cdrl_fast.engine import Context, Terms, frozen_energy
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.networks import MLPEnergy, ResNetEnergy, UNetInitializer
 from cdrl_fast.networks.kernels import Kernels, using_kernels
@@ -258,7 +258,7 @@ class Iteration:
         )
         with torch.no_grad():
             energy = self._chain.at(level.logsnr, Terms(labels=(label,)))
-            energy.langevin_(y, anchor, phase, first_bad=first_bad)
+            energy.langevin_(y, anchor, phase, Context(first_bad))
         return y, first_bad
 
     def _phase(

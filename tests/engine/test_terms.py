@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdrl_fast import ResNetEnergy
-from cdrl_fast.engine import Terms, steps
+from cdrl_fast.engine import Context, Terms, steps
 from cdrl_fast.engine.autograd import AutogradEnergy
 from cdrl_fast.engine.energy import CpuImageEnergy, GpuImageEnergy
 from cdrl_fast.ops import dispatch, langevin_step
@@ -128,7 +128,7 @@ def test_a_step_is_one_launch_after_the_passes(monkeypatch, terms):
     first_bad = torch.zeros((), dtype=torch.int64)
     actual = y.clone()
     phase = Phase(1, **options, rescale=1.0, key=Key(1, 2, 3))
-    at.langevin_(actual, anchor, phase, first_bad=first_bad)
+    at.langevin_(actual, anchor, phase, Context(first_bad))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 

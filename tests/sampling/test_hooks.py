@@ -67,9 +67,9 @@ def test_a_hook_may_change_the_states(sampler):
 
 
 def test_a_transition_takes_the_steps(sampler):
-    def cooler(energy, y, anchor, phase, **options):
+    def cooler(energy, y, anchor, phase, context):
         phase = replace(phase, noise_std=factor * phase.noise_std)
-        energy.langevin_(y, anchor, phase, **options)
+        energy.langevin_(y, anchor, phase, context)
 
     request = SampleRequest(5, seed=3, steps=2)
     factor = 1.0

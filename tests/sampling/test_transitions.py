@@ -11,7 +11,7 @@ import torch
 from gaussians import GaussianMixture, model_of
 
 from cdrl_fast import ChainDiverged, Sampler, StepPlan, langevin, langevin_trace
-from cdrl_fast.engine import EnergyAt, Observer
+from cdrl_fast.engine import Context, EnergyAt
 from cdrl_fast.ops.keys import Key
 from cdrl_fast.ops.langevin_step import NEVER
 from cdrl_fast.ops.phase import Phase
@@ -58,14 +58,15 @@ def value_and_gradient(y):
 
 
 def take_steps_(
-    y, anchor=None, *, step, pull=0.0, steps=1, rescale=1.0, reject=True, draw=0, observer=None,
+    y, anchor=None, *, step, pull=0.0, steps=1, rescale=1.0, reject=True, draw=0, after_step=None,
     function=value_and_gradient,
 ):  # fmt: skip
     """Take adjusted steps of y and return the acceptance probabilities."""
     phase = Phase(steps, 0.5 * step, pull, math.sqrt(step), rescale, Key(0, draw, 0))
     first_bad, recorded = torch.full((), NEVER, dtype=torch.int64), []
     transition = Adjusted(reject, recorded.append)
-    transition(Energy(function), y, anchor, phase, first_bad=first_bad, observer=observer)
+    context = Context(first_bad, after_step=after_step, per_step=True)
+    transition(Energy(function), y, anchor, phase, context)
     return recorded[0]
 
 
@@ -101,9 +102,8 @@ def test_without_adjustment_the_chain_is_plain_langevin():
     expected = langevin(lambda y: value_and_gradient(y)[0], x, steps=5, step_size=0.4)
     y = x.clone()
     calls = []
-    observer = Observer(calls.append, per_step=True)
     probabilities = take_steps_(
-        y, step=0.4, steps=5, reject=False, draw=2**31 - 1, observer=observer
+        y, step=0.4, steps=5, reject=False, draw=2**31 - 1, after_step=calls.append
     )
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-14)
     assert probabilities.shape == (5, 7)
