@@ -13,7 +13,7 @@ from cdrl_fast.ops.phase import Phase
 
 
 class Context(NamedTuple):
-    """What the steps of a phase need besides energy, states, coefficients and noise.
+    """The surroundings of a phase: what its steps need besides energy, states and coefficients.
 
     Attributes:
         first_bad: see `langevin_step`.
