@@ -1,5 +1,6 @@
 """Public names, their signatures and docstrings, and the dependencies of the import."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -168,6 +169,17 @@ def test_public_names_and_signatures():
     assert "\n".join(lines).strip() == API.strip()
     with pytest.raises(AttributeError, match="nothing_of_that_name"):
         _ = cdrl_fast.nothing_of_that_name
+
+
+def test_type_checkers_see_the_names_that_are_imported_on_first_use():
+    tree = ast.parse(Path(cdrl_fast.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    names = [name.asname for node in block.body for name in node.names]
+    assert sorted(names) == sorted({*cdrl_fast.__all__, "data", "metrics", "report"})
+    for node in block.body:
+        for name in node.names:
+            value = getattr(importlib.import_module(node.module), name.name)
+            assert getattr(cdrl_fast, name.asname) is value
 
 
 def test_import_needs_torch_and_numpy_alone():
