@@ -173,7 +173,7 @@ def test_public_names_and_signatures():
 
 def test_type_checkers_see_the_names_that_are_imported_on_first_use():
     tree = ast.parse(Path(cdrl_fast.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     names = [name.asname for node in block.body for name in node.names]
     assert sorted(names) == sorted({*cdrl_fast.__all__, "data", "metrics", "report"})
     for node in block.body:
