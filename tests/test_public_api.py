@@ -194,7 +194,7 @@ class Hide:
             raise ImportError(name)
 sys.meta_path.insert(0, Hide())
 import cdrl_fast
-from cdrl_fast import reference
+from cdrl_fast import *
 model = cdrl_fast.CDRL(
     cdrl_fast.MLPEnergy(2, 8, (1,)), cdrl_fast.MLPInitializer(2, 64, 8), cdrl_fast.NoiseSchedule()
 )
