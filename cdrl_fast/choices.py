@@ -1,4 +1,4 @@
-"""Values of options, apart from torch, which the help of the command line does not load."""
+"""Names that options take, in a module without torch, for the help of the command line."""
 
 from typing import Literal
 

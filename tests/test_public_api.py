@@ -1,5 +1,6 @@
 """Public names, their signatures and docstrings, and the dependencies of the import."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -183,6 +184,17 @@ def test_public_names_and_signatures():
         _ = cdrl_fast.nothing_of_that_name
 
 
+def test_type_checkers_see_the_names_that_are_imported_on_first_use():
+    tree = ast.parse(Path(cdrl_fast.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    names = [name.asname for node in block.body for name in node.names]
+    assert sorted(names) == sorted({*cdrl_fast.__all__, "data", "metrics", "report"})
+    for node in block.body:
+        for name in node.names:
+            value = getattr(importlib.import_module(node.module), name.name)
+            assert getattr(cdrl_fast, name.asname) is value
+
+
 def test_import_needs_torch_and_numpy_alone():
     """Hide every other dependency; the package imports, builds a model and samples."""
     code = """
@@ -195,7 +207,7 @@ class Hide:
             raise ImportError(name)
 sys.meta_path.insert(0, Hide())
 import cdrl_fast
-from cdrl_fast import reference
+from cdrl_fast import *
 model = cdrl_fast.CDRL(
     cdrl_fast.MLPEnergy(2, 8, (1,)), cdrl_fast.MLPInitializer(2, 64, 8), cdrl_fast.NoiseSchedule()
 )

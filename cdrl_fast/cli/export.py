@@ -60,10 +60,10 @@ class Export(ModelCommand):
 
     def run(self) -> None:
         """Write or push the model and its card; print where they are."""
-        from cdrl_fast import CDRL
-
         if self.out is None and self.push is None:
             raise ValueError("export: expected --out FOLDER, --push OWNER/NAME or both")
+        from cdrl_fast import CDRL
+
         model = CDRL.from_pretrained(self.model)
         card = self._card(model)
         if self.out is not None:

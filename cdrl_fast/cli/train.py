@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -53,18 +53,7 @@ class Train:
     @classmethod
     def from_recipe(cls, name: str) -> Train:
         """Return the command with a recipe's entries as defaults."""
-        recipe = load_recipe(name)
-        return cls(
-            out=tyro.MISSING,
-            recipe=name,
-            data=recipe.data,
-            image_size=recipe.image_size,
-            held_out=recipe.held_out,
-            iterations=recipe.iterations,
-            start=recipe.start,
-            model=recipe.model,
-            training=recipe.training,
-        )
+        return cls(out=tyro.MISSING, recipe=name, **vars(load_recipe(name)))
 
     def run(self) -> None:
         """Train, or continue a run; write its page at the end."""
@@ -77,15 +66,7 @@ class Train:
         from cdrl_fast.evaluation.judge import Judge, evaluate
         from cdrl_fast.training.distributed import worker
 
-        recipe = Recipe(
-            data=self.data,
-            image_size=self.image_size,
-            held_out=self.held_out,
-            iterations=self.iterations,
-            start=self.start,
-            model=self.model,
-            training=self.training,
-        )
+        recipe = Recipe(**{entry.name: getattr(self, entry.name) for entry in fields(Recipe)})
         train, held_out = load_split(self.data, self.image_size, self.held_out)
         comparable = held_out is not None and train.labels is not None
         if train.is_images and self.training.metrics_every and not comparable:
