@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from cdrl_fast._extension import load
+from cdrl_fast.choices import PrecisionName
 
 GPU_PRECISIONS = ("tf32", "fp16")
 """Precisions that need a GPU's tensor cores."""
@@ -23,7 +24,6 @@ _DTYPES = {
     "bf16": (torch.float32, torch.bfloat16),
     "fp16": (torch.float32, torch.float16),
 }
-PrecisionName = Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"]
 NAMES = get_args(PrecisionName)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cdrl_fast.precision import PrecisionName
+from cdrl_fast.choices import PrecisionName
 
 
 @dataclass(frozen=True)

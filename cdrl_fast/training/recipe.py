@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cdrl_fast.data import Dataset
-from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.schedule import NoiseSchedule
-from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.training.config import TrainConfig, check_field_types
+
+if TYPE_CHECKING:
+    from cdrl_fast.data import Dataset
+    from cdrl_fast.model.cdrl import CDRL
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 RECIPE = "recipe.json"
@@ -65,6 +64,9 @@ class ModelOptions:
         Raises:
             ValueError: images that are not square.
         """
+        # Not at the top: the command line's help, which has these fields, loads no torch.
+        import torch
+
         classes: Any = data.classes if self.conditional and data.labels is not None else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -73,6 +75,9 @@ class ModelOptions:
             return self._point_model(data, classes)
 
     def _image_model(self, data: Dataset, classes: Any) -> CDRL:
+        from cdrl_fast.model.cdrl import CDRL
+        from cdrl_fast.networks import ResNetEnergy, UNetInitializer
+
         channels, size, width = data.sample_shape
         if size != width:
             raise ValueError(
@@ -98,6 +103,9 @@ class ModelOptions:
         return CDRL(energy, initializer, schedule, sample_shape=data.sample_shape)
 
     def _point_model(self, data: Dataset, classes: Any) -> CDRL:
+        from cdrl_fast.model.cdrl import CDRL
+        from cdrl_fast.networks import MLPEnergy, MLPInitializer
+
         (dim,) = data.sample_shape
         energy = MLPEnergy(dim, self.energy_width, self.energy_multipliers, classes)
         initializer = None
