@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from cdrl_fast.choices import PrecisionName
 
+Count = Annotated[int, Field(ge=1)]
+Interval = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+_Class = TypeVar("_Class")
 
-@dataclass(frozen=True)
+
+@dataclass_transform(frozen_default=True)
+def checked(cls: type[_Class]) -> type[_Class]:
+    """Make a class a frozen dataclass that checks its fields' names, types and ranges.
+
+    An integer is accepted where a float is expected; NaN and infinities are not. The constructor's
+    ValueError says which field, what was expected and what came.
+    """
+    options = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    config_class: Any = dataclass(frozen=True, config=options)(cls)
+    init = config_class.__init__
+
+    @wraps(init)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            init(self, *args, **values)
+        except ValidationError as error:
+            raise ValueError(f"{cls.__name__}: {describe(error, config_class)}") from None
+
+    config_class.__init__ = __init__
+    return config_class
+
+
+def describe(error: ValidationError, cls: Any) -> str:
+    """Return as one line which fields of ``cls`` are wrong, what was expected and what came."""
+    lines = []
+    for entry in error.errors():
+        message, place, owner = entry["msg"], entry["loc"], cls
+        if entry["type"] == "unexpected_keyword_argument":
+            for name in place[:-1]:
+                owner = owner.__dataclass_fields__[name].default_factory
+            message = f"unknown; expected {', '.join(sorted(owner.__dataclass_fields__))}"
+        if place:  # otherwise the input is the whole file
+            message = f"{message}, got {entry['input']!r}"
+        lines.append(": ".join([*map(str, place), message]))
+    return "; ".join(lines)
+
+
+@checked
 class TrainConfig:
     """Settings of a training run.
 
@@ -70,94 +114,28 @@ class TrainConfig:
         1e-05
     """
 
-    batch_size: int = 256
-    accumulate: int = 1
+    batch_size: Count = 256
+    accumulate: Count = 1
     shard: bool = False
-    energy_lr: float = 1e-4
-    initializer_lr: float = 1e-5
-    warmup: int = 10_000
-    initializer_warmup_offset: int = 500
-    clip: float = 1.0
-    ema_decay: float = 0.9999
+    energy_lr: Positive = 1e-4
+    initializer_lr: Positive = 1e-5
+    warmup: Interval = 10_000
+    initializer_warmup_offset: Interval = 500
+    clip: Positive = 1.0
+    ema_decay: Share = 0.9999
     variance_reduction: bool = True
-    label_drop: float = 0.1
+    label_drop: Share = 0.1
     flip: bool = False
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     precision: PrecisionName = "auto"
     recompute: Literal["nothing", "activations", "blocks"] = "activations"
     graph: Literal["auto", "off"] = "auto"
-    patience: int = 3
-    rollbacks: int = 3
-    log_every: int = 10
-    preview_every: int = 0
-    metrics_every: int = 0
-    checkpoint_every: int = 1000
-    checkpoint_minutes: float = 0.0
-    keep: int = 3
+    patience: Interval = 3
+    rollbacks: Interval = 3
+    log_every: Count = 10
+    preview_every: Interval = 0
+    metrics_every: Interval = 0
+    checkpoint_every: Interval = 1000
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 0.0
+    keep: Count = 3
     watch: Literal["none", "tensorboard", "wandb"] = "none"
-
-    def __post_init__(self) -> None:
-        check_field_types(self)
-        for name in ("batch_size", "accumulate", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig: expected {name} >= 1, got {getattr(self, name)}")
-        intervals = ("preview_every", "metrics_every", "checkpoint_every", "checkpoint_minutes")
-        for name in ("warmup", "initializer_warmup_offset", "patience", "rollbacks", *intervals):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"TrainConfig: expected {name} >= 0, got {getattr(self, name)}")
-        for name in ("energy_lr", "initializer_lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"TrainConfig: expected {name} > 0, got {getattr(self, name)}")
-        if not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"TrainConfig: expected a seed of 64 bits, got {self.seed}")
-        for name in ("label_drop", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"TrainConfig: expected 0 <= {name} < 1, got {getattr(self, name)}"
-                )
-
-
-def check_field_types(config: Any) -> None:
-    """Check that every field of a dataclass has a value of its annotated type.
-
-    An integer is accepted where a float is expected; NaN and infinities are not.
-
-    Raises:
-        ValueError: a value of another type; the message names the field.
-    """
-    annotations = get_type_hints(type(config))
-    for field in fields(config):
-        value, annotation = getattr(config, field.name), annotations[field.name]
-        if not _matches(value, annotation):
-            raise ValueError(
-                f"{type(config).__name__}: expected {field.name} to be {_describe(annotation)}, "
-                f"got {value!r}"
-            )
-
-
-def _matches(value: Any, annotation: Any) -> bool:
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return value in parts
-    if origin is UnionType:
-        return any(_matches(value, part) for part in parts)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_matches(item, parts[0]) for item in value)
-    if isinstance(value, bool):
-        return annotation is bool
-    if annotation is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, annotation)
-
-
-def _describe(annotation: Any) -> str:
-    """Return an annotation as words for a message."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        quoted = [f'"{part}"' for part in parts]
-        return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
-    if origin is UnionType:
-        return " or ".join(_describe(part) for part in parts)
-    if origin is tuple:
-        return f"a list of {_describe(parts[0])}"
-    return {float: "a number", type(None): "null"}.get(annotation, annotation.__name__)

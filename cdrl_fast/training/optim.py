@@ -62,8 +62,7 @@ def update_ema(ema: CDRL, model: CDRL, iteration: int, decay: float) -> None:
     update = get_ema_multi_avg_fn(ramped)  # type: ignore[no-untyped-call]
     with unsharded(model.energy, model.initializer):
         update(list(ema.parameters()), list(model.parameters()), iteration)
-    for averaged, trained in zip(ema.buffers(), model.buffers(), strict=True):
-        averaged.copy_(trained)
+    torch._foreach_copy_(list(ema.buffers()), list(model.buffers()))
 
 
 class Monitor:

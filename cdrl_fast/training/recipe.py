@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from cdrl_fast.model.schedule import NoiseSchedule
-from cdrl_fast.training.config import TrainConfig, check_field_types
+from cdrl_fast.training.config import TrainConfig, checked, describe
 
 if TYPE_CHECKING:
     from cdrl_fast.data import Dataset
@@ -19,7 +20,7 @@ RECIPE = "recipe.json"
 """File name of the recipe in a run's folder."""
 
 
-@dataclass(frozen=True)
+@checked
 class ModelOptions:
     """Sizes of the networks; channels, image size and classes come from the data.
 
@@ -54,9 +55,6 @@ class ModelOptions:
     conditional: bool = True
     levels: int = 6
     steps: int = 15
-
-    def __post_init__(self) -> None:
-        check_field_types(self)
 
     def build(self, data: Dataset, seed: int = 0) -> CDRL:
         """Return a new model for ``data``; the same seed gives the same weights.
@@ -115,7 +113,7 @@ class ModelOptions:
         return CDRL(energy, initializer, schedule, sample_shape=data.sample_shape)
 
 
-@dataclass(frozen=True)
+@checked
 class Recipe:
     """All settings of a training run.
 
@@ -146,9 +144,6 @@ class Recipe:
     model: ModelOptions = field(default_factory=ModelOptions)
     training: TrainConfig = field(default_factory=TrainConfig)
 
-    def __post_init__(self) -> None:
-        check_field_types(self)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON-ready values."""
         return asdict(self)
@@ -178,33 +173,12 @@ def load_recipe(name: str | Path) -> Recipe:
             f"recipe: {name} is neither a shipped recipe ({', '.join(shipped)}) nor a JSON file"
         )
     try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    model = _from_json(ModelOptions, values.pop("model", {}), f"{path}: model")
-    training = _from_json(TrainConfig, values.pop("training", {}), f"{path}: training")
-    return _from_json(Recipe, {**values, "model": model, "training": training}, str(path))
+        return TypeAdapter(Recipe).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path}: {describe(error, Recipe)}") from None
 
 
 def recipe_of_run(folder: Path) -> dict[str, Any] | None:
     """Return a run's recipe as JSON-ready values, or None if the folder has none."""
     path = folder / RECIPE
     return load_recipe(path).to_dict() if path.is_file() else None
-
-
-def _from_json(kind: type[Any], values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {values!r}")
-    known = {f.name for f in fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(
-            f"{where}: unknown {', '.join(unknown)}; expected {', '.join(sorted(known))}"
-        )
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        return kind(**arguments)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None

@@ -194,8 +194,8 @@ class Iteration:
         """Return the constants of the samples' levels, x_t, and m_t x_{t-1}, where f⁺ is taken."""
         t = keys.level().randint(len(x0), self.model.schedule.levels, device=self.device) + 1
         level, same_noise = self._levels.at(t), self.config.variance_reduction
-        posterior_noise = None if same_noise else self._normal(keys.posterior(), x0)
-        noise = self._normal(keys.noise(), x0)
+        posterior_noise = None if same_noise else self._normal(keys.posterior(), x0.shape)
+        noise = self._normal(keys.noise(), x0.shape)
         x_noisy, x_before = noised_pair(self._noise_table, x0, t, noise, posterior_noise)
         return level, x_noisy, per_sample(level.scale, x_before) * x_before
 
@@ -229,7 +229,7 @@ class Iteration:
             with self._autocast():
                 mean = initializer(x_noisy, level.logsnr_noisy, label)
             mean = mean.to(self.dtype)
-            noise = self._normal(keys.proposal(), mean)
+            noise = self._normal(keys.proposal(), mean.shape)
             proposal = mean + per_sample(level.init_std, mean) * noise
             del mean, noise
             revised, first_bad = self.revise(proposal.detach(), x_noisy, level, label, keys)
@@ -278,5 +278,5 @@ class Iteration:
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self._kernels else self.precision.autocast(self.device)
 
-    def _normal(self, key: Key, like: Tensor) -> Tensor:
-        return key.normal(like.shape, device=self.device, dtype=self.dtype)
+    def _normal(self, key: Key, shape: torch.Size) -> Tensor:
+        return key.normal(shape, device=self.device, dtype=self.dtype)

@@ -141,17 +141,17 @@ def test_building_is_seeded_and_leaves_torch_alone():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a JSON file"),
-        ("[1]", "expected a JSON object, got list"),
-        ('{"datas": "digits"}', "unknown datas; expected data"),
-        ('{"model": {"width": 3}}', "model: unknown width; expected attention"),
-        ('{"training": {"lr": 3}}', "training: unknown lr"),
-        ('{"training": {"batch_size": 0}}', "batch_size >= 1"),
-        ('{"training": {"batch_size": "many"}}', "training: .*batch_size to be int, got 'many'"),
-        ('{"model": {"conditional": "no"}}', "model: .*conditional to be bool, got 'no'"),
-        ('{"model": {"attention": 16}}', "attention to be a list of int, got 16"),
-        ('{"model": null}', "model: expected a JSON object, got None"),
-        ('{"image_size": 1.5}', "image_size to be int or null, got 1.5"),
+        ("{", "recipe.json: Invalid JSON"),
+        ("[1]", "recipe.json: Input should be an object$"),
+        ('{"datas": "digits"}', "datas: unknown; expected data, .*, got .digits."),
+        ('{"model": {"width": 3}}', "model: width: unknown; expected attention, .*, got 3"),
+        ('{"training": {"lr": 3}}', "training: lr: unknown; expected accumulate"),
+        ('{"training": {"batch_size": 0}}', "training: batch_size: .* equal to 1, got 0"),
+        ('{"training": {"batch_size": "many"}}', "training: batch_size: .* integer, got 'many'"),
+        ('{"model": {"conditional": "no"}}', "model: conditional: .* boolean, got 'no'"),
+        ('{"model": {"attention": 16}}', "model: attention: .* array, got 16"),
+        ('{"model": null}', "model: Input should be an object, got None"),
+        ('{"image_size": 1.5}', "image_size: .* integer, got 1.5"),
     ],
 )
 def test_bad_recipes(text, message, tmp_path):

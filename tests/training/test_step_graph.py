@@ -137,7 +137,7 @@ def test_is_for_images_on_one_gpu(image_model, images):
     point_model = CDRL(MLPEnergy(2, 16, (1,)), None, NoiseSchedule(steps=2))
     for model, data in ((image_model, images), (point_model, points)):
         assert isinstance(Trainer(model, data, CONFIG)._compute, Iteration)
-    with pytest.raises(ValueError, match="expected graph to be .auto. or .off., got 'always'"):
+    with pytest.raises(ValueError, match="graph: Input should be .auto. or .off., got 'always'"):
         TrainConfig(graph="always")
 
 

@@ -180,7 +180,7 @@ def test_automatic_precision(image_model, images):
 def test_precision_that_does_not_fit(image_model, images):
     with pytest.raises(ValueError, match='chain of torch.float32 cannot be "fp64"'):
         Trainer(image_model, images, TrainConfig(precision="fp64"))
-    with pytest.raises(ValueError, match="expected precision to be .auto., .fp64"):
+    with pytest.raises(ValueError, match="precision: Input should be .auto., .fp64.*got .half."):
         Trainer(image_model, images, TrainConfig(precision="half"))
     with pytest.raises(ValueError, match='chain of torch.float64 cannot be "fp32"'):
         Trainer(image_model.double(), images, TrainConfig(precision="fp32"))
@@ -275,18 +275,22 @@ def test_dropout_is_torchs_again_after_an_iteration(image_model, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size >= 1"),
-        ({"energy_lr": 0.0}, "energy_lr > 0"),
-        ({"energy_lr": float("nan")}, "energy_lr to be a number, got nan"),
-        ({"energy_lr": -1.0}, "energy_lr > 0"),
-        ({"initializer_warmup_offset": -600}, "initializer_warmup_offset >= 0"),
-        ({"batch_size": 2.5}, "batch_size to be int, got 2.5"),
-        ({"precision": "int8"}, "precision to be .auto., .*, got .int8."),
-        ({"seed": 2**70}, "a seed of 64 bits"),
-        ({"shard": 1}, "shard to be bool, got 1"),
-        ({"warmup": -1}, "warmup >= 0"),
-        ({"label_drop": 1.0}, "0 <= label_drop < 1"),
-        ({"keep": 0}, "keep >= 1"),
+        ({"batch_size": 0}, "batch_size: .* greater than or equal to 1, got 0"),
+        ({"energy_lr": 0.0}, "energy_lr: .* greater than 0, got 0.0"),
+        ({"energy_lr": float("nan")}, "energy_lr: .* a finite number, got nan"),
+        ({"energy_lr": -1.0}, "energy_lr: .* greater than 0"),
+        (
+            {"initializer_warmup_offset": -600},
+            "initializer_warmup_offset: .* to 0, got -600",
+        ),
+        ({"batch_size": 2.5}, "batch_size: .* a valid integer, got 2.5"),
+        ({"precision": "int8"}, "precision: .* .auto., .*, got .int8."),
+        ({"seed": 2**70}, "seed: .* less than 18446744073709551616"),
+        ({"shard": 1}, "shard: .* a valid boolean, got 1"),
+        ({"warmup": -1}, "warmup: .* greater than or equal to 0"),
+        ({"label_drop": 1.0}, "label_drop: .* less than 1, got 1.0"),
+        ({"keep": 0, "patience": "no"}, "patience: .* integer, got .no.; keep: "),
+        ({"lr": 1}, "lr: unknown; expected accumulate, batch_size, .*, got 1"),
     ],
 )
 def test_bad_config(options, message):
