@@ -213,6 +213,19 @@ def test_any_modules_train(precision, user_networks):
     assert sum(moved) >= len(moved) - 1
 
 
+def test_networks_without_buffers_train(user_networks):
+    networks, data = user_networks
+    energy, initializer = networks()
+    for network in (energy, initializer):
+        nn.utils.parametrize.remove_parametrizations(network.last, "weight")
+    model = CDRL(energy, initializer, SCHEDULE, sample_shape=(2,))
+    assert list(model.buffers()) == []
+    trainer = Trainer(model, data, TrainConfig(batch_size=50, warmup=0))
+    before = [p.clone() for p in trainer.ema.parameters()]
+    trainer.fit(1)
+    assert not all(map(torch.equal, trainer.ema.parameters(), before))
+
+
 def test_a_run_of_any_modules_is_stored(user_networks, tmp_path):
     """Checkpoints have their weights; the user builds the modules."""
     build, data = user_networks
