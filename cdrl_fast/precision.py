@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import get_args
-
-import torch
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, get_args
 
 from cdrl_fast._extension import load
-from cdrl_fast.choices import PrecisionName
+
+# Imported where it is used: the command line's help, which has the names, loads no torch.
+if TYPE_CHECKING:
+    import torch
 
 GPU_PRECISIONS = ("tf32", "fp16")
 """Precisions that need a GPU's tensor cores."""
@@ -18,12 +20,14 @@ EXACT = ("fp64", "fp32")
 """Precisions exact enough to compare the energies of neighbouring states."""
 
 _DTYPES = {
-    "fp64": (torch.float64, torch.float64),
-    "fp32": (torch.float32, torch.float32),
-    "tf32": (torch.float32, torch.float32),
-    "bf16": (torch.float32, torch.bfloat16),
-    "fp16": (torch.float32, torch.float16),
+    "fp64": ("float64", "float64"),
+    "fp32": ("float32", "float32"),
+    "tf32": ("float32", "float32"),
+    "bf16": ("float32", "bfloat16"),
+    "fp16": ("float32", "float16"),
 }
+"""Names in torch of the dtypes of state and networks."""
+PrecisionName = Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"]
 NAMES = get_args(PrecisionName)
 
 
@@ -57,12 +61,19 @@ class Precision:
     @property
     def state(self) -> torch.dtype:
         """Dtype of the chain's state, of sums, of parameters and of all outside the networks."""
-        return _DTYPES[self.name][0]
+        return self._dtypes[0]
 
     @property
     def network(self) -> torch.dtype:
         """Dtype of the inputs and weights of convolutions and linear maps."""
-        return _DTYPES[self.name][1]
+        return self._dtypes[1]
+
+    @cached_property
+    def _dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        import torch
+
+        state, network = _DTYPES[self.name]
+        return getattr(torch, state), getattr(torch, network)
 
     @property
     def half(self) -> bool:
@@ -81,6 +92,8 @@ class Precision:
         """
         if not self.half:
             return nullcontext()
+        import torch
+
         return torch.autocast(torch.device(device).type, self.network)
 
     def scaler(self, device: torch.device | str) -> torch.amp.GradScaler:
@@ -88,6 +101,8 @@ class Precision:
 
         It keeps small float16 gradients from becoming 0.
         """
+        import torch
+
         return torch.amp.GradScaler(torch.device(device).type, enabled=self.name == "fp16")
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cdrl_fast.choices import ObservationNoise
 from cdrl_fast.cli.options import SamplingCommand
 from cdrl_fast.errors import DataError
+from cdrl_fast.sampling.request import ObservationNoise
 from cdrl_fast.storage.folder import write_npz
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cdrl_fast.choices import PrecisionName
+from cdrl_fast.precision import PrecisionName
 from cdrl_fast.sampling.request import SampleOptions
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdrl_fast.choices import ObservationNoise
 from cdrl_fast.engine import Terms
 from cdrl_fast.errors import check_integer
 from cdrl_fast.model.schedule import Level, StepPlan
@@ -20,7 +19,7 @@ from cdrl_fast.sampling.candidates import CandidateSelector
 from cdrl_fast.sampling.chain import Chain
 from cdrl_fast.sampling.hooks import ChainState, Hook
 from cdrl_fast.sampling.label_terms import cycled_classes, label_terms
-from cdrl_fast.sampling.request import SampleRequest
+from cdrl_fast.sampling.request import ObservationNoise, SampleRequest
 from cdrl_fast.sampling.scoring import checked_samples
 
 if TYPE_CHECKING:

@@ -6,13 +6,15 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cdrl_fast.errors import check_integer
 
 if TYPE_CHECKING:
     from cdrl_fast.model.cdrl import Label
     from cdrl_fast.model.schedule import Steps
+
+ObservationNoise = Literal["shared", "fresh"]
 
 BATCH_SIZE = 1024
 MAX_CORRECTORS = 2**15 - 1

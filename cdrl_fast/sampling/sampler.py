@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cdrl_fast._lazy import progress_bar
-from cdrl_fast.choices import ObservationNoise
 from cdrl_fast.engine import FrozenModel, Terms, chain_precision
 from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.model.cdrl import CDRL, Label
@@ -31,7 +30,12 @@ from cdrl_fast.sampling.chain_graph import (
 from cdrl_fast.sampling.hooks import Hook, Progress
 from cdrl_fast.sampling.inpainting import Inpainting, inpaint
 from cdrl_fast.sampling.label_terms import label_terms
-from cdrl_fast.sampling.request import MAX_CORRECTORS, SampleOptions, SampleRequest
+from cdrl_fast.sampling.request import (
+    MAX_CORRECTORS,
+    ObservationNoise,
+    SampleOptions,
+    SampleRequest,
+)
 from cdrl_fast.sampling.scoring import LevelStatistics, level_densities
 from cdrl_fast.sampling.trace import RECORDERS, Trace, TraceKind
 from cdrl_fast.sampling.transitions import Adjusted, Transition, unadjusted

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from cdrl_fast.choices import PrecisionName
+from cdrl_fast.precision import PrecisionName
 
 Count = Annotated[int, Field(ge=1)]
 Interval = Annotated[int, Field(ge=0)]

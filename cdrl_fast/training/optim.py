@@ -62,7 +62,8 @@ def update_ema(ema: CDRL, model: CDRL, iteration: int, decay: float) -> None:
     update = get_ema_multi_avg_fn(ramped)  # type: ignore[no-untyped-call]
     with unsharded(model.energy, model.initializer):
         update(list(ema.parameters()), list(model.parameters()), iteration)
-    torch._foreach_copy_(list(ema.buffers()), list(model.buffers()))
+    for old, new in zip(ema.buffers(), model.buffers(), strict=True):
+        old.copy_(new)
 
 
 class Monitor:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdrl_fast.engine import Context, Terms, frozen_energy
 from cdrl_fast.model.cdrl import CDRL
@@ -28,41 +27,19 @@ from cdrl_fast.training.config import TrainConfig
 from cdrl_fast.training.distributed import DataParallelNetwork, Group, unsharded
 from cdrl_fast.training.levels import LevelTable, NoiseTable, noised_pair, per_sample
 
-
-class Traits(NamedTuple):
-    """Properties of a network on which an iteration relies.
-
-    Attributes:
-        norms_once: its spectral norms are iterated once per iteration, before both phases, so that
-            both see the same function.
-        loss_kernels: its losses have float32 kernels on CPUs.
-        supports_graph: its losses can be captured as a CUDA graph.
-    """
-
-    norms_once: bool = False
-    loss_kernels: bool = False
-    supports_graph: bool = False
-
-
 # Subclasses may compute something else, so types must be equal.
-_TRAITS: dict[type[nn.Module] | type[None], Traits] = {
-    ResNetEnergy: Traits(norms_once=True, loss_kernels=True, supports_graph=True),
-    MLPEnergy: Traits(norms_once=True),
-    UNetInitializer: Traits(loss_kernels=True, supports_graph=True),
-    type(None): Traits(loss_kernels=True, supports_graph=True),
-}
-"""Traits of the library's networks; None stands for a model without an initializer."""
-
-
-def traits(network: nn.Module | None) -> Traits:
-    """Return the properties of a network on which an iteration relies."""
-    return _TRAITS.get(type(network), Traits())
+NORMS_ONCE = {ResNetEnergy, MLPEnergy}
+"""Energies whose spectral norms are iterated once per iteration, before both phases, so that both
+see the same function."""
+WITH_KERNELS = {ResNetEnergy, UNetInitializer, type(None)}
+"""Networks whose losses have kernels on CPUs and can be captured as a CUDA graph; None stands for a
+model without an initializer."""
 
 
 def _loss_kernels(model: CDRL, precision: Precision) -> Kernels | None:
     """Return the float32 kernels of the losses, or None where torch computes them."""
     device = next(model.parameters()).device
-    supported = traits(model.energy).loss_kernels and traits(model.initializer).loss_kernels
+    supported = {type(model.energy), type(model.initializer)} <= WITH_KERNELS
     if not supported or precision.name == "fp64" or reason("native", device) is not None:
         return None
     return Kernels(train_conv3x3, train_norm_silu)
@@ -110,7 +87,7 @@ class Iteration:
         self._levels = LevelTable.from_schedule(model.schedule, self.device, self.dtype)
         self._noise_table = NoiseTable.from_schedule(model.schedule, self.device, self.dtype)
         self._chain = frozen_energy(model.energy, device=self.device, precision=precision)
-        self._norms_once = traits(model.energy).norms_once
+        self._norms_once = type(model.energy) in NORMS_ONCE
         self._single_process = group.size == 1
         self._kernels = _loss_kernels(model, precision)
         set_recompute(model, config.recompute)
@@ -127,7 +104,7 @@ class Iteration:
             and self.device.type == "cuda"
             and self._single_process
             and self._chain.supports_graph
-            and traits(self.model.initializer).supports_graph
+            and type(self.model.initializer) in WITH_KERNELS
         )
 
     def __call__(
