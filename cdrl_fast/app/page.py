@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -138,21 +137,18 @@ class _Tabs:
                     info=f"0 is noise, {schedule.levels} the samples",
                     interactive=True,
                 )
-        self._on(
-            button.click,
-            self._draw_samples,
-            [label, guidance, steps, number, seed],
-            [film, caption, picture, done],
-        )
-        self._on(label.change, self._show_guidance, [label], [guidance], model=False)
-        self._on(done.input, self._show_level, [film, done], [caption, picture], model=False)
+        inputs = {"label": label, "guidance": guidance, "steps": steps, "n": number, "seed": seed}
+        self._on(button.click, self._draw_samples, inputs, [film, caption, picture, done])
+        self._on(label.change, self._show_guidance, {"label": label}, [guidance], model=False)
+        inputs = {"film": film, "done": done}
+        self._on(done.input, self._show_level, inputs, [caption, picture], model=False)
 
     def _show_guidance(self, label: int) -> Any:
         # Guidance needs a class.
         return self._gr.update(visible=bool(label))
 
-    def _draw_samples(self, *arguments: Any) -> tuple[Film, str, Any, int]:
-        film = self._playground.sample(*arguments)
+    def _draw_samples(self, **options: Any) -> tuple[Film, str, Any, int]:
+        film = self._playground.sample(**options)
         return film, film.caption(film.levels), film.picture(film.levels), film.levels
 
     def _show_level(self, film: Film | None, done: int) -> tuple[str, Any]:
@@ -180,12 +176,13 @@ class _Tabs:
                 gr.Markdown("The known part, grey elsewhere, then the completions:")
                 picture = self._picture(height=364)
         # gradio never removes a progress display from a painted canvas.
-        inputs = [label, seed, index]
+        inputs = {"label": label, "seed": seed, "index": index}
         outputs = [image, index, editor]
         self._on(draw.click, self._draw_image, inputs, outputs, show_progress="hidden")
-        self._on(upload.upload, self._load_image, [upload], [image, editor], model=False)
-        self._on(editor.clear, self._restore_image, [image], [editor], model=False)
-        inputs = [image, editor, label, number, passes, seed]
+        self._on(upload.upload, self._load_image, {"file": upload}, [image, editor], model=False)
+        self._on(editor.clear, self._restore_image, {"image": image}, [editor], model=False)
+        inputs = {"image": image, "paint": editor, "n": number}
+        inputs |= {"label": label, "passes": passes, "seed": seed}
         self._on(button.click, self._complete_image, inputs, [picture])
 
     def _draw_image(self, label: int, seed: int, index: int) -> tuple[Tensor, int, Any]:
@@ -200,9 +197,9 @@ class _Tabs:
         # Clearing the canvas removes the picture as well as the paint.
         return None if image is None else self._playground.canvas(image)
 
-    def _complete_image(self, image: Tensor | None, paint: Any, *arguments: Any) -> Any:
+    def _complete_image(self, image: Tensor | None, paint: Any, **options: Any) -> Any:
         layers = (paint or {}).get("layers", ())
-        known, completions = self._playground.complete(image, layers, *arguments)
+        known, completions = self._playground.complete(image, layers, **options)
         return grid(torch.cat([known, completions]))
 
     def compose(self) -> None:
@@ -226,36 +223,16 @@ class _Tabs:
                 button = gr.Button("Compose", variant="primary")
             with gr.Column(scale=3, min_width=320):
                 picture = self._picture(height=480)
-        self._on(kind.change, self._show_weights, [kind], [weight, share], model=False)
-        inputs = [first, second, kind, weight, share, correctors, number, seed]
+        self._on(kind.change, self._show_weights, {"kind": kind}, [weight, share], model=False)
+        inputs = {"first": first, "second": second, "kind": kind, "weight": weight, "share": share}
+        inputs |= {"correctors": correctors, "n": number, "seed": seed}
         self._on(button.click, self._draw_composition, inputs, [picture])
 
     def _show_weights(self, kind: str) -> tuple[Any, Any]:
         return self._gr.update(visible=kind == NOT), self._gr.update(visible=kind == EITHER)
 
-    def _draw_composition(
-        self,
-        first: int,
-        second: int,
-        kind: str,
-        weight: float,
-        share: float,
-        correctors: int,
-        n: int,
-        seed: int,
-    ) -> Any:
-        return grid(
-            self._playground.compose(
-                first,
-                second,
-                kind,
-                weight=weight,
-                share=share,
-                correctors=correctors,
-                n=n,
-                seed=seed,
-            )
-        )
+    def _draw_composition(self, **options: Any) -> Any:
+        return grid(self._playground.compose(**options))
 
     def score(self) -> None:
         """Build the tab that places an image among samples by its log-density."""
@@ -275,10 +252,11 @@ class _Tabs:
                 plot = gr.Plot(show_label=False, format="png")
                 gr.Markdown("The image as the model sees it:")
                 model_input = self._picture(height=130)
-        self._on(upload.upload, self._load_canvas, [upload], [editor], model=False)
+        self._on(upload.upload, self._load_canvas, {"file": upload}, [editor], model=False)
         # A canvas without a picture is transparent, and white paint on white is hard to see.
-        self._on(editor.clear, lambda: black, [], [editor], model=False)
-        self._on(button.click, self._score_image, [editor], [description, plot, model_input])
+        self._on(editor.clear, lambda: black, {}, [editor], model=False)
+        outputs = [description, plot, model_input]
+        self._on(button.click, self._score_image, {"drawing": editor}, outputs)
 
     def _load_canvas(self, file: str) -> Any:
         return self._load_image(file)[1]
@@ -337,7 +315,7 @@ class _Tabs:
         self,
         event: Any,
         handler: Callable[..., Any],
-        inputs: list[Any],
+        inputs: dict[str, Any],
         outputs: list[Any],
         *,
         model: bool = True,
@@ -346,15 +324,16 @@ class _Tabs:
         """Call a handler on an event and show its errors on the page.
 
         Args:
+            inputs: controls whose values the handler takes, by the names of its arguments.
             model: whether the handler calls the model.
         """
 
-        @functools.wraps(handler)
-        def showing_errors(*arguments: Any) -> Any:
+        def showing_errors(*values: Any) -> Any:
             try:
-                return handler(*arguments)
+                return handler(**dict(zip(inputs, values, strict=True)))
             except (CDRLError, ValueError, TypeError, OSError) as error:
                 raise self._gr.Error(str(error), print_exception=False) from None
 
+        showing_errors.__name__ = handler.__name__
         queue = WITH_MODEL if model else WITHOUT_MODEL
-        event(showing_errors, inputs, outputs, **queue, **options)
+        event(showing_errors, list(inputs.values()), outputs, **queue, **options)

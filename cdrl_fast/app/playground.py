@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.densities import Density, conditional, mixture, negated, product
 from cdrl_fast.report import curve_figure, image_grid
 from cdrl_fast.sampling.label_terms import cycled_classes
+from cdrl_fast.sampling.request import SampleOptions
 from cdrl_fast.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -137,20 +138,15 @@ class Playground:
         names = [str(i + 1) for i in range(classes)] if isinstance(classes, int) else classes
         return [(name, i + 1) for i, name in enumerate(names)]
 
-    def sample(self, label: int | None, guidance: float, steps: int, n: int, seed: int) -> Film:
+    def sample(self, n: int, **options: Unpack[SampleOptions]) -> Film:
         """Draw ``n`` samples and return them with the states after each level.
 
         Args:
-            label, guidance, steps, n, seed: as in `Sampler.sample`; without a label guidance is 0.
+            n, options: as in `Sampler.sample`; guidance is 0 without a label.
         """
-        trace = self._sampler.sample_trace(
-            n,
-            trace="levels",
-            label=label or None,
-            guidance=guidance if label else 0.0,
-            steps=steps,
-            seed=seed,
-        )
+        if not options.get("label"):
+            options |= {"label": None, "guidance": 0.0}
+        trace = self._sampler.sample_trace(n, **options)
         # The last state of the trace is the samples before denoising.
         return Film(torch.cat([trace.states[:-1], trace.samples.cpu()[None]]))
 
@@ -198,19 +194,19 @@ class Playground:
         self,
         image: Tensor | None,
         layers: Sequence[Image.Image],
-        label: int | None,
+        *,
         n: int,
-        passes: int,
-        seed: int,
+        label: int | None = None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """Complete an image where it was painted over.
 
         Args:
             image: (1, C, H, W) in [-1, 1].
             layers: layers of paint, each as large as `canvas`; opaque parts are filled.
-            label, passes, seed: as in `Sampler.inpaint`. Without a label, and with at most 16
-                classes, each completion is chosen from one candidate per class.
             n: number of completions.
+            label, options: as in `Sampler.inpaint`. Without a label, and with at most 16 classes,
+                each completion is chosen from one candidate per class.
 
         Returns:
             The image with grey unknown pixels (1, C, H, W), and completions (n, C, H, W), which
@@ -231,9 +227,8 @@ class Playground:
             known,
             label=label or None,
             samples=n,
-            passes=passes,
             candidates=classes if not label and 0 < classes <= 16 else 1,
-            seed=seed,
+            **options,
         )
         return image.masked_fill(~known, 0.0), completions.float().cpu()
 
@@ -245,9 +240,8 @@ class Playground:
         *,
         weight: float = 0.5,
         share: float = 0.5,
-        correctors: int = 0,
         n: int = 16,
-        seed: int = 0,
+        **options: Unpack[SampleOptions],
     ) -> Tensor:
         """Draw samples from the combined densities of two classes, (n, C, H, W).
 
@@ -257,13 +251,13 @@ class Playground:
                 second" for the first with the second negated.
             weight: weight of the negated class.
             share: share of the first class in a mixture, 0 to 1.
-            correctors, n, seed: as in `Sampler.sample`.
+            n, options: as in `Sampler.sample`.
 
         Raises:
             ValueError: an unknown kind; and as `product`, `mixture`, `negated`, `Sampler.sample`.
         """
         density = self._density(first, second, kind, weight, share)
-        samples = Sampler(density).sample(n, correctors=correctors, seed=seed)
+        samples = Sampler(density).sample(n, **options)
         return samples.float().cpu()
 
     def _density(self, first: int, second: int, kind: str, weight: float, share: float) -> Density:

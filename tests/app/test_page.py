@@ -48,7 +48,7 @@ def test_handlers_return_the_pages_pictures(handlers):
     assert handlers["_restore_image"](None) is None
     paint = Image.new("RGBA", canvas.size, (224, 123, 57, 255))
     editor = {"background": canvas, "layers": [paint], "composite": paint}
-    completions = handlers["_complete_image"](image, editor, 1, 3, 1, 0)
+    completions = handlers["_complete_image"](image, editor, 3, 1, 1, 0)
     assert completions.size == (2 * CELL + 2, 2 * CELL + 2)
     compose = handlers["_draw_composition"]
     combined = [compose(1, 2, kind, 0.5, 0.5, 1, 4, 0) for kind in ("both", "either")]
@@ -91,7 +91,7 @@ def test_errors_are_shown_on_the_page(handlers, image_model, tmp_path):
     with pytest.raises(Error, match="chain: draw samples first"):
         handlers["_show_level"](None, 3)
     with pytest.raises(Error, match="image: draw a sample or upload"):
-        handlers["_complete_image"](None, None, 1, 3, 1, 0)
+        handlers["_complete_image"](None, None, 3, 1, 1, 0)
     with pytest.raises(Error, match="image: draw or upload one"):
         handlers["_score_image"](None)
     (tmp_path / "text.png").write_text("no picture")

@@ -52,7 +52,7 @@ def test_a_grid_enlarges_pixels_without_mixing_them():
 
 
 def test_sample_keeps_the_states_of_the_same_run(playground, image_model):
-    film = playground.sample(2, 1.0, 2, 5, 3)
+    film = playground.sample(5, label=2, guidance=1.0, steps=2, seed=3)
     options = {"label": "one", "guidance": 1.0, "steps": 2, "seed": 3}
     trace = Sampler(image_model).sample_trace(5, trace="levels", **options)
     assert film.levels == 6
@@ -67,11 +67,11 @@ def test_sample_keeps_the_states_of_the_same_run(playground, image_model):
 
 def test_class_0_is_any(playground, image_model, colours):
     assert playground.classes == [("zero", 1), ("one", 2), ("two", 3)]
-    film = playground.sample(0, 0.0, 1, 2, 0)
+    film = playground.sample(2, label=0, steps=1)
     assert torch.equal(film.states[-1], Sampler(image_model).sample(2, steps=1))
-    assert torch.equal(playground.sample(0, 1.0, 1, 2, 0).states, film.states)
+    assert torch.equal(playground.sample(2, label=0, guidance=1.0, steps=1).states, film.states)
     assert colours.classes == []
-    assert colours.sample(0, 0.0, 1, 2, 0).states.shape == (7, 2, 3, 8, 8)
+    assert colours.sample(2, label=0, steps=1).states.shape == (7, 2, 3, 8, 8)
 
 
 def test_classes_without_names_are_numbered():
@@ -125,7 +125,7 @@ def test_complete_without_a_class_draws_candidates_of_each(playground, image_mod
     layer = Image.new("RGBA", (256, 256))
     layer.paste((224, 123, 57, 255), (0, 128, 256, 256))
     image = torch.zeros(1, 1, 8, 8)
-    _, completions = playground.complete(image, [layer], 0, 2, 1, 4)
+    _, completions = playground.complete(image, [layer], n=2, label=0, seed=4)
     known = torch.arange(8)[:, None] < 4
     options = {"samples": 2, "seed": 4}
     expected = Sampler(image_model).inpaint(image, known, candidates=3, **options)
@@ -137,7 +137,7 @@ def test_complete_fills_the_painted_part_only(playground, image_model):
     assert playground.canvas(image).size == playground.canvas_size == (256, 256)
     layer = Image.new("RGBA", (256, 256))
     layer.paste((224, 123, 57, 255), (0, 128, 256, 256))
-    masked, completions = playground.complete(image, [layer], 1, 3, 2, 4)
+    masked, completions = playground.complete(image, [layer], n=3, label=1, passes=2, seed=4)
     assert torch.equal(completions[:, :, :4], image[:, :, :4].expand(3, 1, 4, 8))
     assert torch.equal(masked[:, :, :4], image[:, :, :4])
     assert not masked[:, :, 4:].any()
@@ -145,9 +145,9 @@ def test_complete_fills_the_painted_part_only(playground, image_model):
     options = {"label": "zero", "samples": 3, "passes": 2, "seed": 4}
     assert torch.equal(completions, Sampler(image_model).inpaint(image, known, **options))
     with pytest.raises(ValueError, match="image: draw a sample or upload"):
-        playground.complete(None, [layer], 1, 3, 2, 4)
+        playground.complete(None, [layer], n=3)
     with pytest.raises(ValueError, match="mask: paint over"):
-        playground.complete(image, [Image.new("RGBA", (256, 256))], 1, 3, 2, 4)
+        playground.complete(image, [Image.new("RGBA", (256, 256))], n=3)
 
 
 def test_compose(playground, image_model):
