@@ -6,13 +6,12 @@ import base64
 import io
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
 from numbers import Integral, Real
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import Environment
 from PIL import Image
 
 from cdrl_fast.report.pictures import INK, THEMED
@@ -22,56 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PNG = "data:image/png;base64,"
-_NUMBER = '<td class="number">'
 _SVG_THEME = "svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d5dae1}}"
-# The Content-Security-Policy makes browsers refuse everything that is not inside the file.
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark;
-  --ink: #1f2328; --soft: #5c6570; --line: #d8dde3; --page: #f5f6f8; --card: #fff; }
-@media (prefers-color-scheme: dark) { :root {
-  --ink: #d5dae1; --soft: #98a2ae; --line: #30363f; --page: #101317; --card: #181c22; } }
-* { box-sizing: border-box; margin: 0; }
-body { padding: 2.5rem 1rem; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-header, main { max-width: 62rem; margin: 0 auto; }
-h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.01em; }
-h2 { font-size: 1.15rem; }
-p { max-width: 46rem; }
-header p, figcaption, th { color: var(--soft); }
-section { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
-  gap: 1rem 1.5rem; margin-top: 1.5rem; padding: 1.25rem 1.4rem 1.4rem; break-inside: avoid;
-  background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-section > * { grid-column: 1 / -1; min-width: 0; }
-section > .half { grid-column: auto; align-self: end; }
-img { display: block; max-width: 100%; height: auto; }
-.pixels { image-rendering: pixelated; border-radius: 3px; }
-@media (max-width: 62rem) { .pixels { image-rendering: auto; } }
-figcaption { margin-top: .45rem; font-size: .88rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem 2rem .32rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); }
-tr:last-child td { border-bottom: 0; }
-tr > :last-child { padding-right: 0; }
-.number { text-align: right; white-space: nowrap; }
-</style>
-</head>
-<body>
-<header><h1>$title</h1>$subtitle</header>
-<main>
-$body
-</main>
-</body>
-</html>
-""")
 
 
 def _png(image: Image.Image, **options: Any) -> str:
@@ -91,16 +41,13 @@ def _svg(figure: Figure) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _cell(value: object) -> str:
-    """Return a table cell, with numbers to the right, floats to 4 digits and text escaped."""
+def _cell(value: object) -> tuple[str, bool]:
+    """Return a cell's text, floats with 4 digits, and whether it is a number."""
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
-    if value is None:
-        return "<td></td>"
     if isinstance(value, Real) and not isinstance(value, bool):
-        text = str(value) if isinstance(value, Integral) else f"{float(value):.4g}"
-        return f"{_NUMBER}{text}</td>"
-    return f"<td>{escape(str(value))}</td>"
+        return str(value) if isinstance(value, Integral) else f"{float(value):.4g}", True
+    return "" if value is None else str(value), False
 
 
 class Report:
@@ -125,32 +72,35 @@ class Report:
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
         self.subtitle = subtitle
-        self._sections: list[list[str]] = []
+        self._sections: list[list[dict[str, Any]]] = []
 
-    def _add(self, block: str) -> None:
+    def _add(self, kind: str, **block: Any) -> None:
+        """Add a block; ``kind`` is the name of its macro in page.html."""
         if not self._sections:
             self._sections.append([])
-        self._sections[-1].append(block)
+        self._sections[-1].append({"kind": kind, **block})
 
     def _picture(
         self, source: str, size: tuple[int, int], caption: str, half: bool, still: str = ""
     ) -> None:
-        text, kind = escape(caption), ' class="pixels"' if source.startswith(_PNG) else ""
-        tag = f'<img{kind} src="{source}" width="{size[0]}" height="{size[1]}" alt="{text}">'
-        if still:
-            reduced = f'<source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
-            tag = f"<picture>{reduced}{tag}</picture>"
-        kind = ' class="half"' if half else ""
-        self._add(f"<figure{kind}>{tag}<figcaption>{text}</figcaption></figure>")
+        width, height = size
+        block = {
+            "source": source,
+            "width": width,
+            "height": height,
+            "pixels": source.startswith(_PNG),
+        }
+        self._add("picture", caption=caption, half=half, still=still, **block)
 
     def section(self, title: str) -> None:
         """Begin a section with a title; all later additions belong to it."""
-        self._sections.append([f"<h2>{escape(title)}</h2>"])
+        self._sections.append([])
+        self._add("heading", text=title)
 
     def text(self, text: str) -> None:
         """Add text; an empty line begins a new paragraph."""
         for paragraph in text.split("\n\n"):
-            self._add(f"<p>{escape(paragraph.strip())}</p>")
+            self._add("text", text=paragraph.strip())
 
     def image(self, image: Image.Image, caption: str, *, half: bool = False) -> None:
         """Add an image, losslessly as PNG, with a caption; ``half`` uses half the width."""
@@ -189,15 +139,8 @@ class Report:
             lengths = sorted({len(line) for line in lines})
             raise ValueError(f"rows: expected {len(header)} values in every row, got {lengths}")
         cells = [[_cell(value) for value in line] for line in lines]
-        top = ""
-        for index, name in enumerate(header):
-            kind = ' class="number"' if any(_NUMBER in line[index] for line in cells) else ""
-            top += f'<th{kind} scope="col">{escape(name)}</th>'
-        body = "\n".join(f"<tr>{''.join(line)}</tr>" for line in cells)
-        self._add(
-            f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n'
-            f"<tbody>\n{body}\n</tbody>\n</table></div>"
-        )
+        numbers = [any(line[i][1] for line in cells) for i in range(len(header))]
+        self._add("table", header=list(zip(header, numbers, strict=True)), rows=cells)
 
     def animation(
         self,
@@ -229,13 +172,10 @@ class Report:
 
     def html(self) -> str:
         """Return the page as HTML text."""
-        title, subtitle = escape(self.title), escape(self.subtitle)
-        sections = ("\n".join(["<section>", *blocks, "</section>"]) for blocks in self._sections)
-        return _PAGE.substitute(
-            title=title,
-            subtitle=f"<p>{subtitle}</p>" if subtitle else "",
-            body="\n".join(sections),
-        )
+        template = (Path(__file__).parent / "page.html").read_text()
+        options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+        page = Environment(keep_trailing_newline=True, **options).from_string(template)
+        return page.render(title=self.title, subtitle=self.subtitle, sections=self._sections)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the page to ``path`` atomically; missing folders are created.
