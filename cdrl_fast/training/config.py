@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
+import pydantic
+from pydantic import Field, ValidationError
 
 from cdrl_fast.precision import PrecisionName
 
@@ -17,15 +18,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 _Class = TypeVar("_Class")
 
 
-@dataclass_transform(frozen_default=True)
 def checked(cls: type[_Class]) -> type[_Class]:
-    """Make a class a frozen dataclass that checks its fields' names, types and ranges.
+    """Make a frozen dataclass check its fields' names, types and ranges.
 
     An integer is accepted where a float is expected; NaN and infinities are not. The constructor's
     ValueError says which field, what was expected and what came.
     """
-    options = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    config_class: Any = dataclass(frozen=True, config=options)(cls)
+    options = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    config_class: Any = pydantic.dataclasses.dataclass(frozen=True, config=options)(cls)
     init = config_class.__init__
 
     @wraps(init)
@@ -35,7 +35,7 @@ def checked(cls: type[_Class]) -> type[_Class]:
         except ValidationError as error:
             raise ValueError(f"{cls.__name__}: {describe(error, config_class)}") from None
 
-    config_class.__init__ = __init__
+    config_class.__init__, config_class.__doc__ = __init__, cls.__doc__
     return config_class
 
 
@@ -55,6 +55,7 @@ def describe(error: ValidationError, cls: Any) -> str:
 
 
 @checked
+@dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ RECIPE = "recipe.json"
 
 
 @checked
+@dataclass(frozen=True)
 class ModelOptions:
     """Sizes of the networks; channels, image size and classes come from the data.
 
@@ -114,6 +115,7 @@ class ModelOptions:
 
 
 @checked
+@dataclass(frozen=True)
 class Recipe:
     """All settings of a training run.
 

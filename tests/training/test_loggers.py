@@ -151,5 +151,5 @@ def test_a_gpu_that_does_not_report_its_power(monkeypatch):
 
 
 def test_unknown_loggers_are_refused():
-    with pytest.raises(ValueError, match="expected watch"):
+    with pytest.raises(ValueError, match="watch: Input should be"):
         TrainConfig(watch="television")
