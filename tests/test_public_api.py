@@ -22,6 +22,8 @@ FUNCTIONS = ("sample", "training_iteration")
 """Public functions of `reference`, which has no ``__all__``."""
 PROPERTIES = (property, cached_property)
 API = """
+About(versions, native, devices, backends, used)
+BackendUnavailable
 CDRL(energy, initializer, schedule, *, sample_shape=None)
 CDRL.num_classes
 CDRL.models
@@ -37,8 +39,6 @@ CDRL.from_config(cls, config, networks=None)
 CDRL.save_pretrained(self, folder, *, card=None, name=None)
 CDRL.push_to_hub(self, repository, *, card=None, private=False)
 CDRL.from_pretrained(cls, name, networks=None)
-About(versions, native, devices, backends, used)
-BackendUnavailable
 CDRLError
 ChainDiverged
 CheckpointError
