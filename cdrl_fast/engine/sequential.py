@@ -61,7 +61,8 @@ def program_of(module: object) -> Program | None:
     if widths[-1] != head.in_features:
         return None
     constant = 0.0 if head.bias is None else float(head.bias.detach())
-    tensors = [t for layer in layers for t in layer.parameters()]
+    # `parameters()` would search each layer for layers inside, which takes longer than a step.
+    tensors = [t for layer in layers for t in layer._parameters.values() if t is not None]
     if not _fit(tensors):
         return None
     return Program(tuple(widths), tuple(steps), head.weight.detach()[0], activation, constant)
