@@ -1,6 +1,7 @@
 """A sampler's chain as CUDA graphs; a stub replaces the capture on machines without a GPU."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from cdrl_fast import (
     guided,
     mixture,
     product,
+    reference,
 )
 from cdrl_fast.engine import Terms
 from cdrl_fast.sampling import chain_graph
@@ -200,6 +202,66 @@ def test_traces_use_no_graphs(stub, model, kind):
     assert stub.captures == 0
     assert len(trace.states) == 4
     torch.testing.assert_close(samples, sampler.sample(2, seed=1), **TOLERANCE)
+
+
+def test_a_failed_capture_costs_the_graph_alone(stub, model, monkeypatch):
+    def fail(work, device):
+        raise RuntimeError("no room for a graph")
+
+    expected = Sampler(model, precision="fp32", graph="off").sample(3, seed=1)
+    monkeypatch.setattr(chain_graph, "capture", fail)
+    sampler = Sampler(model, precision="fp32")
+    assert sampler.graph == "step"
+    with pytest.warns(UserWarning, match="without CUDA graphs, because a capture failed: no room"):
+        samples = sampler.sample(3, seed=1)
+    torch.testing.assert_close(samples, expected, **TOLERANCE)
+    assert sampler.graph == "off"
+    with pytest.raises(RuntimeError, match="no room for a graph"):
+        Sampler(model, precision="fp32", graph="chain").sample(3, seed=1)
+
+
+@pytest.mark.parametrize("graph", ["off", "step", "chain"])
+def test_one_sampler_serves_several_threads(stub, model, graph):
+    sampler = Sampler(model, precision="fp32", graph=graph)
+    expected = [sampler.sample(4, seed=seed) for seed in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        for actual, wanted in zip(
+            pool.map(lambda seed: sampler.sample(4, seed=seed), range(6)), expected, strict=True
+        ):
+            assert torch.equal(actual, wanted)
+
+
+def test_inference_mode_leaves_nothing_behind(stub, model, kind):
+    graphed, plain = samplers(model, kind)
+    with torch.inference_mode():
+        graphed.sample(3, seed=2)
+        born_inside = Sampler(copy.deepcopy(model), precision="fp32", graph=kind)
+    randomize(model.energy, seed=5, std=0.02)
+    for sampler in (graphed, born_inside):
+        sampler.sample(5, seed=2)
+    torch.testing.assert_close(graphed.sample(3, seed=2), plain.sample(3, seed=2), **TOLERANCE)
+
+
+def test_images_of_any_layout_are_scored(stub, model):
+    sampler = Sampler(model, precision="fp32")
+    images = torch.rand(3, 1, 4, 4).repeat(1, 1, 1, 1) * 2 - 1
+    permuted = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    layouts = (permuted, images.to(memory_format=torch.channels_last), images.mT.contiguous().mT)
+    for layout in layouts:
+        assert torch.equal(layout, images)
+        densities = sampler.log_density(layout)
+        torch.testing.assert_close(densities, sampler.log_density(images), rtol=0, atol=0)
+
+
+def test_images_of_more_channels_take_the_reference(stub):
+    torch.manual_seed(0)
+    energy = ResNetEnergy(6, 8, (1, 2), 1)
+    wide = CDRL(energy, None, NoiseSchedule(levels=2, steps=2), sample_shape=(6, 4, 4))
+    samples = Sampler(wide, precision="fp32").sample(2)
+    expected = reference.sample(wide, 2)
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-4)
+    with pytest.raises(BackendUnavailable, match="images of 1 to 4 channels, the energy takes 6"):
+        Sampler(wide, precision="fp32", backend="triton")
 
 
 def test_needs_a_gpu_and_says_so(model):
