@@ -45,9 +45,10 @@ class CMakeBuild(build_ext):
         module = Path(self.get_ext_fullpath(MODULE)).resolve()
         module.parent.mkdir(parents=True, exist_ok=True)
         reason = "was switched off at the install (CDRL_NATIVE=OFF)" if native == "OFF" else None
+        without_cuda = None
         if reason is None:
             try:
-                self.build(module, cuda)
+                without_cuda = self.build_with_or_without_cuda(module, cuda)
             except OSError as error:
                 for name, value in (("CDRL_NATIVE", native), ("CDRL_CUDA", cuda)):
                     if value == "ON":
@@ -57,7 +58,24 @@ class CMakeBuild(build_ext):
             print(f"cdrl_fast: pure Python; the compiled module {reason}", file=sys.stderr)
             module.unlink(missing_ok=True)
         # Installed with the package, so that the library can report the reason later.
-        module.with_name("_build.json").write_text(json.dumps({"absent": reason}) + "\n")
+        note = {"absent": reason, "without_cuda": without_cuda}
+        module.with_name("_build.json").write_text(json.dumps(note) + "\n")
+
+    def build_with_or_without_cuda(self, module: Path, cuda: str) -> str | None:
+        """Build the module; under AUTO a failure of CUDA does not cost the kernels for CPUs.
+
+        Returns:
+            The reason why a second build left CUDA out; None if the first one succeeded.
+        """
+        try:
+            self.build(module, cuda)
+        except OSError as error:
+            if cuda != "AUTO" or shutil.which("nvcc") is None:
+                raise
+            self.build(module, "OFF")
+            print(f"cdrl_fast: no CUDA kernels; with them {error}", file=sys.stderr)
+            return f"with nvcc {error}"
+        return None
 
     def build(self, module: Path, cuda: str) -> None:
         """Build the module; raise OSError with the reason if that fails."""

@@ -68,8 +68,8 @@ def _installed(distributions: list[metadata.Distribution]) -> ModuleType:
             return _load(file)
     folders = [_PACKAGE, *(Path(str(d.locate_file("cdrl_fast"))) for d in distributions)]
     for folder in folders:
-        if why := _why_absent(folder):
-            raise _PurePython(why)
+        if why := _note(folder, "absent"):
+            raise _PurePython(f"the compiled module {why}")
     raise ImportError(f"neither {_PACKAGE} nor an installed cdrl-fast has a compiled module")
 
 
@@ -110,13 +110,17 @@ def _load(file: Path) -> ModuleType:
     return module
 
 
-def _why_absent(folder: Path) -> str | None:
-    """Return the reason that an install kept in a package's folder; None where it kept none."""
+def _note(folder: Path, name: str) -> str | None:
+    """Return what an install noted in a package's folder; None where it noted nothing."""
     note = folder / "_build.json"
-    if not note.exists():
-        return None
-    reason = json.loads(note.read_text())["absent"]
-    return None if reason is None else f"the compiled module {reason}"
+    text: str | None = json.loads(note.read_text()).get(name) if note.exists() else None
+    return text
+
+
+def why_without_cuda() -> str:
+    """Return the reason why the loaded module has no CUDA kernels."""
+    reason = _note(Path(str(module().__file__)).parent, "without_cuda")
+    return f"({reason or 'no nvcc, or CDRL_CUDA=OFF'})"
 
 
 def load() -> ModuleType | None:

@@ -55,15 +55,11 @@ class SamplingCommand(ModelCommand):
     def sample_options(self, model: CDRL) -> SampleOptions:
         """Return the keyword arguments of `Sampler.sample`."""
         labels = parse_labels(self.label, model)
-        options: SampleOptions = {
-            "seed": self.seed,
-            "steps": parse_steps(self.steps),
-            "label": labels[0] if len(labels) == 1 else labels or None,
-            "guidance": self.guidance,
-            "correctors": self.correctors,
-            "progress": True,
-        }
-        return options if self.batch_size is None else {**options, "batch_size": self.batch_size}
+        fields: Any = {k: v for k, v in vars(self).items() if k in SampleOptions.__annotations__}
+        options: SampleOptions = fields
+        options["steps"], options["progress"] = parse_steps(self.steps), True
+        options["label"] = labels[0] if len(labels) == 1 else labels or None
+        return options
 
 
 def parse_steps(options: tuple[str, ...]) -> Steps:

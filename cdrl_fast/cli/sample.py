@@ -37,12 +37,9 @@ class Sample(SamplingCommand):
 
     def sample_options(self, model: CDRL) -> SampleOptions:
         """Return the keyword arguments of `Sampler.sample`."""
-        return {
-            **super().sample_options(model),
-            "label": parse_labels(self.label, model) or None,  # a list even of one: a cycle
-            "denoise_scale": self.denoise_scale,
-            "metropolis": self.metropolis,
-        }
+        # A list even of one label: samples take the labels cyclically.
+        label = parse_labels(self.label, model) or None
+        return {**super().sample_options(model), "label": label}
 
     def run(self) -> None:
         """Draw the samples, write them and print where they are."""

@@ -161,13 +161,13 @@ class GpuImageEnergyAt(EnergyAt):
 
     def value(self, y: Tensor) -> Tensor:
         """Return f(y): (batch,)."""
-        return self.energy.operation(y.shape).value(y, self.level_maps)
+        return self.energy.operation(y.shape).value(y.contiguous(), self.level_maps)
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient; costs as much as the gradient."""
         self._out = _buffer_for(y, self._out)
         operation = self.energy.operation(y.shape)
-        return operation.value_and_gradient(y, self.level_maps, out=self._out)
+        return operation.value_and_gradient(y.contiguous(), self.level_maps, out=self._out)
 
     def langevin_(self, y: Tensor, anchor: Tensor | None, phase: Phase, context: Context) -> None:
         """Take the steps of a phase; each is one kernel with the stem's gradient."""

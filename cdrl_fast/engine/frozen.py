@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +94,17 @@ class FrozenModel:
         ]
         self._networks = (*self._energies, *self._initializers)
         self._versions = self._current_versions()
+        # Kernels for GPUs share memory between calls; those for CPUs may run in several threads.
+        shared = any(network.supports_graph for network in self._networks)
+        self._lock = threading.RLock() if shared else nullcontext()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Follow the originals, and keep other threads and autograd out for a block."""
+        # Tensors of inference mode could not be written into by later calls outside it.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            self.refresh()
+            yield
 
     def refresh(self) -> bool:
         """Copy the networks' weights if they have changed, and return whether they had."""
@@ -120,7 +133,8 @@ class FrozenModel:
 
     def _current_versions(self) -> list[tuple[int, int]]:
         tensors = (t for n in self._sources for t in (*n.parameters(), *n.buffers()))
-        return [(t.data_ptr(), t._version) for t in tensors]
+        # Tensors made in inference mode count no versions.
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
     def _logsnr(self, value: float) -> Tensor:
         return torch.full((1,), value, device=self.device, dtype=self.dtype)

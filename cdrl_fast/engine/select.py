@@ -15,6 +15,7 @@ from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.networks import MLPEnergy, MLPInitializer, ResNetEnergy, UNetInitializer
 from cdrl_fast.ops.dispatch import automatic
 from cdrl_fast.ops.energy_gradient import BACKENDS
+from cdrl_fast.ops.stem import MAX_IMAGE_CHANNELS
 from cdrl_fast.precision import GPU_PRECISIONS, Precision, resolve
 
 FrozenEnergy = CpuImageEnergy | GpuImageEnergy | PointEnergy | AutogradEnergy
@@ -57,6 +58,14 @@ def frozen_energy(
     """
     own = _ENERGIES.get(type(network))
     on_gpu = uses_gpu_passes(device, precision, backend)
+    channels = getattr(network.stem, "in_channels", 1) if own else 1
+    if channels > MAX_IMAGE_CHANNELS:
+        if backend == "triton":
+            raise BackendUnavailable(
+                f'backend="triton" has kernels for images of 1 to {MAX_IMAGE_CHANNELS} channels, '
+                f'the energy takes {channels}; use backend="auto"'
+            )
+        on_gpu = False
     if precision.name in GPU_PRECISIONS and not (own and own[on_gpu].supports_graph):
         raise BackendUnavailable(
             f"precision={precision.name!r} needs a GPU and the library's own energy network for "

@@ -15,6 +15,7 @@ from cdrl_fast.evaluation.judge import BATCH, Judge
 from cdrl_fast.model.cdrl import CDRL
 from cdrl_fast.model.schedule import StepPlan
 from cdrl_fast.sampling.label_terms import cycled_classes
+from cdrl_fast.sampling.request import SampleOptions
 from cdrl_fast.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -92,18 +93,14 @@ def tune_steps(
     if not max_seconds > 0:
         raise ValueError(f"max_seconds: expected a positive number, got {max_seconds}")
     sampler, judge = Sampler(model), Judge(data, extractor)
-    label = cycled_classes(model, samples)
+    options: SampleOptions = {
+        "label": cycled_classes(model, samples), "guidance": guidance, "batch_size": BATCH,
+    }  # fmt: skip
 
     def distance(plan: StepPlan, noise: int) -> float:
         try:
-            drawn = sampler.sample(
-                samples,
-                seed=seed + noise,
-                steps=plan,
-                label=label,
-                guidance=guidance,
-                batch_size=BATCH,
-            )
+            trial: SampleOptions = {**options, "seed": seed + noise, "steps": plan}
+            drawn = sampler.sample(samples, **trial)
         except ChainDiverged:
             return math.inf
         return judge.distance(drawn.cpu())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl_fast._extension import load, module
+from cdrl_fast._extension import load, module, why_without_cuda
 from cdrl_fast._extension import reason as why_not_native
 from cdrl_fast.errors import BackendUnavailable
 
@@ -98,7 +98,7 @@ def _cuda_reason(device: torch.device) -> str | None:
     if compiled is None:
         return why_not_native()
     if not hasattr(compiled, "langevin_step_cuda"):
-        return "the compiled module was built without CUDA kernels (no nvcc, or CDRL_CUDA=OFF)"
+        return f"the compiled module was built without CUDA kernels {why_without_cuda()}"
     runtime, driver = (
         compiled.cuda_runtime_version() // 1000,
         compiled.cuda_driver_version() // 1000,

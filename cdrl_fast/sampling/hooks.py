@@ -47,8 +47,8 @@ class ChainState:
 class Hook:
     """Base class of hooks, whose methods do nothing; override those that you need.
 
-    A hook may read a state or change ``state.y`` in place, the latter not with `Adjusted` steps, which
-    remember energy and gradient.
+    A hook may read a state or change ``state.y`` in place; the latter not with `Adjusted` steps,
+    which remember energy and gradient.
 
     Attributes:
         per_step: whether `stepped` must be called after every step. If not, a kernel may take all

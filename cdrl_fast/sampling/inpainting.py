@@ -184,8 +184,9 @@ def inpaint(
     keys = ChainKeys(request.seed, request.first_sample, sampler.model.schedule.levels)
     selector = CandidateSelector(sampler.model.schedule, sampler.networks, options.candidates, keys)
     known = mask.repeat_interleave(options.chains, 0)
-    terms = label_terms(sampler.source, chains, sampler.device)
-    return completions[selector.select(completions, known, terms, chains)]
+    with sampler.networks.in_use():
+        terms = label_terms(sampler.source, chains, sampler.device)
+        return completions[selector.select(completions, known, terms, chains)]
 
 
 def _check_draws(plan: StepPlan, passes: int, correctors: int) -> None:

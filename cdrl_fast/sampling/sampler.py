@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -126,15 +127,16 @@ class Sampler:
         self.device = torch.device(device) if device is not None else parameter.device
         self.precision = self._common_precision(precision, backend)
         self.dtype = self.precision.state
-        self.networks = FrozenModel(
-            [(m.energy, m.initializer) for m in model.models],
-            device=self.device,
-            precision=self.precision,
-            backend=backend,
-            compile=compile,
-        )
+        with torch.inference_mode(False):
+            self.networks = FrozenModel(
+                [(m.energy, m.initializer) for m in model.models],
+                device=self.device,
+                precision=self.precision,
+                backend=backend,
+                compile=compile,
+            )
         self.backend = self.networks.backend
-        self.graph = self._graph_mode(graph)
+        self.graph, self._automatic_graph = self._graph_mode(graph), graph == "auto"
         self._graphs = GraphCache()
 
     def sample(self, n: int, **options: Unpack[SampleOptions]) -> Tensor:
@@ -224,13 +226,13 @@ class Sampler:
         """
         plan = self._checked_plan(request)
         terms = label_terms(self.source, request, self.device)
-        self.networks.refresh()
         own = transition is not None or bool(hooks) or chain is not Chain
         plain = not (own or request.correctors or request.metropolis) and request.n > 0
         if transition is None:
             transition = Adjusted() if request.metropolis else unadjusted
         samples, done, batches = [], 0, request.batches()
-        with progress_bar(request.progress, desc="sampling", unit="step") as bar, torch.no_grad():
+        bar_context = progress_bar(request.progress, desc="sampling", unit="step")
+        with self.networks.in_use(), bar_context as bar:
             if request.progress:
                 hooks = (*hooks, Progress(bar))
             for rows in batches:
@@ -462,12 +464,25 @@ class Sampler:
     ) -> Chain:
         """Return the chain of a batch by CUDA graphs: of each step, or of the complete chain."""
         networks, n, signature = self.networks, len(rows), terms_signature(terms)
-        if self.graph == "step":
-            step = self._graphs.get(
-                (n, signature), lambda: StepGraph(networks, chain.shape(n), terms)
+        try:
+            if self.graph == "step":
+                step = self._graphs.get(
+                    (n, signature), lambda: StepGraph(networks, chain.shape(n), terms)
+                )
+                return replace(chain, transition=step)
+            graph = self._graphs.get(
+                (n, plan, signature, scale),
+                lambda: ChainGraph(chain, networks, n, plan, terms, scale),
             )
-            return replace(chain, transition=step)
-        graph = self._graphs.get(
-            (n, plan, signature, scale), lambda: ChainGraph(chain, networks, n, plan, terms, scale)
-        )
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if not self._automatic_graph:
+                raise
+            self.graph = "off"
+            warnings.warn(
+                f"sampling goes on without CUDA graphs, because a capture failed: {error}",
+                stacklevel=4,
+            )
+            return chain
         return ReplayedChain(chain.model, networks, chain.keys, graph=graph)

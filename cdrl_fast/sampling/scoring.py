@@ -92,7 +92,6 @@ def checked_samples(where: str, images: Tensor, shape: tuple[int, ...]) -> Tenso
     return images
 
 
-@torch.no_grad()
 def level_densities(
     sampler: Sampler, images: Tensor, levels: Sequence[int], options: SampleOptions
 ) -> Tensor:
@@ -123,19 +122,19 @@ def level_densities(
         check_integer("log_density", "level", t, 1, schedule.levels + 1)
     request = SampleRequest.of("log_density", len(images), options)
     terms = label_terms(sampler.source, request, sampler.device)
-    networks.refresh()
     batches = []
-    for rows in request.batches():
-        keys = ChainKeys(request.seed, request.first_sample + rows.start, schedule.levels)
-        x0 = images[rows.start : rows.stop].to(networks.device, networks.dtype)
-        batch_terms = [network_terms.slice(rows.start, rows.stop) for network_terms in terms]
-        densities = []
-        for t in levels:
-            level, x = schedule.level(t), x0
-            if t > 1:
-                noise = keys.density(t).normal(x0.shape, **networks.noise)
-                x = schedule.add_noise(x0, noise, t - 1)
-            value = networks.at(level.logsnr, batch_terms).value(level.scale * x)
-            densities.append(value / level.energy_variance)
-        batches.append(torch.stack(densities))
+    with networks.in_use():
+        for rows in request.batches():
+            keys = ChainKeys(request.seed, request.first_sample + rows.start, schedule.levels)
+            x0 = images[rows.start : rows.stop].to(networks.device, networks.dtype)
+            batch_terms = [network_terms.slice(rows.start, rows.stop) for network_terms in terms]
+            densities = []
+            for t in levels:
+                level, x = schedule.level(t), x0
+                if t > 1:
+                    noise = keys.density(t).normal(x0.shape, **networks.noise)
+                    x = schedule.add_noise(x0, noise, t - 1)
+                value = networks.at(level.logsnr, batch_terms).value(level.scale * x)
+                densities.append(value / level.energy_variance)
+            batches.append(torch.stack(densities))
     return torch.cat(batches, dim=1)

@@ -31,6 +31,8 @@ from cdrl_fast.storage.folder import (
     write_folder,
 )
 
+SHARD = 512
+"""Samples per shard by default."""
 REQUEST, SAMPLES, LABELS = "request.json", "samples.npy", "labels.npy"
 Array = NDArray[Any]
 
@@ -85,7 +87,8 @@ def sample_to_folder(
     check_integer(where, "n", n, 1, 2**31)
     check_integer(where, "workers", workers, 1, 2**31)
     check_integer(where, "worker", worker, 0, workers)
-    options.setdefault("batch_size", 512)
+    if options.get("batch_size") is None:
+        options["batch_size"] = SHARD
     request = SampleRequest.of(where, n, options)
     labels = cycled_labels(sampler.model, request.label, n)
     try:

@@ -53,6 +53,21 @@ def test_auto_installs_pure_python_and_reports_the_reason(build):
     assert "pure Python" in done.stderr
 
 
+def test_a_failure_of_cuda_does_not_cost_the_kernels_for_cpus(build):
+    """An nvcc that is too old fails to configure; the second build is without it."""
+    (build.tools / "cmake").write_text('#!/bin/sh\ncase "$*" in *CDRL_CUDA=AUTO*) exit 1;; esac\n')
+    (build.tools / "nvcc").write_text("#!/bin/sh\n")
+    (build.tools / "nvcc").chmod(0o755)
+    done, reason = build()
+    assert done.returncode == 0, done.stderr
+    assert reason is None
+    note = json.loads((build.tools.parent / "tree" / "cdrl_fast" / "_build.json").read_text())
+    assert note["without_cuda"].startswith("with nvcc cmake could not configure")
+    assert "no CUDA kernels" in done.stderr
+    done, _ = build(CDRL_CUDA="ON")
+    assert done.returncode == 0  # this cmake fails under AUTO alone
+
+
 @pytest.mark.parametrize("variable", ["CDRL_NATIVE", "CDRL_CUDA"])
 def test_on_fails_if_the_build_fails(build, variable):
     done, reason = build(**{variable: "ON"})

@@ -13,6 +13,9 @@ from cdrl_fast.ops.stem import reference
 BACKENDS = ("triton", "reference")
 """Backends in order of preference."""
 
+MAX_IMAGE_CHANNELS = 4
+"""Image channels that the kernels take, at most."""
+
 
 def stem(
     y: Tensor,
@@ -50,7 +53,7 @@ def stem(
 
     Source: the network of Zhu et al., ICLR 2024.
     """
-    if y.dim() != 4 or not 1 <= y.shape[1] <= 4:
+    if y.dim() != 4 or not 1 <= y.shape[1] <= MAX_IMAGE_CHANNELS:
         raise ValueError(
             f"stem: y must be (batch, 1 to 4 image channels, height, width), got {tuple(y.shape)}"
         )
