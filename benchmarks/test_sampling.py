@@ -11,6 +11,7 @@ from race import Race
 
 from cdrl_fast import CDRL, Sampler, reference
 from cdrl_fast.cli.bench import hand_tuned
+from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.precision import fast_bfloat16
 
 SIZES = [
@@ -40,7 +41,8 @@ def build_race(n, device):
     }
     for name, options in OURS[device.type].items():
         contenders[f"ours, {name}"] = partial(Sampler(model, **options).sample, n, label=1)
-    expected = reference.sample(model, n, label=1)
+    with fp32_precision("ieee", matmul=True):  # on GPUs the default is TF32
+        expected = reference.sample(model, n, label=1)
     for name, run in contenders.items():
         check(name, run(), expected)
     return Race(f"sampling digits, batch {n}", device, {"samples": n}, contenders)

@@ -188,3 +188,19 @@ def test_refuses():
         UNetPasses(replace(weights, image_size=9), precision=PRECISIONS["fp32"])
     with pytest.raises(BackendUnavailable, match="works on CPUs|no kernel for this operation"):
         UNetPasses(weights, precision=PRECISIONS["fp32"], backend="native")
+
+
+def test_the_reference_backend_computes_float32_in_ieee(model, monkeypatch):
+    """PyTorch's default on GPUs is TF32, in which energies of neighbours cannot be compared."""
+    flags, precisions = torch.backends.cudnn.conv, set()
+    before = flags.fp32_precision
+    convolve = torch.nn.functional.conv2d
+
+    def spy(*arguments, **rest):
+        precisions.add(flags.fp32_precision)
+        return convolve(*arguments, **rest)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", spy)
+    Sampler(model, precision="fp32", backend="reference").sample(2)
+    assert precisions == {"ieee"}
+    assert flags.fp32_precision == before

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from cdrl_fast import BackendUnavailable
 from cdrl_fast.ops.conv3x3 import conv3x3, tiling
+from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.ops.sign_bits import unpack
 
 USES = ("activate", "residual", "residual of stored", "plain", "masked", "masked residual")
@@ -301,7 +302,8 @@ def torch_formula(x, weight, options):
     filters = weight.unflatten(0, (3, 3)).permute(3, 2, 0, 1)
     filters = filters.contiguous(memory_format=torch.channels_last)
     convolve = F.conv_transpose2d if options.get("transposed") else F.conv2d
-    y = convolve(x.permute(0, 3, 1, 2), filters, padding=1).permute(0, 2, 3, 1).float()
+    with fp32_precision("ieee"):  # on GPUs the default is TF32
+        y = convolve(x.permute(0, 3, 1, 2), filters, padding=1).permute(0, 2, 3, 1).float()
     if "row" in options:
         y = y + options["row"][:, None, None]
     if "signs" in options:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cdrl_fast.ops.conv3x3 import reference, tiling, tuned
 from cdrl_fast.ops.dispatch import choose, reason
+from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.ops.layout import check_apart, check_dense
 from cdrl_fast.ops.sign_bits import WORD
 
@@ -75,7 +76,8 @@ def conv3x3(
     tensors = (out, x, weight, row, residual, signs, signs_out)
     flags = (transposed, residual_activated, activate)
     if chosen == "reference":
-        reference.conv3x3(*tensors, *flags)
+        with fp32_precision(input_precision):
+            reference.conv3x3(*tensors, *flags)
         return out
     capability = tiling.capability_of(x.device)
     fastest = _fastest(capability, x, shape[3], transposed, input_precision)

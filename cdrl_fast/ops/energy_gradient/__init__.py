@@ -9,6 +9,7 @@ from cdrl_fast.errors import BackendUnavailable
 from cdrl_fast.ops.dispatch import choose
 from cdrl_fast.ops.energy_gradient import native, reference
 from cdrl_fast.ops.energy_gradient.weights import Block, ResNetWeights
+from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.ops.layout import check_apart, check_dense
 
 __all__ = ["Block", "EnergyGradient", "ResNetWeights"]
@@ -76,7 +77,8 @@ class EnergyGradient:
         """Return f(y): (batch,). Arguments as in `value_and_gradient`."""
         self._check(y, rows, head)
         if self._kernel is None:
-            return reference.value(self.weights, y, rows, head, reference.Signs())[0]
+            with fp32_precision("ieee"):
+                return reference.value(self.weights, y, rows, head, reference.Signs())[0]
         energy = y.new_empty(y.shape[0])
         self._kernel.run(y.contiguous(), rows, head, energy, None)
         return energy
@@ -107,7 +109,8 @@ class EnergyGradient:
             inputs = {"rows": rows, "head": head}
             check_apart("EnergyGradient", "out", out, inputs if out is y else {"y": y, **inputs})
         if self._kernel is None:
-            energy, gradient = reference.value_and_gradient(self.weights, y, rows, head)
+            with fp32_precision("ieee"):
+                energy, gradient = reference.value_and_gradient(self.weights, y, rows, head)
             return energy, gradient if out is None else out.copy_(gradient)
         energy = y.new_empty(y.shape[0])
         gradient = torch.empty(y.shape, dtype=y.dtype, device=y.device) if out is None else out

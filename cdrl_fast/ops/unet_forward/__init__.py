@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cdrl_fast.ops.dispatch import choose
+from cdrl_fast.ops.fp32_precision import fp32_precision
 from cdrl_fast.ops.unet_forward import native, reference
 from cdrl_fast.ops.unet_forward.weights import Affine, Attention, Block, Layer, UNetWeights
 
@@ -75,7 +76,8 @@ class UNetForward:
         """
         check_call("UNetForward", self.weights, x, rows)
         if self._kernel is None:
-            return reference.forward(self.weights, x, rows)
+            with fp32_precision("ieee"):
+                return reference.forward(self.weights, x, rows)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._kernel.run(x.contiguous(), rows, out)
         return out
