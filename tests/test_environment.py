@@ -130,3 +130,28 @@ print(seconds < 1.0, "triton" in sys.modules, torch.cuda.is_initialized())
 print("libcuda.so" in open("/proc/self/maps").read())
 """
     assert python(["-c", code]).split() == ["True", "False", "False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"hip": "6.4"}, "this torch is built for ROCm"),
+        ({"compilers": ()}, "needs a C compiler: install gcc or clang, or set CC"),
+        ({"compilers": ("clang",)}, None),
+        ({"compilers": (), "CC": "tcc"}, None),
+        ({"capability": (7, 5)}, "needs capability 80 or later, and cuda:0 has 75"),
+    ],
+)
+def test_what_triton_needs_of_a_gpus_machine(monkeypatch, change, why):
+    pytest.importorskip("triton")
+    compilers, capability = change.get("compilers", ("gcc",)), change.get("capability", (9, 0))
+    monkeypatch.setattr(torch.version, "hip", change.get("hip"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(dispatch.shutil, "which", lambda n: n if n in compilers else None)
+    monkeypatch.delenv("CC", raising=False)
+    if "CC" in change:
+        monkeypatch.setenv("CC", change["CC"])
+    dispatch.reason.cache_clear()
+    reason = dispatch.reason("triton", torch.device("cuda", 0))
+    dispatch.reason.cache_clear()
+    assert reason == why or why in reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -121,6 +122,10 @@ def _triton_reason(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cuda":
+        if torch.version.hip is not None:
+            return "its kernels are for NVIDIA's GPUs; this torch is built for ROCm"
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            return "triton needs a C compiler: install gcc or clang, or set CC"
         capability = compute_capability(device)
         if capability < _OLDEST_CAPABILITY:
             return (
