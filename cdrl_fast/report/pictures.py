@@ -107,12 +107,11 @@ def image_grid(
     height, width, rows = height * scale, width * scale, math.ceil(count / columns)
     levels = as_bytes(images).expand(-1, 3, -1, -1)
     pixels = levels.permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)
-    shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
-    canvas = np.full(shape, _GREY, dtype=np.uint8)
-    for index, cell in enumerate(pixels):
-        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
-        canvas[top : top + height, left : left + width] = cell
-    return Image.fromarray(canvas)
+    cells = np.full((rows, height + GAP, columns, width + GAP, 3), _GREY, dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        cells[index // columns, :height, index % columns, :width] = image
+    canvas = cells.reshape(rows * (height + GAP), columns * (width + GAP), 3)
+    return Image.fromarray(canvas[:-GAP, :-GAP])
 
 
 def save_image_grid(

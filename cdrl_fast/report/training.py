@@ -96,8 +96,7 @@ def _curve(rows: Rows, name: str) -> NDArray[np.float64]:
 
 def _add_curves(report: Report, title: str, rows: Rows, labels: Mapping[str, str]) -> None:
     """Add a section with one plot per name in ``labels`` that occurs in the rows."""
-    curves = {label: _curve(rows, name) for name, label in labels.items()}
-    curves = {label: curve for label, curve in curves.items() if curve.size}
+    curves = {label: curve for key, label in labels.items() if (curve := _curve(rows, key)).size}
     if not curves:
         return
     report.section(title)
@@ -299,8 +298,7 @@ def training_report(
     if run_folder is not None:
         _add_log(report, read_log(Path(run_folder) / "log.jsonl"))
     if isinstance(timings, Mapping):
-        seconds = {name: value for name, value in timings.items() if isinstance(value, Real)}
-        timings = {**timings, **{name: _duration(float(s)) for name, s in seconds.items()}}
+        timings = {k: _duration(float(t)) if isinstance(t, Real) else t for k, t in timings.items()}
     _add_table(report, "Metrics", metrics, ("Metric", "Value"))
     _add_table(report, "Timings", timings, ("Work", "Time"))
     _add_table(report, "Configuration", _flat(config or {}), ("Setting", "Value"))
