@@ -206,17 +206,19 @@ def test_traces_use_no_graphs(stub, model, kind):
 
 def test_a_failed_capture_costs_the_graph_alone(stub, model, monkeypatch):
     def fail(work, device):
-        raise RuntimeError("no room for a graph")
+        raise RuntimeError("no memory for a graph")
 
     expected = Sampler(model, precision="fp32", graph="off").sample(3, seed=1)
     monkeypatch.setattr(chain_graph, "capture", fail)
     sampler = Sampler(model, precision="fp32")
     assert sampler.graph == "step"
-    with pytest.warns(UserWarning, match="without CUDA graphs, because a capture failed: no room"):
+    with pytest.warns(
+        UserWarning, match="without CUDA graphs, because a capture failed: no memory"
+    ):
         samples = sampler.sample(3, seed=1)
     torch.testing.assert_close(samples, expected, **TOLERANCE)
     assert sampler.graph == "off"
-    with pytest.raises(RuntimeError, match="no room for a graph"):
+    with pytest.raises(RuntimeError, match="no memory for a graph"):
         Sampler(model, precision="fp32", graph="chain").sample(3, seed=1)
 
 
@@ -225,10 +227,10 @@ def test_one_sampler_serves_several_threads(stub, model, graph):
     sampler = Sampler(model, precision="fp32", graph=graph)
     expected = [sampler.sample(4, seed=seed) for seed in range(6)]
     with ThreadPoolExecutor(3) as pool:
-        for actual, wanted in zip(
+        for actual, reference_samples in zip(
             pool.map(lambda seed: sampler.sample(4, seed=seed), range(6)), expected, strict=True
         ):
-            assert torch.equal(actual, wanted)
+            assert torch.equal(actual, reference_samples)
 
 
 def test_inference_mode_leaves_nothing_behind(stub, model, kind):
