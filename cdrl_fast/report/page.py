@@ -1,4 +1,4 @@
-"""`Report`, a self-contained HTML page, and its template."""
+"""`Report`, a self-contained HTML page; its template is page.html."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class Report:
 
     def html(self) -> str:
         """Return the page as HTML text."""
-        from jinja2 import Template  # its import takes 0.1 s, and pictures do not need it
+        from jinja2 import Template  # pictures do not need it
 
         source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
         page = Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
